@@ -1,0 +1,70 @@
+"""Makes the generated code of the contracts: `python -m mesh.contracts`.
+
+One git-ignored tree, `vaccination/` (with `buf/` beside it for protovalidate's own messages), holds the Python code and
+`image.binpb`, the compiled contracts that buf and Envoy's transcoder read. Third-party protos come from pinned wheels:
+googleapis-common-protos ships its sources, protovalidate only the descriptor.
+"""
+
+import hashlib
+import os
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+from google import api
+from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOS = ROOT / "protos"
+OUT = ROOT / "vaccination"
+IMAGE = OUT / "image.binpb"
+# Error details travel in google.rpc.Status: the transcoder needs their messages to write them as JSON.
+ALSO = ["buf/validate/validate.proto", "google/rpc/error_details.proto", "google/rpc/status.proto"]
+
+
+def _protovalidate_descriptors() -> bytes:
+    from protovalidate._gen.buf.validate import validate_pb  # the wheel has no other form of it
+
+    files = descriptor_pb2.FileDescriptorSet()
+    for module in (any_pb2, descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2):
+        module.DESCRIPTOR.CopyToProto(files.file.add())
+    files.file.append(descriptor_pb2.FileDescriptorProto.FromString(validate_pb.desc().proto.to_binary()))
+    return files.SerializeToString()
+
+
+def _fingerprint(protos: list[Path]) -> str:
+    digest = hashlib.sha256(Path(__file__).read_bytes())
+    for package in ("grpcio-tools", "protovalidate", "mypy-protobuf", "googleapis-common-protos"):
+        digest.update(version(package).encode())
+    for proto in protos:
+        digest.update(str(proto.relative_to(PROTOS)).encode() + proto.read_bytes())
+    return digest.hexdigest()
+
+
+def generate() -> bool:
+    """Brings the generated tree up to date; returns whether it had to."""
+    from grpc_tools import protoc
+
+    protos = sorted(PROTOS.rglob("*.proto"))
+    stamp = OUT / ".stamp"
+    fingerprint = _fingerprint(protos)
+    if stamp.exists() and stamp.read_text() == fingerprint:
+        return False
+    OUT.mkdir(exist_ok=True)
+    third_party = OUT / "third_party.binpb"
+    third_party.write_bytes(_protovalidate_descriptors())
+    os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # protoc-gen-mypy
+    ours = [str(p.relative_to(PROTOS)) for p in protos]
+    common = ["protoc", f"--descriptor_set_in={third_party}", f"-I{PROTOS}", f"-I{Path(next(iter(api.__path__))).parents[1]}"]
+    image = ["--include_imports", "--include_source_info", f"--descriptor_set_out={IMAGE}"]
+    code = [f"--{plugin}={ROOT}" for plugin in ("python_out", "grpc_python_out", "mypy_out", "mypy_grpc_out")]
+    quiet = ["--mypy_opt=quiet", "--mypy_grpc_opt=quiet"]
+    for arguments in (common + image + ours + ALSO, common + code + quiet + [*ours, "buf/validate/validate.proto"]):
+        if protoc.main(arguments) != 0:
+            raise SystemExit("the contracts do not compile")
+    stamp.write_text(fingerprint)
+    return True
+
+
+if __name__ == "__main__":
+    generate()
