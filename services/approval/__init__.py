@@ -1,0 +1,1 @@
+"""Says yes or no at once: hospitals, their capacity per day, and one active booking per person."""

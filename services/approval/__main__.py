@@ -1,0 +1,33 @@
+"""Approval's composition root."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+from services.chassis.jetstream import Consumer
+from services.chassis.outbox import Relay
+from services.chassis.postgres import Database
+from services.chassis.server import Service, main
+from services.chassis.settings import Settings
+
+from .adapters import events, grpc
+from .adapters.postgres import PostgresBooks
+from .application import Approval
+
+
+async def approval() -> None:
+    """Wires approval and serves it."""
+    settings = Settings.load()
+    service = Service("approval", settings, grpc.ERRORS)
+    database = Database(settings.database_url.get_secret_value())
+    relay = Relay(database, service.bus.publish)
+    use_cases = Approval(PostgresBooks(database, relay.wake), lambda: datetime.now(UTC))
+    grpc.register(service.server, use_cases)
+    await service.run(
+        open_store=lambda: database.open(Path(__file__).parent / "migrations"),
+        close_store=database.close,
+        relay=relay,
+        consumer=Consumer(service.bus, service.name, events.handlers(use_cases)),
+    )
+
+
+main(approval)

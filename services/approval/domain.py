@@ -1,0 +1,233 @@
+"""The rules of approval, as the specification tells them. No framework, no store, no clock of its own."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from enum import Enum
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+DEFAULT_TIME_ZONE = "Asia/Seoul"
+
+
+class ApprovalError(Exception):
+    """Root of what approval refuses without deciding.
+
+    ApprovalError
+    |- UnknownHospital
+    |- DatePassed
+    |- RequestIdReused
+    |- UnknownTimeZone
+    |- DateRange
+    |- CapacityBelowApproved
+    `- UnknownDecision
+    """
+
+
+class UnknownHospital(ApprovalError):
+    """There is no such hospital."""
+
+
+class DatePassed(ApprovalError):
+    """The day has passed at the hospital."""
+
+
+class RequestIdReused(ApprovalError):
+    """A decided request comes again with other content."""
+
+
+class UnknownTimeZone(ApprovalError):
+    """Not an IANA time zone."""
+
+
+class DateRange(ApprovalError):
+    """The range of days is empty or too long."""
+
+
+class CapacityBelowApproved(ApprovalError):
+    """More is approved on a day than the capacity wanted."""
+
+
+class UnknownDecision(ApprovalError):
+    """A booking to release that was never granted here."""
+
+
+class Denial(Enum):
+    """Why the answer is no; the values are the contract's DenialReason."""
+
+    DAY_FULL = 1
+    DAY_NOT_OFFERED = 2
+    ACTIVE_BOOKING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Hospital:
+    """A place that vaccinates; its days are calendar days in its own time zone."""
+
+    hospital_id: str
+    name: str
+    time_zone: str
+
+    def today(self, now: datetime) -> date:
+        """The day it is at the hospital."""
+        return now.astimezone(ZoneInfo(self.time_zone)).date()
+
+
+@dataclass(slots=True)
+class Day:
+    """The places of a hospital on one day: approved never exceeds capacity."""
+
+    hospital_id: str
+    date: date
+    capacity: int
+    approved: int
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A customer asks for a place."""
+
+    reservation_id: UUID
+    customer_id: str
+    hospital_id: str
+    date: date
+    vaccine_code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Appointment:
+    """Who comes where, on which day, for which vaccine, and when that was decided."""
+
+    reservation_id: UUID
+    customer_id: str
+    hospital_id: str
+    hospital_name: str
+    time_zone: str
+    date: date
+    vaccine_code: str
+    decided_at: datetime
+
+    def has_passed(self, now: datetime) -> bool:
+        """Whether its day is over at the hospital."""
+        return self.date < now.astimezone(ZoneInfo(self.time_zone)).date()
+
+
+@dataclass(slots=True)
+class Decision:
+    """Made once and never again."""
+
+    appointment: Appointment
+    denial: Denial | None
+    released_at: datetime | None = None
+
+    def is_about(self, request: Request) -> bool:
+        """Whether the request is the one that was decided."""
+        a = self.appointment
+        return (a.customer_id, a.hospital_id, a.date, a.vaccine_code) == (
+            request.customer_id, request.hospital_id, request.date, request.vaccine_code)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    """A place was claimed."""
+
+    appointment: Appointment
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """No place could be claimed."""
+
+    appointment: Appointment
+    reason: Denial
+
+
+@dataclass(frozen=True, slots=True)
+class Released:
+    """A cancelled booking's place is free again."""
+
+    appointment: Appointment
+    at: datetime
+
+
+Event = Granted | Denied | Released
+
+
+@dataclass
+class Ledger:
+    """The part of approval's books that some requests are about, held still while they are decided.
+
+    It belongs to one transaction. `events` tells what changed, for the store to write with it.
+    """
+
+    hospitals: dict[str, Hospital] = field(default_factory=dict)
+    days: dict[tuple[str, date], Day] = field(default_factory=dict)
+    decisions: dict[UUID, Decision] = field(default_factory=dict)
+    active: dict[str, Appointment] = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+
+    def decide(self, request: Request, now: datetime) -> Decision:
+        """Claims a place, or finds why it cannot; a request decided before gets that decision.
+
+        Raises RequestIdReused, UnknownHospital or DatePassed: then nothing is decided.
+        """
+        if decided := self.decisions.get(request.reservation_id):
+            if not decided.is_about(request):
+                raise RequestIdReused("used before for another hospital, date or vaccine; use a new one")
+            return decided
+        hospital = self.hospitals.get(request.hospital_id)
+        if hospital is None:
+            raise UnknownHospital(f"no hospital {request.hospital_id}; see ListHospitals")
+        if request.date < (today := hospital.today(now)):
+            raise DatePassed(f"{request.date} has passed at the hospital, where it is {today}; choose today or later")
+        appointment = Appointment(
+            request.reservation_id, request.customer_id, hospital.hospital_id, hospital.name, hospital.time_zone,
+            request.date, request.vaccine_code, now)  # fmt: skip
+        decision = Decision(appointment, self._why_not(appointment))
+        if decision.denial is None:
+            self.days[hospital.hospital_id, request.date].approved += 1
+            self.active[request.customer_id] = appointment
+            self.events.append(Granted(appointment))
+        else:
+            self.events.append(Denied(appointment, decision.denial))
+        self.decisions[request.reservation_id] = decision
+        return decision
+
+    def _why_not(self, wanted: Appointment) -> Denial | None:
+        active = self.active.get(wanted.customer_id)
+        if active is not None and not active.has_passed(wanted.decided_at):
+            return Denial.ACTIVE_BOOKING
+        day = self.days.get((wanted.hospital_id, wanted.date))
+        if day is None or day.capacity == 0:
+            return Denial.DAY_NOT_OFFERED
+        return Denial.DAY_FULL if day.approved >= day.capacity else None
+
+    def release(self, reservation_id: UUID, now: datetime) -> None:
+        """Frees the place of a cancelled booking; what is free already stays so. Raises UnknownDecision."""
+        decision = self.decisions.get(reservation_id)
+        if decision is None or decision.denial is not None:
+            raise UnknownDecision(f"{reservation_id} was never granted")
+        if decision.released_at is not None:
+            return
+        appointment = decision.appointment
+        decision.released_at = now
+        self.days[appointment.hospital_id, appointment.date].approved -= 1
+        active = self.active.get(appointment.customer_id)
+        if active is not None and active.reservation_id == reservation_id:
+            del self.active[appointment.customer_id]
+        self.events.append(Released(appointment, now))
+
+
+def check_range(first: date, last: date) -> None:
+    """Raises DateRange unless first..last is 1 to 366 days."""
+    if last < first:
+        raise DateRange(f"{last} is before first_date {first}")
+    if (last - first).days >= 366:
+        raise DateRange(f"{first} to {last} is more than 366 days")
+
+
+def check_capacity(days: Iterable[Day], capacity: int) -> None:
+    """Raises CapacityBelowApproved when a day has more approved than the capacity wanted."""
+    for day in days:
+        if day.approved > capacity:
+            raise CapacityBelowApproved(f"{day.date} has {day.approved} approved, more than {capacity}")

@@ -1,0 +1,1 @@
+"""What every service stands on. It knows no noun of the domain and imports no service."""

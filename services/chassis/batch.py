@@ -1,0 +1,64 @@
+"""Many callers, one transaction: calls that arrive while a batch is being written form the next batch."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from .errors import StoreUnavailable
+from .telemetry import batch_size, traceparent, traces_by_key
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Batcher(Generic[T, R]):
+    """Calls `write` with the items of all callers that wait; a lone caller waits for nobody.
+
+    `write` returns an item's result or exception at its place. When it raises for a batch of several, each item is
+    written alone, so that one item cannot spoil the others. `key` gives an item's correlation key, under which the
+    events of its effect find their caller's trace.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        write: Callable[[Sequence[T]], Awaitable[Sequence[R | Exception]]],
+        key: Callable[[T], str],
+        limit: int = 256,
+    ) -> None:
+        self._name, self._write, self._key, self._limit = name, write, key, limit
+        self._waiting: list[tuple[T, str, asyncio.Future[R]]] = []
+        self._writer: asyncio.Task[None] | None = None
+
+    async def __call__(self, item: T) -> R:
+        """The item's own result, or raises its own exception."""
+        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, traceparent.get(), future))
+        if self._writer is None:
+            self._writer = asyncio.create_task(self._run())
+        return await future
+
+    async def _run(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
+            batch_size.labels(self._name).observe(len(batch))
+            await self._one(batch)
+        self._writer = None
+
+    async def _one(self, batch: list[tuple[T, str, asyncio.Future[R]]]) -> None:
+        traces_by_key.set({self._key(item): trace for item, trace, _ in batch})
+        try:
+            results = await self._write([item for item, _, _ in batch])
+        except Exception as error:  # noqa: BLE001
+            if len(batch) > 1 and not isinstance(error, StoreUnavailable):
+                for single in batch:
+                    await self._one([single])
+                return
+            results = [error] * len(batch)
+        for (_, _, future), result in zip(batch, results, strict=True):
+            if future.done():
+                continue  # its caller has gone
+            if isinstance(result, Exception):
+                future.set_exception(result)
+            else:
+                future.set_result(result)

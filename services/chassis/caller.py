@@ -1,0 +1,78 @@
+"""Who is calling: the JWT's claims as the gateway verified them, and which roles a method is for."""
+
+import base64
+import binascii
+import json
+from collections.abc import Callable, Mapping
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .errors import OtherScope, RoleNotAllowed, Unauthenticated
+
+CLAIMS_HEADER = "x-jwt-payload"
+"""Set by the gateway alone: it strips what comes from outside and forwards the payload it verified."""
+# Who may act on everything, whatever claims bind the other roles.
+UNBOUND_ROLE = "operator"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Caller:
+    """The subject of the token, its roles, and all claims."""
+
+    subject: str
+    roles: frozenset[str]
+    claims: Mapping[str, Any]
+
+    def check_scope(self, claim: str, value: str) -> None:
+        """Raises OtherScope unless the caller's claim is `value`, or the caller is an operator."""
+        if UNBOUND_ROLE not in self.roles and self.claims.get(claim) != value:
+            raise OtherScope(claim, f"the token's {claim} is {self.claims.get(claim) or 'not set'}, not {value}")
+
+
+_current: ContextVar[Caller | None] = ContextVar("caller", default=None)
+
+
+def caller() -> Caller:
+    """The caller of the RPC being served; raises Unauthenticated when there is none."""
+    current = _current.get()
+    if current is None:
+        raise Unauthenticated("no bearer token: send the header 'authorization: Bearer <JWT>'")
+    return current
+
+
+def allow(*roles: str) -> Callable[[F], F]:
+    """Declares the roles that a servicer's method is for. A method without it cannot be called at all."""
+
+    def mark(method: F) -> F:
+        method.__dict__["allowed_roles"] = frozenset(roles)
+        return method
+
+    return mark
+
+
+internal = allow()
+"""For methods that other services call inside the mesh: no token; the mesh's policies say who may."""
+
+
+def admit(metadata: Mapping[str, str], roles: frozenset[str]) -> None:
+    """Makes the token's bearer the current caller, if `roles` has one of theirs; no roles at all: an internal call."""
+    if not roles:
+        return
+    header = metadata.get(CLAIMS_HEADER)
+    if header is None:
+        _current.set(None)
+        caller()
+        return
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+        who = Caller(claims["sub"], frozenset(claims.get("roles", ())), claims)
+    except (binascii.Error, ValueError, KeyError, TypeError):
+        raise Unauthenticated("the token has no subject") from None
+    if not 1 <= len(who.subject) <= 128:
+        raise Unauthenticated("the token's subject must have 1 to 128 characters")
+    if not who.roles & roles:
+        raise RoleNotAllowed(f"this call is for {' or '.join(sorted(roles))}; the token has {', '.join(sorted(who.roles)) or 'no role'}")
+    _current.set(who)

@@ -1,0 +1,140 @@
+"""The one interceptor: trace, caller, validation, errors, metrics and the log line of every RPC."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+import protovalidate
+import structlog
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+
+from .caller import admit
+from .errors import Errors, InvalidFields, RoleNotAllowed, to_status
+from .telemetry import log, new_traceparent, rpc_seconds, traceparent
+
+_validator = protovalidate.Validator()
+# What the chassis itself serves: probes and reflection, for anybody who can reach the port.
+_OPEN = ("/grpc.health.", "/grpc.reflection.")
+
+
+def violations(message: Message) -> list[tuple[str, str]]:
+    """The contract's rules that a message breaks, as (field path, what is wrong)."""
+    found = []
+    for violation in _validator.collect_violations(message):
+        path = ""
+        for element in violation.proto.field.elements if violation.proto.field else ():
+            path += f".{element.field_name}" if path else element.field_name
+            if element.subscript and element.subscript.field == "index":
+                path += f"[{element.subscript.value}]"
+        found.append((path, violation.proto.message or violation.proto.rule_id))
+    return found
+
+
+class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Stands around every method of the server."""
+
+    def __init__(self, errors: Errors) -> None:
+        self._errors = errors
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
+        self._running: set[asyncio.Task[Any]] = set()
+
+    async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
+        """Wraps a method's handler once and remembers it."""
+        method = details.method
+        if method not in self._wrapped:
+            handler = await continuation(details)
+            if handler is None or method.startswith(_OPEN):
+                return handler
+            self._wrapped[method] = self._wrap(method, handler)
+        return self._wrapped[method]
+
+    async def finish(self) -> None:
+        """Waits for what was begun: also calls whose clients have gone."""
+        while self._running:
+            await asyncio.wait(self._running)
+
+    def _wrap(self, method: str, handler: Any) -> Any:
+        serving = handler.unary_unary or handler.unary_stream
+        roles: frozenset[str] | None = getattr(serving, "allowed_roles", None)
+
+        def enter(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
+            traceparent.set(metadata.get("traceparent") or new_traceparent())
+            structlog.contextvars.bind_contextvars(trace=traceparent.get()[3:35])
+            if roles is None:
+                raise RoleNotAllowed("this call is for nobody")
+            admit(metadata, roles)
+            if broken := violations(request):
+                raise InvalidFields(broken)
+
+        async def unary(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            async def call() -> Any:
+                enter(request, context)
+                return await serving(request, context)
+
+            # grpc.aio cancels the handler at the client's deadline; what may have begun to commit must finish.
+            task = asyncio.create_task(call())
+            self._running.add(task)
+            task.add_done_callback(self._done)
+            with _Observed(method) as observed:
+                try:
+                    return await asyncio.shield(task)
+                except Exception as error:  # noqa: BLE001
+                    await self._abort(error, context, observed)
+
+        async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            with _Observed(method) as observed:
+                try:
+                    enter(request, context)
+                    async for response in serving(request, context):
+                        yield response
+                except Exception as error:  # noqa: BLE001
+                    await self._abort(error, context, observed)
+
+        codec = {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
+        if handler.unary_stream:
+            return grpc.unary_stream_rpc_method_handler(stream, **codec)
+        return grpc.unary_unary_rpc_method_handler(unary, **codec)
+
+    def _done(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if not task.cancelled():
+            task.exception()  # seen: nobody awaits it when the client has gone
+
+    async def _abort(self, error: Exception, context: grpc.aio.ServicerContext[Any, Any], observed: "_Observed") -> None:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        code, observed.reason, status = to_status(error, self._errors)
+        observed.code = code.name
+        if code is grpc.StatusCode.INTERNAL:
+            log.error("unexpected error", exc_info=error)
+        await context.abort(code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
+
+
+class _Observed:
+    """Measures and logs one RPC."""
+
+    def __init__(self, method: str) -> None:
+        self._method, self.code, self.reason = method, "OK", ""
+
+    def __enter__(self) -> "_Observed":
+        self._begin = time.perf_counter()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        seconds = time.perf_counter() - self._begin
+        if kind is not None and self.code == "OK":
+            self.code = "CANCELLED"
+        rpc_seconds.labels(self._method, self.code).observe(seconds)
+        log.info("rpc", method=self._method, code=self.code, reason=self.reason, ms=round(seconds * 1000, 2))
+
+
+def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
+    """The google.rpc.Status that came with an error from another service, if one did."""
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            return status_pb2.Status.FromString(value)  # type: ignore[arg-type]
+    return None

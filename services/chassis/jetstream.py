@@ -1,0 +1,336 @@
+"""The event stream: connection, streams, publishing in atomic batches, and durable pull consumers."""
+
+import asyncio
+import json
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import nats
+from google.protobuf.message import DecodeError, Message
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.errors import APIError
+
+from .edge import violations
+from .errors import StoreUnavailable
+from .outbox import Outgoing
+from .telemetry import events_dead, events_failed, events_handled, log, traces_by_key
+
+STREAM = "VACCINATION"
+DEAD_LETTERS = "DEAD_LETTERS"
+ALREADY_SEEN = 10201  # the server's code for an atomic batch with a message id that it has
+BATCH = 256
+ACK_WAIT = 30.0  # seconds until an unacknowledged message goes to another replica
+HEARTBEAT = 5.0  # seconds; two missed: the pull request is lost and made anew
+PUBLISH_TIMEOUT = 5.0
+MAX_TRIES = 5  # of a message whose handling fails for a reason of its own
+MAX_PAUSE = 30.0  # seconds between tries, and between looks at a store that is away
+
+
+class Unprocessable(Exception):
+    """The event can never be handled, however often it is tried: it goes to the dead letters at once."""
+
+
+class PublishFailed(Exception):
+    """The stream did not acknowledge; the messages may be in it or not."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A received event. `message` is the protobuf message of its type, checked against the contract's rules."""
+
+    id: str
+    key: str
+    type: str
+    time: datetime
+    message: Any
+
+
+Handler = Callable[[Sequence[Event]], Awaitable[None]]
+
+
+class Bus:
+    """One connection to NATS."""
+
+    def __init__(self, url: str, user: str, password: str, name: str, replicas: int) -> None:
+        self._url, self._user, self._password, self._name, self._replicas = url, user, password, name, replicas
+        self._nats: Client | None = None
+
+    @property
+    def js(self) -> JetStreamContext:
+        """The JetStream context; raises PublishFailed before the first connection."""
+        if self._nats is None:
+            raise PublishFailed("not connected yet")
+        return self._nats.jetstream(timeout=PUBLISH_TIMEOUT)
+
+    async def connect(self) -> None:
+        """Connects, and makes the two streams if they are missing; from then on reconnects by itself for ever."""
+        if self._nats is None:
+            self._nats = await nats.connect(
+                servers=self._url.split(","),
+                user=self._user,
+                password=self._password,
+                name=self._name,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.5,
+                connect_timeout=5,
+                ping_interval=10,
+                max_outstanding_pings=2,
+                # What is published while away must fail and stay in the outbox, not pile up in memory.
+                pending_size=4 * 1024 * 1024,
+                error_cb=self._on_error,
+            )
+        await self._ensure_stream(STREAM, ["vaccination.*.v1.*"], allow_atomic=True)
+        await self._ensure_stream(DEAD_LETTERS, [f"{DEAD_LETTERS}.*"])
+
+    async def close(self) -> None:
+        """Sends what is buffered (acknowledgements) and closes."""
+        if self._nats is not None and self._nats.is_connected:
+            await self._nats.flush(timeout=2)
+        if self._nats is not None:
+            await self._nats.close()
+
+    async def publish(self, rows: Sequence[Outgoing]) -> None:
+        """Returns when the stream has all of them; raises PublishFailed when that is not known."""
+        try:
+            if len(rows) == 1 or not await self._publish_atomic(rows):
+                await asyncio.gather(*(self.js.publish(row.subject, row.payload, headers=row.headers()) for row in rows))
+        except (nats.errors.Error, APIError, OSError, TimeoutError) as error:
+            raise PublishFailed(type(error).__name__) from error
+
+    async def _publish_atomic(self, rows: Sequence[Outgoing]) -> bool:
+        """All or nothing in one round trip; False when the server has one of them already: then one by one."""
+        connection = self._connection()
+        batch, last = uuid.uuid4().hex, len(rows)
+        for sequence, row in enumerate(rows, 1):
+            headers = row.headers() | {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(sequence)}
+            if sequence < last:
+                await connection.publish(row.subject, row.payload, headers=headers)
+            else:
+                reply = await connection.request(
+                    row.subject, row.payload, timeout=PUBLISH_TIMEOUT, headers=headers | {"Nats-Batch-Commit": "1"}
+                )
+        answer = json.loads(reply.data)
+        if error := answer.get("error"):
+            if error.get("err_code") == ALREADY_SEEN:
+                return False
+            raise PublishFailed(f"batch refused: {error.get('err_code')}")
+        return bool(answer.get("count") == last)
+
+    def _connection(self) -> Client:
+        if self._nats is None or not self._nats.is_connected:
+            raise PublishFailed("not connected")
+        return self._nats
+
+    async def _ensure_stream(self, name: str, subjects: list[str], **options: bool) -> None:
+        # Raw, since nats-py's StreamConfig does not know allow_atomic.
+        config = {
+            "name": name,
+            "subjects": subjects,
+            "storage": "file",
+            "retention": "limits",
+            "num_replicas": self._replicas,
+            "duplicate_window": 120_000_000_000,
+            **options,
+        }
+        reply = await self._connection().request(f"$JS.API.STREAM.CREATE.{name}", json.dumps(config).encode(), timeout=10)
+        error = json.loads(reply.data).get("error")
+        if error and error.get("err_code") != 10058:  # exists, made by another version: an operator's to change
+            raise PublishFailed(f"stream {name}: {error.get('description')}")
+
+    async def _on_error(self, error: Exception) -> None:
+        log.warning("nats", error=type(error).__name__)
+
+
+class Consumer:
+    """A durable pull consumer, shared by a service's replicas, and its handlers by message class.
+
+    Messages are handled in batches, one batch of one type at a time, in the stream's order; a batch is acknowledged
+    after its handler has returned, that is after its commit. When the store is away the batch in hand is kept and tried
+    again, without counting. When a batch fails otherwise its messages are tried one by one; one that still fails is
+    delivered again after growing pauses, and moves to the dead letters after MAX_TRIES; nothing behind it waits.
+    """
+
+    def __init__(self, bus: Bus, name: str, handlers: Mapping[type[Message], Handler]) -> None:
+        self._bus, self._name = bus, name
+        self._handlers = {cls.DESCRIPTOR.full_name: (cls, handler) for cls, handler in handlers.items()}
+        self._inbox: asyncio.Queue[Msg] = asyncio.Queue()
+        self._stopping = asyncio.Event()
+        self._requested = 0
+        self._heard = 0.0
+
+    async def ensure(self) -> None:
+        """Makes the durable consumer if it is missing."""
+        await self._bus.js.add_consumer(
+            STREAM,
+            ConsumerConfig(
+                durable_name=self._name,
+                filter_subjects=sorted(self._handlers),
+                deliver_policy=DeliverPolicy.ALL,
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=ACK_WAIT,
+                max_deliver=-1,
+                max_ack_pending=8 * BATCH,
+            ),
+        )
+
+    def stop(self) -> None:
+        """Ends `run` after the batch in hand."""
+        self._stopping.set()
+
+    async def run(self) -> None:
+        """Handles messages until `stop`."""
+        subscription = None
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            while not self._stopping.is_set():
+                if subscription is None or time.monotonic() - self._heard > 2.5 * HEARTBEAT:
+                    if subscription is not None:
+                        await self._quietly(subscription.unsubscribe())
+                    subscription = await self._quietly(self._listen())
+                    if subscription is None:
+                        await asyncio.wait([stopping], timeout=1.0)
+                        continue
+                getting = asyncio.create_task(self._inbox.get())
+                done, _ = await asyncio.wait([getting, stopping], timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+                if getting not in done:
+                    getting.cancel()
+                    continue
+                messages = [getting.result()]
+                while len(messages) < BATCH and not self._inbox.empty():
+                    messages.append(self._inbox.get_nowait())
+                if self._requested < BATCH / 2:
+                    await self._quietly(self._request(subscription.subject))
+                await self._handle([m for m in messages if m.reply])
+        finally:
+            stopping.cancel()
+            if subscription is not None:
+                await self._quietly(subscription.unsubscribe())
+            while not self._inbox.empty():  # not begun: another replica need not wait for the ack to time out
+                message = self._inbox.get_nowait()
+                await self._quietly(message.nak())
+
+    async def _listen(self) -> Any:
+        connection = self._bus._connection()
+        self._inbox = asyncio.Queue()
+        self._requested, self._heard = 0, time.monotonic()
+        subscription = await connection.subscribe(connection.new_inbox(), cb=self._on_message)
+        await self._request(subscription.subject)
+        return subscription
+
+    async def _request(self, inbox: str) -> None:
+        # A standing pull request on our own inbox: p99 8 ms where fetch() had 56 ms.
+        body = {"batch": BATCH, "expires": int(30e9), "idle_heartbeat": int(HEARTBEAT * 1e9)}
+        await self._bus._connection().publish(
+            f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self._name}", json.dumps(body).encode(), reply=inbox
+        )
+        self._requested += BATCH
+
+    async def _on_message(self, message: Msg) -> None:
+        self._heard = time.monotonic()
+        status = (message.headers or {}).get("Status")
+        if status is None:
+            self._requested -= 1
+        elif status == "100":
+            return
+        else:  # the pull request has ended: expired, or the server lost or refused it
+            left = (message.headers or {}).get("Nats-Pending-Messages")
+            self._requested = max(0, self._requested - int(left)) if left else 0
+            if status not in ("408", "409"):
+                self._heard = 0.0  # consumer or stream gone: listen anew
+            message = Msg(_client=message._client, subject="", reply="")
+        self._inbox.put_nowait(message)
+
+    async def _quietly(self, doing: Awaitable[Any]) -> Any:
+        try:
+            return await doing
+        except (nats.errors.Error, APIError, PublishFailed, OSError, TimeoutError) as error:
+            log.warning("stream not reached", consumer=self._name, error=type(error).__name__)
+            return None
+
+    async def _handle(self, messages: Sequence[Msg]) -> None:
+        runs: list[tuple[str, list[tuple[Msg, Event]]]] = []
+        for message in messages:
+            try:
+                event = self._decode(message)
+            except Unprocessable as error:
+                await self._quietly(self._bury(message, error))
+                continue
+            if not runs or runs[-1][0] != event.type:
+                runs.append((event.type, []))
+            runs[-1][1].append((message, event))
+        for kind, run in runs:
+            await self._handle_run(self._handlers[kind][1], run)
+
+    async def _handle_run(self, handler: Handler, run: Sequence[tuple[Msg, Event]]) -> None:
+        pause = 0.1
+        while True:
+            traces_by_key.set({event.key: (message.headers or {}).get("traceparent", "") for message, event in run})
+            try:
+                await handler([event for _, event in run])
+            except StoreUnavailable:
+                log.warning("store away: events wait", consumer=self._name, waiting=len(run))
+                for message, _ in run:
+                    await self._quietly(message.in_progress())
+                try:
+                    await asyncio.wait_for(self._stopping.wait(), pause)
+                    return  # draining: not acknowledged, so another replica will have them
+                except TimeoutError:
+                    pause = min(pause * 2, ACK_WAIT / 3)
+            except Exception as error:  # noqa: BLE001
+                if len(run) > 1:
+                    for one in run:
+                        await self._handle_run(handler, [one])
+                else:
+                    await self._quietly(self._failed(run[0][0], error))
+                return
+            else:
+                for message, event in run:
+                    await self._quietly(message.ack())
+                    events_handled.labels(event.type).inc()
+                return
+
+    def _decode(self, message: Msg) -> Event:
+        headers = message.headers or {}
+        if message.subject not in self._handlers:
+            raise Unprocessable("no handler for this subject")
+        body = self._handlers[message.subject][0]()
+        try:
+            body.ParseFromString(message.data)
+            event = Event(headers["ce-id"], headers["ce-subject"], message.subject, datetime.fromisoformat(headers["ce-time"]), body)
+        except (DecodeError, KeyError, ValueError) as error:
+            raise Unprocessable(f"undecodable: {type(error).__name__}") from error
+        if broken := violations(body):
+            raise Unprocessable("; ".join(f"{field}: {problem}" for field, problem in broken))
+        return event
+
+    async def _failed(self, message: Msg, error: Exception) -> None:
+        tries = message.metadata.num_delivered
+        if isinstance(error, Unprocessable) or tries >= MAX_TRIES:
+            await self._bury(message, error)
+        else:
+            events_failed.labels(message.subject).inc()
+            log.warning("event not handled", consumer=self._name, subject=message.subject, tries=tries, exc_info=error)
+            await message.nak(delay=min(2.0 ** (tries - 1), MAX_PAUSE))
+
+    async def _bury(self, message: Msg, error: Exception) -> None:
+        metadata = message.metadata
+        reason = f"{type(error).__name__}: {error}"[:500].replace("\n", " ")
+        headers = {key: value for key, value in (message.headers or {}).items() if not key.startswith("Nats-")} | {
+            "Nats-Msg-Id": f"{self._name}-{metadata.sequence.stream}-{metadata.sequence.consumer}",
+            "Dead-Letter-Consumer": self._name,
+            "Dead-Letter-Subject": message.subject,
+            "Dead-Letter-Sequence": str(metadata.sequence.stream),
+            "Dead-Letter-Tries": str(metadata.num_delivered),
+            "Dead-Letter-Reason": reason.encode("ascii", "replace").decode(),
+        }
+        await self._bus.js.publish(f"{DEAD_LETTERS}.{self._name}", message.data, headers=headers)
+        events_dead.labels(message.subject).inc()
+        log.error("event moved to the dead letters", consumer=self._name, subject=message.subject, sequence=metadata.sequence.stream)
+        await message.term()

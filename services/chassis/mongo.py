@@ -1,0 +1,119 @@
+"""MongoDB through motor: transactions with one error boundary, and the outbox collection.
+
+motor's end of life has been announced: every use of it is here and in the adapters that receive `Transaction`s; see
+docs/decisions/0003.
+"""
+
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession, AsyncIOMotorCollection, AsyncIOMotorDatabase
+from pymongo import ReadPreference, WriteConcern
+from pymongo.errors import AutoReconnect, ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError, WTimeoutError
+from pymongo.read_concern import ReadConcern
+
+from .errors import StoreUnavailable
+from .outbox import Outgoing
+
+R = TypeVar("R")
+# A relay that holds rows longer than this, in seconds, is taken for dead. Longer than a publish may take.
+LEASE = 30.0
+_SHUTTING_DOWN = {11600, 91, 189, 10107, 13435, 13436, 11602}  # the server's codes while it steps down or restarts
+
+
+class Mongo:
+    """A service's own database on a replica set."""
+
+    def __init__(self, url: str) -> None:
+        self._client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(
+            url,
+            tz_aware=True,
+            serverSelectionTimeoutMS=5000,
+            connectTimeoutMS=5000,
+            timeoutMS=10000,
+            w="majority",
+            journal=True,
+            retryWrites=True,
+            maxPoolSize=20,
+        )
+        self.database: AsyncIOMotorDatabase[dict[str, Any]] = self._client.get_default_database()
+        self.outbox: AsyncIOMotorCollection[dict[str, Any]] = self.database["outbox"]
+
+    async def open(self, collections: dict[str, dict[str, Any]], indexes: Sequence[tuple[str, list[tuple[str, int]], dict[str, Any]]]) -> None:
+        """Makes collections with their validators and indexes, or brings them up to date; raises StoreUnavailable."""
+        async with self.boundary():
+            existing = set(await self.database.list_collection_names())
+            for name, validator in {"outbox": {}, **collections}.items():
+                if name not in existing:
+                    try:
+                        await self.database.create_collection(name, validator=validator)
+                    except OperationFailure as error:
+                        if error.code != 48:  # made by another replica meanwhile
+                            raise
+                elif validator:
+                    await self.database.command("collMod", name, validator=validator)
+            for name, keys, options in indexes:
+                await self.database[name].create_index(keys, **options)
+
+    def close(self) -> None:
+        """Closes every connection."""
+        self._client.close()
+
+    @asynccontextmanager
+    async def boundary(self) -> AsyncIterator[None]:
+        """Raises StoreUnavailable for the driver's ways to say that the server is away."""
+        try:
+            yield
+        except PyMongoError as error:
+            away = isinstance(error, ConnectionFailure | AutoReconnect | ExecutionTimeout | WTimeoutError) or error.timeout
+            transient = error.has_error_label("TransientTransactionError") or getattr(error, "code", None) in _SHUTTING_DOWN
+            if away or transient:
+                raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
+            raise
+
+    async def transaction(self, work: Callable[[AsyncIOMotorClientSession], Awaitable[R]]) -> R:
+        """Runs `work` in a snapshot transaction and commits it; again from the start if another one was in its way."""
+        async with self.boundary(), await self._client.start_session() as session:
+            result: R = await session.with_transaction(
+                work,
+                read_concern=ReadConcern("snapshot"),
+                write_concern=WriteConcern("majority", j=True),
+                read_preference=ReadPreference.PRIMARY,
+            )
+            return result
+
+    @asynccontextmanager
+    async def taken(self, limit: int) -> AsyncIterator[Sequence[Outgoing]]:
+        """See OutboxStore. Rows are held by a lease; one that runs out lets another relay have them."""
+        async with self.boundary():
+            now, lease = datetime.now(UTC), uuid.uuid4().hex
+            unheld = {"held_until": {"$lt": now}}
+            ids = [row["_id"] async for row in self.outbox.find(unheld, {"_id": 1}).sort("time", 1).limit(limit)]
+            if ids:
+                hold = {"$set": {"held_by": lease, "held_until": now + timedelta(seconds=LEASE)}}
+                await self.outbox.update_many({"_id": {"$in": ids}, **unheld}, hold)
+            rows = [row async for row in self.outbox.find({"held_by": lease}).sort("time", 1)] if ids else []
+        try:
+            yield [Outgoing(r["_id"], r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows]
+        except BaseException:
+            async with self.boundary():
+                await self.outbox.update_many({"held_by": lease}, {"$set": {"held_until": datetime.fromtimestamp(0, UTC)}})
+            raise
+        async with self.boundary():
+            if rows:
+                await self.outbox.delete_many({"held_by": lease})
+
+    async def enqueue(self, session: AsyncIOMotorClientSession, rows: Sequence[Outgoing]) -> None:
+        """Writes events beside the state they tell of, in the caller's transaction."""
+        if rows:
+            unheld = datetime.fromtimestamp(0, UTC)
+            await self.outbox.insert_many([_document(row) | {"held_until": unheld} for row in rows], session=session)
+
+
+def _document(row: Outgoing) -> dict[str, Any]:
+    fields = asdict(row)
+    return {"_id": fields.pop("id"), **fields}

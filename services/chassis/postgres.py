@@ -1,0 +1,128 @@
+"""Postgres: the pool, transactions with one error boundary, migrations, and the outbox table."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import asyncpg
+
+from .errors import StoreUnavailable
+from .outbox import Outgoing
+
+if TYPE_CHECKING:
+    Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
+else:
+    Connection = asyncpg.pool.PoolConnectionProxy
+
+# Errors after which the statement may succeed elsewhere or later, as it is.
+_AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,  # the server shuts down or starts up, or cancelled the statement
+    asyncpg.InsufficientResourcesError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+)
+
+OUTBOX = """
+CREATE TABLE IF NOT EXISTS outbox (
+    sequence    bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id          uuid NOT NULL UNIQUE,
+    key         text NOT NULL,
+    subject     text NOT NULL,
+    time        timestamptz NOT NULL,
+    traceparent text NOT NULL,
+    payload     bytea NOT NULL
+)"""
+
+# Rows that another relay holds are skipped, so replicas share the work; the delete is undone if publishing fails.
+TAKE = """
+DELETE FROM outbox WHERE sequence IN (SELECT sequence FROM outbox ORDER BY sequence LIMIT $1 FOR UPDATE SKIP LOCKED)
+RETURNING sequence, id, key, subject, time, traceparent, payload"""
+
+ENQUEUE = """
+INSERT INTO outbox (id, key, subject, time, traceparent, payload)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::bytea[])"""
+
+
+class Database:
+    """A service's own database."""
+
+    def __init__(self, url: str, max_connections: int = 10) -> None:
+        self._url, self._max = url, max_connections
+        self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+
+    async def open(self, migrations: Path) -> None:
+        """Connects and brings the schema up to date; raises StoreUnavailable when the server is not there."""
+        try:
+            if self._pool is None:
+                self._pool = await asyncpg.create_pool(
+                    self._url, min_size=1, max_size=self._max, command_timeout=10, max_inactive_connection_lifetime=0
+                )
+            async with self._pool.acquire() as connection:
+                await _migrate(connection, migrations)
+        except _AWAY as error:
+            raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
+
+    async def close(self) -> None:
+        """Closes every connection."""
+        if self._pool is not None:
+            await self._pool.close()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[Connection]:
+        """A connection without a transaction: for single statements. Raises StoreUnavailable."""
+        try:
+            if self._pool is None:
+                raise OSError("not open yet")
+            async with self._pool.acquire(timeout=5) as connection:
+                yield connection
+        except _AWAY as error:
+            raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """A connection in a transaction: committed when the block ends, undone when it raises."""
+        async with self.connection() as connection, connection.transaction():
+            yield connection
+
+    @asynccontextmanager
+    async def taken(self, limit: int) -> AsyncIterator[Sequence[Outgoing]]:
+        """See OutboxStore."""
+        async with self.transaction() as connection:
+            rows = await connection.fetch(TAKE, limit)
+            rows.sort(key=lambda row: row["sequence"])
+            yield [Outgoing(str(r["id"]), r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows]
+
+
+def columns(rows: Sequence[Outgoing]) -> tuple[list[object], ...]:
+    """The arguments of ENQUEUE."""
+    return ([r.id for r in rows], [r.key for r in rows], [r.subject for r in rows], [r.time for r in rows],
+            [r.traceparent for r in rows], [r.payload for r in rows])  # fmt: skip
+
+
+async def enqueue(connection: Connection, rows: Sequence[Outgoing]) -> None:
+    """Writes events beside the state they tell of, in the caller's transaction."""
+    if rows:
+        await connection.execute(ENQUEUE, *columns(rows))
+
+
+async def _migrate(connection: Connection, folder: Path) -> None:
+    """Runs each of the folder's .sql files once, in order, forward only; one replica at a time."""
+    key = int.from_bytes(b"migrate", "big") % 2**62
+    await connection.execute("SELECT pg_advisory_lock($1)", key)
+    try:
+        await connection.execute("CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())")
+        await connection.execute(OUTBOX)
+        done = {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
+        for file in sorted(folder.glob("*.sql")):
+            if file.name not in done:
+                async with connection.transaction():
+                    await connection.execute(file.read_text())
+                    await connection.execute("INSERT INTO migrations (name) VALUES ($1)", file.name)
+    finally:
+        await connection.execute("SELECT pg_advisory_unlock($1)", key)

@@ -1,0 +1,158 @@
+"""The life of a service: start in any order, serve, drain, exit."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import grpc
+import uvloop
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pool
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from . import telemetry
+from .edge import Edge
+from .errors import Errors, StoreUnavailable
+from .jetstream import Bus, Consumer, PublishFailed
+from .outbox import Relay
+from .settings import Settings
+from .telemetry import log
+
+draining = asyncio.Event()
+"""Set when the process begins to stop: endless streams end, so that their clients go to another replica."""
+# Work accepted at once; what comes above is refused at once with RESOURCE_EXHAUSTED and never queues.
+MAX_CONCURRENT_RPCS = 1000
+
+
+class Service:
+    """One process: its gRPC server, its relay and its consumer."""
+
+    def __init__(self, name: str, settings: Settings, errors: Errors) -> None:
+        telemetry.start(name, settings.log_level, settings.metrics_listen)
+        self.name, self.settings = name, settings
+        self._edge = Edge(errors)
+        self.server = grpc.aio.server(
+            interceptors=[self._edge],
+            maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
+            options=[
+                ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+                ("grpc.max_metadata_size", 32 * 1024),
+                ("grpc.so_reuseport", 0),
+                # Clients that stay for ever would never see new replicas.
+                ("grpc.max_connection_age_ms", 30 * 60 * 1000),
+                ("grpc.max_connection_age_grace_ms", 60 * 1000),
+                ("grpc.keepalive_time_ms", 60 * 1000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 10 * 1000),
+            ],
+        )
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
+        self.bus = Bus(settings.nats_url, settings.nats_user, settings.nats_password.get_secret_value(), name, settings.stream_replicas)
+
+    async def run(
+        self,
+        *,
+        open_store: Callable[[], Awaitable[None]],
+        close_store: Callable[[], Awaitable[None]],
+        relay: Relay | None = None,
+        consumer: Consumer | None = None,
+        background: Iterable[Coroutine[Any, Any, None]] = (),
+    ) -> None:
+        """Serves until SIGTERM or SIGINT, then drains; raises if a background task fails for good."""
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        _reflect(self.server)
+        await self._health.set(self.name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
+        if self.server.add_insecure_port(self.settings.listen) == 0:
+            raise SystemExit(f"cannot listen on {self.settings.listen}")
+        await self.server.start()
+        log.info("alive", listen=self.settings.listen)
+
+        stopping = asyncio.create_task(stop.wait())
+        starting = asyncio.create_task(self._start(open_store, consumer))
+        await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
+        tasks: list[asyncio.Task[None]] = []
+        consuming: asyncio.Task[None] | None = None
+        if starting.done():
+            starting.result()
+            if relay is not None:
+                tasks.append(asyncio.create_task(relay.run()))
+            if consumer is not None:
+                consuming = asyncio.create_task(consumer.run())
+                tasks.append(consuming)
+            tasks += [asyncio.create_task(work) for work in background]
+            await self._health.set(self.name, health_pb2.HealthCheckResponse.SERVING)
+            log.info("ready")
+            await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        failed = [task for task in tasks if task.done()]
+        try:
+            await asyncio.wait_for(self._drain(relay, consumer, consuming, tasks), self.settings.shutdown_seconds)
+        except TimeoutError:
+            log.warning("drain took too long; what is left goes on in another replica")
+        starting.cancel()
+        await self.bus.close()
+        await close_store()
+        log.info("stopped")
+        for task in failed:
+            task.result()
+
+    async def _start(self, open_store: Callable[[], Awaitable[None]], consumer: Consumer | None) -> None:
+        """Opens the store and the stream, with backoff for as long as they are away."""
+        pause = 0.1
+        while True:
+            try:
+                await open_store()
+                await self.bus.connect()
+                if consumer is not None:
+                    await consumer.ensure()
+            except (StoreUnavailable, PublishFailed, OSError, TimeoutError) as error:
+                log.warning("waiting", error=type(error).__name__, detail=str(error))
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 5.0)
+            else:
+                return
+
+    async def _drain(
+        self, relay: Relay | None, consumer: Consumer | None, consuming: asyncio.Task[None] | None, tasks: list[asyncio.Task[None]]
+    ) -> None:
+        log.info("draining")
+        await self._health.set(self.name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await asyncio.sleep(self.settings.drain_seconds)
+        draining.set()
+        await self.server.stop(self.settings.shutdown_seconds / 2)
+        await self._edge.finish()
+        if consumer is not None and consuming is not None:
+            consumer.stop()
+            await asyncio.wait([consuming])
+        for task in tasks:
+            task.cancel()
+        if relay is not None and consuming is not None:
+            try:
+                await relay.flush()
+            except (StoreUnavailable, PublishFailed):
+                log.info("outbox left to another replica")
+
+
+def _reflect(server: grpc.aio.Server) -> None:
+    """Describes every public service, whichever process answers: a service is public when it has an HTTP form."""
+    import vaccination
+
+    public = {health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME}
+    for root in vaccination.__path__:
+        for file in Path(root).rglob("*_pb2.py"):
+            module = import_module(".".join(file.relative_to(Path(root).parent).with_suffix("").parts))
+            for service in module.DESCRIPTOR.services_by_name.values():
+                if any(method.GetOptions().HasExtension(annotations_pb2.http) for method in service.methods):
+                    public.add(service.full_name)
+    reflection.enable_server_reflection(sorted(public), server, pool=descriptor_pool.Default())
+
+
+def main(service: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Runs a composition root."""
+    uvloop.run(service())

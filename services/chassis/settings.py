@@ -1,0 +1,44 @@
+"""Configuration from outside: environment variables, and secrets from files."""
+
+import os
+import sys
+from typing import Self
+
+from pydantic import SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """What every service needs. A field's variable is its name in capitals; secrets are files in SECRETS_DIR."""
+
+    model_config = SettingsConfigDict(extra="ignore", frozen=True)
+
+    listen: str = "0.0.0.0:8080"  # noqa: S104 - in a pod; the sidecar and the probes come from outside
+    """Address of the gRPC server, host:port."""
+    metrics_listen: str = "0.0.0.0:9090"  # noqa: S104
+    """Address of the Prometheus endpoint, host:port."""
+    database_url: SecretStr
+    """The service's own store; a file in SECRETS_DIR."""
+    nats_url: str
+    """NATS servers, comma separated."""
+    nats_user: str
+    nats_password: SecretStr
+    """A file in SECRETS_DIR."""
+    stream_replicas: int = 1
+    """Copies of each stream: 1 on one machine, 3 in a cluster."""
+    log_level: str = "INFO"
+    drain_seconds: float = 0.0
+    """From readiness off to the server's stop: time for load balancers to notice."""
+    shutdown_seconds: float = 25.0
+    """Bound of the whole drain; less than the pod's terminationGracePeriodSeconds."""
+
+    @classmethod
+    def load(cls) -> Self:
+        """Reads the settings, or ends the process with a line per wrong one, naming it and never its value."""
+        try:
+            return cls(_secrets_dir=os.environ.get("SECRETS_DIR") or None)  # type: ignore[call-arg]
+        except ValidationError as error:
+            for problem in error.errors(include_input=False, include_url=False):
+                name = "_".join(str(part) for part in problem["loc"])
+                print(f"setting {name.upper()} (or the file {name} in SECRETS_DIR): {problem['msg']}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(2) from None

@@ -1,0 +1,50 @@
+"""Logs as JSON lines, metrics for Prometheus, and the trace context that travels with calls and events."""
+
+import logging
+import secrets
+import sys
+from collections.abc import Mapping
+from contextvars import ContextVar
+
+import structlog
+from prometheus_client import Counter, Histogram, start_http_server
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger()
+
+traceparent: ContextVar[str] = ContextVar("traceparent", default="")
+"""W3C trace context of the call being served."""
+traces_by_key: ContextVar[Mapping[str, str]] = ContextVar("traces_by_key", default={})  # noqa: B039 - never mutated
+"""W3C trace contexts of the events being handled, by correlation key."""
+
+_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+rpc_seconds = Histogram("rpc_seconds", "Time to serve an RPC, in seconds.", ["method", "code"], buckets=_BUCKETS)
+events_published = Counter("events_published_total", "Events that the stream acknowledged.", ["subject"])
+events_handled = Counter("events_handled_total", "Events whose effect is committed.", ["subject"])
+events_failed = Counter("events_failed_total", "Deliveries that will be tried again.", ["subject"])
+events_dead = Counter("events_dead_total", "Events moved to the dead letters.", ["subject"])
+batch_size = Histogram("batch_size", "Items in one transaction.", ["batch"], buckets=(1, 2, 5, 10, 20, 50, 100, 256, 512))
+outbox_oldest = Histogram("outbox_seconds", "From an event's commit to its acknowledgement, in seconds.", buckets=_BUCKETS)
+
+
+def start(service: str, level: str, metrics_listen: str) -> None:
+    """Sets logging up for the process and opens the metrics endpoint."""
+    structlog.configure(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+    )
+    structlog.contextvars.bind_contextvars(service=service)
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    host, port = metrics_listen.rsplit(":", 1)
+    start_http_server(int(port), host)
+
+
+def new_traceparent() -> str:
+    """A new W3C trace context, sampled."""
+    return f"00-{secrets.token_hex(16)}-{secrets.token_hex(8)}-01"

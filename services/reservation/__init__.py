@@ -1,0 +1,1 @@
+"""Takes requests and cancellations, and owns the reservation's status."""

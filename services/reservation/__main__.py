@@ -1,0 +1,49 @@
+"""Reservation's composition root."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import grpc.aio
+
+from services.chassis.jetstream import Consumer
+from services.chassis.outbox import Relay
+from services.chassis.postgres import Database
+from services.chassis.server import Service, main
+from services.chassis.settings import Settings
+
+from .adapters import events
+from .adapters import grpc as inbound
+from .adapters.approval import GrpcApproval
+from .adapters.postgres import PostgresReservations
+from .application import Followup, ReservationDesk
+
+
+class ReservationSettings(Settings):
+    """And the way to approval."""
+
+    approval_target: str
+    """host:port of approval, as the mesh offers it."""
+    approval_timeout: float = 2.5
+    """Seconds for the whole call, retries included: above the mesh's own timeout, so that the mesh answers first."""
+
+
+async def reservation() -> None:
+    """Wires reservation and serves it."""
+    settings = ReservationSettings.load()
+    service = Service("reservation", settings, inbound.ERRORS)
+    database = Database(settings.database_url.get_secret_value())
+    relay = Relay(database, service.bus.publish)
+    reservations = PostgresReservations(database, relay.wake)
+    # Retries are the mesh's; a second retrying layer here would multiply them.
+    channel = grpc.aio.insecure_channel(settings.approval_target, options=[("grpc.enable_retries", 0)])
+    desk = ReservationDesk(reservations, GrpcApproval(channel, settings.approval_timeout), lambda: datetime.now(UTC))
+    inbound.register(service.server, desk)
+    await service.run(
+        open_store=lambda: database.open(Path(__file__).parent / "migrations"),
+        close_store=database.close,
+        relay=relay,
+        consumer=Consumer(service.bus, service.name, events.handlers(Followup(reservations))),
+    )
+
+
+main(reservation)

@@ -1,0 +1,110 @@
+"""Reservation over gRPC."""
+
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+from grpc import StatusCode
+from grpc.aio import Server, ServicerContext
+
+from services.chassis import paging
+from services.chassis.caller import allow, caller
+from services.chassis.errors import Answer, Errors, InvalidFields
+from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2_grpc
+from vaccination.reservation.v1 import reservation_service_pb2 as pb
+
+from .. import domain
+from ..application import ReservationDesk
+from ..domain import ApprovalBusy, Request, Reservation
+from .events import appointment_message
+
+ERRORS = Errors(
+    "vaccination.reservation",
+    {
+        domain.ApprovalBusy: Answer(StatusCode.RESOURCE_EXHAUSTED, "APPROVAL_BUSY"),
+        domain.RequestIdReused: Answer(StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", "request_id"),
+        domain.UnknownHospital: Answer(StatusCode.NOT_FOUND, "UNKNOWN_HOSPITAL", "hospital_id"),
+        domain.DatePassed: Answer(StatusCode.INVALID_ARGUMENT, "DATE_PASSED", "date"),
+        domain.UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id"),
+        domain.Rejected: Answer(StatusCode.FAILED_PRECONDITION, "REJECTED"),
+        domain.AppointmentPassed: Answer(StatusCode.FAILED_PRECONDITION, "APPOINTMENT_PASSED"),
+    },
+)
+BUSY = {
+    "ko": "지금 예약 요청이 많습니다. 잠시 후 다시 시도해 주세요.",
+    "en": "Many people are booking right now. Please try again shortly.",
+}
+Context = ServicerContext[Any, Any]
+
+
+class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceServicer):
+    """For customers."""
+
+    def __init__(self, desk: ReservationDesk) -> None:
+        self._desk = desk
+
+    @allow("customer")
+    async def CreateReservation(self, request: pb.CreateReservationRequest, context: Context) -> pb.CreateReservationResponse:  # noqa: N802, D102
+        try:
+            day = date.fromisoformat(request.date)
+        except ValueError:
+            raise InvalidFields([("date", f"{request.date} is not a calendar day")]) from None
+        wanted = Request(caller().subject, UUID(request.request_id), request.hospital_id, day, request.vaccine_code)
+        try:
+            reservation = await self._desk.create(wanted)
+        except ApprovalBusy as busy:
+            language = _language(context)
+            busy.localized = (language, BUSY[language])  # type: ignore[attr-defined]
+            raise
+        return pb.CreateReservationResponse(reservation=_message(reservation))
+
+    @allow("customer")
+    async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:  # noqa: N802, D102
+        reservation = await self._desk.get(caller().subject, UUID(request.reservation_id))
+        return pb.GetReservationResponse(reservation=_message(reservation))
+
+    @allow("customer")
+    async def ListReservations(self, request: pb.ListReservationsRequest, context: Context) -> pb.ListReservationsResponse:  # noqa: N802, D102
+        limit, listing = request.page_size or 20, f"reservations of {caller().subject}"
+        position = paging.decode(listing, request.page_token, 2)
+        after = (datetime.fromisoformat(position[0]), UUID(position[1])) if position else None
+        found = await self._desk.page(caller().subject, after, limit + 1)
+        token = ""
+        if len(found) > limit:
+            last = found[limit - 1].appointment
+            token = paging.encode(listing, last.decided_at.isoformat(), str(last.reservation_id))
+        return pb.ListReservationsResponse(reservations=[_message(r) for r in found[:limit]], next_page_token=token)
+
+    @allow("customer")
+    async def CancelReservation(self, request: pb.CancelReservationRequest, context: Context) -> pb.CancelReservationResponse:  # noqa: N802, D102
+        reservation = await self._desk.cancel(caller().subject, UUID(request.reservation_id))
+        return pb.CancelReservationResponse(reservation=_message(reservation))
+
+
+def _message(reservation: Reservation) -> reservation_pb2.Reservation:
+    a = appointment_message(reservation.appointment)
+    return reservation_pb2.Reservation(
+        reservation_id=a.reservation_id,
+        hospital_id=a.hospital_id,
+        hospital_name=a.hospital_name,
+        date=a.date,
+        time_zone=a.time_zone,
+        vaccine_code=a.vaccine_code,
+        status=reservation.status.value,  # type: ignore[arg-type]
+        rejection_reason=reservation.rejection.value if reservation.rejection else 0,  # type: ignore[arg-type]
+        decide_time=a.decide_time,
+    )
+
+
+def _language(context: Context) -> str:
+    """The first of the caller's languages that we speak, else Korean."""
+    wanted = next((str(v) for k, v in context.invocation_metadata() or () if k == "accept-language"), "")
+    for part in wanted.split(","):
+        if (language := part.split(";")[0].strip().split("-")[0].lower()) in BUSY:
+            return language
+    return "ko"
+
+
+def register(server: Server, desk: ReservationDesk) -> None:
+    """Adds reservation's service to a server."""
+    reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server(ReservationServicer(desk), server)  # type: ignore[no-untyped-call]

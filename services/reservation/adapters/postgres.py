@@ -1,0 +1,96 @@
+"""Reservations in Postgres."""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from uuid import UUID
+
+import asyncpg
+
+from services.chassis.postgres import Database, columns, enqueue
+
+from ..domain import Appointment, Rejection, Reservation, Status
+from .events import outgoing
+
+# State and events in one statement, so one round trip and one commit: the events only of what is new.
+ADD = """
+WITH added AS (
+    INSERT INTO reservations (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code,
+                              decided_at, status, rejection)
+    SELECT * FROM unnest($7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::date[], $13::text[],
+                         $14::timestamptz[], $15::smallint[], $16::smallint[])
+    ON CONFLICT DO NOTHING
+    RETURNING reservation_id
+)
+INSERT INTO outbox (id, key, subject, time, traceparent, payload)
+SELECT o.* FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::bytea[])
+    AS o (id, key, subject, time, traceparent, payload)
+JOIN added ON added.reservation_id = o.key::uuid"""
+
+HOLD = "SELECT * FROM reservations WHERE reservation_id = ANY ($1) ORDER BY reservation_id FOR UPDATE"
+
+CHANGE = """
+UPDATE reservations SET status = c.status
+FROM unnest($1::uuid[], $2::smallint[]) AS c (reservation_id, status)
+WHERE reservations.reservation_id = c.reservation_id"""
+
+PAGE = """
+SELECT * FROM reservations
+WHERE customer_id = $1 AND ($2::timestamptz IS NULL OR (decided_at, reservation_id) < ($2, $3::uuid))
+ORDER BY decided_at DESC, reservation_id DESC LIMIT $4"""
+
+
+class PostgresReservations:
+    """See application.Reservations."""
+
+    def __init__(self, database: Database, wake: Callable[[], None]) -> None:
+        self._database, self._wake = database, wake
+
+    async def add(self, reservations: Sequence[Reservation]) -> None:
+        """See Reservations."""
+        # Sorted, so that two batches that share reservations wait for each other in one order.
+        unique = [r for _, r in sorted({r.appointment.reservation_id: r for r in reservations}.items())]
+        of = [r.appointment for r in unique]
+        async with self._database.connection() as connection:
+            done = await connection.execute(
+                ADD, *columns([outgoing(event) for r in unique for event in r.events]),
+                [a.reservation_id for a in of], [a.customer_id for a in of], [a.hospital_id for a in of],
+                [a.hospital_name for a in of], [a.time_zone for a in of], [a.date for a in of], [a.vaccine_code for a in of],
+                [a.decided_at for a in of], [r.status.value for r in unique],
+                [r.rejection.value if r.rejection else None for r in unique])  # fmt: skip
+        if done != "INSERT 0 0":
+            self._wake()
+
+    async def change(self, ids: Sequence[UUID], rule: Callable[[Reservation], None]) -> Sequence[Reservation]:
+        """See Reservations."""
+        async with self._database.transaction() as connection:
+            rows = await connection.fetch(HOLD, list(ids))
+            reservations = [_reservation(row) for row in rows]
+            for reservation in reservations:
+                rule(reservation)
+            changed = [r for r, row in zip(reservations, rows, strict=True) if r.status.value != row["status"]]
+            events = [outgoing(event) for r in changed for event in r.events]
+            if changed:
+                await connection.execute(CHANGE, [r.appointment.reservation_id for r in changed], [r.status.value for r in changed])
+                await enqueue(connection, events)
+        if events:
+            self._wake()
+        return reservations
+
+    async def get(self, reservation_id: UUID) -> Reservation | None:
+        """See Reservations."""
+        async with self._database.connection() as connection:
+            row = await connection.fetchrow("SELECT * FROM reservations WHERE reservation_id = $1", reservation_id)
+        return _reservation(row) if row else None
+
+    async def page(self, customer_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Reservation]:
+        """See Reservations."""
+        async with self._database.connection() as connection:
+            rows = await connection.fetch(PAGE, customer_id, *(after or (None, None)), limit)
+        return [_reservation(row) for row in rows]
+
+
+def _reservation(row: asyncpg.Record) -> Reservation:
+    appointment = Appointment(
+        row["reservation_id"], row["customer_id"], row["hospital_id"], row["hospital_name"], row["time_zone"],
+        row["date"], row["vaccine_code"], row["decided_at"])  # fmt: skip
+    return Reservation(appointment, Status(row["status"]), Rejection(row["rejection"]) if row["rejection"] else None)

@@ -1,0 +1,180 @@
+"""The reservation and its rules, as the specification tells them."""
+
+import uuid
+from dataclasses import dataclass, field
+from datetime import date, datetime
+from enum import Enum
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+# Made for this purpose: a reservation's id is a UUIDv5 in it.
+NAMESPACE = UUID("6f7c9e0a-5d1b-5c53-9d0e-1f0a7a3c2b44")
+
+
+class ReservationError(Exception):
+    """Root of what reservation refuses.
+
+    ReservationError
+    |- ApprovalBusy
+    |- RequestIdReused
+    |- UnknownHospital
+    |- DatePassed
+    |- UnknownReservation
+    |- Rejected
+    `- AppointmentPassed
+    """
+
+
+class ApprovalBusy(ReservationError):
+    """Approval cannot answer now: nothing is stored, the customer is told to try again after `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("approval is busy: try again shortly with the same request_id")
+        self.retry_after = retry_after
+
+
+class RequestIdReused(ReservationError):
+    """A request comes again with other content."""
+
+
+class UnknownHospital(ReservationError):
+    """There is no such hospital."""
+
+
+class DatePassed(ReservationError):
+    """The day has passed at the hospital."""
+
+
+class UnknownReservation(ReservationError):
+    """The customer has no such reservation."""
+
+
+class Rejected(ReservationError):
+    """A rejected reservation has nothing to cancel."""
+
+
+class AppointmentPassed(ReservationError):
+    """The appointment's day has passed."""
+
+
+class Status(Enum):
+    """Where a reservation stands; the values are the contract's ReservationStatus."""
+
+    APPROVED = 1
+    REJECTED = 2
+    COMPLETED = 3
+    CANCEL_REQUESTED = 4
+    CANCELLED = 5
+
+
+class Rejection(Enum):
+    """Why approval said no; the values are the contract's DenialReason."""
+
+    DAY_FULL = 1
+    DAY_NOT_OFFERED = 2
+    ACTIVE_BOOKING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What the customer chose; the same request_id is the same request."""
+
+    customer_id: str
+    request_id: UUID
+    hospital_id: str
+    date: date
+    vaccine_code: str
+
+    @property
+    def reservation_id(self) -> UUID:
+        """The same for every repeat of this request, everywhere."""
+        return uuid.uuid5(NAMESPACE, f"{self.customer_id}\n{self.request_id}")
+
+
+@dataclass(frozen=True, slots=True)
+class Appointment:
+    """Who comes where, on which day, for which vaccine, as approval decided it."""
+
+    reservation_id: UUID
+    customer_id: str
+    hospital_id: str
+    hospital_name: str
+    time_zone: str
+    date: date
+    vaccine_code: str
+    decided_at: datetime
+
+    def has_passed(self, now: datetime) -> bool:
+        """Whether its day is over at the hospital."""
+        return self.date < now.astimezone(ZoneInfo(self.time_zone)).date()
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """An approved reservation is stored."""
+
+    appointment: Appointment
+    at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class WasRejected:
+    """A refused one is stored."""
+
+    appointment: Appointment
+    at: datetime
+    rejection: Rejection
+
+
+@dataclass(frozen=True, slots=True)
+class CancellationRequested:
+    """The customer gave it up."""
+
+    appointment: Appointment
+    at: datetime
+
+
+Event = Placed | WasRejected | CancellationRequested
+
+
+@dataclass(slots=True)
+class Reservation:
+    """APPROVED -> COMPLETED -> CANCEL_REQUESTED -> CANCELLED, or REJECTED; APPROVED -> CANCEL_REQUESTED too."""
+
+    appointment: Appointment
+    status: Status
+    rejection: Rejection | None = None
+    events: list[Event] = field(default_factory=list)
+
+    @classmethod
+    def decided(cls, appointment: Appointment, rejection: Rejection | None) -> "Reservation":
+        """A new reservation: APPROVED exactly when approval granted it."""
+        at = appointment.decided_at
+        if rejection is None:
+            return cls(appointment, Status.APPROVED, None, [Placed(appointment, at)])
+        return cls(appointment, Status.REJECTED, rejection, [WasRejected(appointment, at, rejection)])
+
+    def is_about(self, request: Request) -> bool:
+        """Whether it is the answer to this request."""
+        a = self.appointment
+        return (a.hospital_id, a.date, a.vaccine_code) == (request.hospital_id, request.date, request.vaccine_code)
+
+    def request_cancellation(self, now: datetime) -> None:
+        """The customer gives it up; a repeat changes nothing. Raises Rejected or AppointmentPassed."""
+        if self.status in (Status.CANCEL_REQUESTED, Status.CANCELLED):
+            return
+        if self.status is Status.REJECTED:
+            raise Rejected("the reservation was rejected: there is nothing to cancel")
+        if self.appointment.has_passed(now):
+            raise AppointmentPassed(f"the appointment's day, {self.appointment.date}, has passed: it can no longer be cancelled")
+        self.status = Status.CANCEL_REQUESTED
+        self.events.append(CancellationRequested(self.appointment, now))
+
+    def complete(self) -> None:
+        """A dose is set aside. Comes it late, after the customer gave up, it changes nothing."""
+        if self.status is Status.APPROVED:
+            self.status = Status.COMPLETED
+
+    def cancel(self) -> None:
+        """Dose and place are given back."""
+        self.status = Status.CANCELLED
