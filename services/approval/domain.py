@@ -105,7 +105,7 @@ class Appointment:
     time_zone: str
     date: date
     vaccine_code: str
-    decided_at: datetime
+    decide_time: datetime
 
     def has_passed(self, now: datetime) -> bool:
         """Whether its day is over at the hospital."""
@@ -195,7 +195,7 @@ class Ledger:
 
     def _why_not(self, wanted: Appointment) -> Denial | None:
         active = self.active.get(wanted.customer_id)
-        if active is not None and not active.has_passed(wanted.decided_at):
+        if active is not None and not active.has_passed(wanted.decide_time):
             return Denial.ACTIVE_BOOKING
         day = self.days.get((wanted.hospital_id, wanted.date))
         if day is None or day.capacity == 0:

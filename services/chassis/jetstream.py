@@ -89,6 +89,13 @@ class Bus:
         await self._ensure_stream(STREAM, ["vaccination.*.v1.*"], allow_atomic=True)
         await self._ensure_stream(DEAD_LETTERS, [f"{DEAD_LETTERS}.*"])
 
+    async def forget(self, consumer: str) -> None:
+        """Deletes a durable consumer: made again, it begins at the stream's beginning."""
+        try:
+            await self.js.delete_consumer(STREAM, consumer)
+        except nats.js.errors.NotFoundError:
+            pass
+
     async def close(self) -> None:
         """Sends what is buffered (acknowledgements) and closes."""
         if self._nats is not None and self._nats.is_connected:

@@ -70,7 +70,9 @@ class Mongo:
             yield
         except PyMongoError as error:
             away = isinstance(error, ConnectionFailure | AutoReconnect | ExecutionTimeout | WTimeoutError) or error.timeout
-            transient = error.has_error_label("TransientTransactionError") or getattr(error, "code", None) in _SHUTTING_DOWN
+            # A commit whose fate is unknown is repeated by the caller: every transaction here is idempotent by state.
+            transient = any(map(error.has_error_label, ("TransientTransactionError", "UnknownTransactionCommitResult")))
+            transient = transient or getattr(error, "code", None) in _SHUTTING_DOWN
             if away or transient:
                 raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
             raise

@@ -3,6 +3,8 @@
 import base64
 import hashlib
 import json
+from collections.abc import Callable
+from typing import Any
 
 from .errors import InvalidPageToken
 
@@ -13,17 +15,17 @@ def encode(listing: str, *position: str) -> str:
     return base64.urlsafe_b64encode(body).decode()
 
 
-def decode(listing: str, token: str, parts: int) -> list[str] | None:
-    """The position in a token, None for the first page; raises InvalidPageToken for what `encode` did not make."""
+def decode(listing: str, token: str, *parts: Callable[[str], Any]) -> list[Any] | None:
+    """The position in a token, each part converted; None for the first page. Raises InvalidPageToken."""
     if not token:
         return None
     try:
         digest, *position = json.loads(base64.urlsafe_b64decode(token.encode("ascii")))
-    except (ValueError, TypeError):
-        digest, position = None, []
-    if digest != _digest(listing) or len(position) != parts or not all(isinstance(part, str) for part in position):
-        raise InvalidPageToken("not a token of this listing; use next_page_token as it came")
-    return position
+        if digest == _digest(listing):
+            return [convert(part) for convert, part in zip(parts, position, strict=True)]
+    except (ValueError, TypeError, AttributeError):
+        pass
+    raise InvalidPageToken("not a token of this listing; use next_page_token as it came")
 
 
 def _digest(listing: str) -> str:

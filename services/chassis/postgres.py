@@ -68,6 +68,13 @@ class Database:
         except _AWAY as error:
             raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
 
+    async def reset(self, migrations: Path) -> None:
+        """Drops everything the service has stored and makes its schema anew: for views, which can be rebuilt."""
+        await self.open(migrations)
+        async with self.transaction() as connection:
+            await connection.execute("DROP OWNED BY CURRENT_USER")
+        await self.open(migrations)
+
     async def close(self) -> None:
         """Closes every connection."""
         if self._pool is not None:

@@ -102,7 +102,7 @@ class Appointment:
     time_zone: str
     date: date
     vaccine_code: str
-    decided_at: datetime
+    decide_time: datetime
 
     def has_passed(self, now: datetime) -> bool:
         """Whether its day is over at the hospital."""
@@ -149,7 +149,7 @@ class Reservation:
     @classmethod
     def decided(cls, appointment: Appointment, rejection: Rejection | None) -> "Reservation":
         """A new reservation: APPROVED exactly when approval granted it."""
-        at = appointment.decided_at
+        at = appointment.decide_time
         if rejection is None:
             return cls(appointment, Status.APPROVED, None, [Placed(appointment, at)])
         return cls(appointment, Status.REJECTED, rejection, [WasRejected(appointment, at, rejection)])

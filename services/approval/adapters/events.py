@@ -5,6 +5,7 @@ from uuid import UUID
 
 from google.protobuf.message import Message
 
+from services.chassis.convert import to_message
 from services.chassis.jetstream import Event as Received
 from services.chassis.jetstream import Handler, Unprocessable
 from services.chassis.outbox import Outgoing
@@ -12,27 +13,12 @@ from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
 
 from ..application import Approval
-from ..domain import Appointment, Denied, Event, Granted, Released, UnknownDecision
-
-
-def appointment_message(appointment: Appointment) -> appointment_pb2.Appointment:
-    """An appointment as the contract writes it."""
-    message = appointment_pb2.Appointment(
-        reservation_id=str(appointment.reservation_id),
-        customer_id=appointment.customer_id,
-        hospital_id=appointment.hospital_id,
-        hospital_name=appointment.hospital_name,
-        time_zone=appointment.time_zone,
-        date=appointment.date.isoformat(),
-        vaccine_code=appointment.vaccine_code,
-    )
-    message.decide_time.FromDatetime(appointment.decided_at)
-    return message
+from ..domain import Denied, Event, Granted, Released, UnknownDecision
 
 
 def outgoing(event: Event) -> Outgoing:
     """An event on its way to the stream."""
-    at, message = event.appointment.decided_at, appointment_message(event.appointment)
+    at, message = event.appointment.decide_time, to_message(event.appointment, appointment_pb2.Appointment)
     body: Message
     match event:
         case Granted():

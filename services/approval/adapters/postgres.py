@@ -32,7 +32,7 @@ FROM unnest($1::text[], $2::date[], $3::int[]) AS d (hospital_id, date, n)
 WHERE days.hospital_id = d.hospital_id AND days.date = d.date"""
 
 DECIDE = """
-INSERT INTO decisions (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code, decided_at, denial)
+INSERT INTO decisions (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time, denial)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date[], $7::text[], $8::timestamptz[], $9::smallint[])"""
 
 # A booking whose day has passed gives way; a current one does not: then the rule was decided on what is no longer so.
@@ -174,7 +174,7 @@ async def _write_decisions(connection: Connection, ledger: Ledger, replaceable: 
     await connection.execute(
         DECIDE, [a.reservation_id for a in made], [a.customer_id for a in made], [a.hospital_id for a in made],
         [a.hospital_name for a in made], [a.time_zone for a in made], [a.date for a in made], [a.vaccine_code for a in made],
-        [a.decided_at for a in made], denials)  # fmt: skip
+        [a.decide_time for a in made], denials)  # fmt: skip
     if granted:
         done = await connection.execute(ACTIVATE, [a.customer_id for a in granted], [a.reservation_id for a in granted], list(replaceable))
         if int(done.split()[-1]) != len(granted):
@@ -195,5 +195,5 @@ def _events(events: Sequence[Event]) -> list[Outgoing]:
 def _decision(row: asyncpg.Record) -> Decision:
     appointment = Appointment(
         row["reservation_id"], row["customer_id"], row["hospital_id"], row["hospital_name"], row["time_zone"],
-        row["date"], row["vaccine_code"], row["decided_at"])  # fmt: skip
+        row["date"], row["vaccine_code"], row["decide_time"])  # fmt: skip
     return Decision(appointment, Denial(row["denial"]) if row["denial"] else None, row["released_at"])

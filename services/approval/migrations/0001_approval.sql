@@ -22,7 +22,7 @@ CREATE TABLE decisions (
     time_zone      text NOT NULL,
     date           date NOT NULL,
     vaccine_code   text NOT NULL,
-    decided_at     timestamptz NOT NULL,
+    decide_time     timestamptz NOT NULL,
     denial         smallint CHECK (denial BETWEEN 1 AND 3),
     released_at    timestamptz,
     CONSTRAINT only_a_granted_place_is_released CHECK (released_at IS NULL OR denial IS NULL)

@@ -7,6 +7,7 @@ from google.rpc import error_details_pb2
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Channel, Metadata
 
+from services.chassis.convert import from_message, to_message
 from services.chassis.edge import status_of
 from services.chassis.telemetry import traceparent
 from vaccination.approval.v1 import approval_service_pb2, approval_service_pb2_grpc
@@ -21,7 +22,7 @@ from ..domain import (
     ReservationError,
     UnknownHospital,
 )
-from .events import appointment, rejection
+from .events import rejection
 
 # What approval refuses to decide, by its ErrorInfo reason.
 REFUSALS: dict[str, type[ReservationError]] = {
@@ -39,25 +40,23 @@ class GrpcApproval:
     def __init__(self, channel: Channel, timeout: float, jitter: Callable[[], float] = random.random) -> None:
         self._stub = approval_service_pb2_grpc.ApprovalServiceStub(channel)
         self._timeout, self._jitter = timeout, jitter
+        self._unanswered = 0
 
     async def decide(self, request: Request) -> tuple[Appointment, Rejection | None]:
         """See Approval."""
-        message = approval_service_pb2.ApproveRequest(
-            reservation_id=str(request.reservation_id),
-            customer_id=request.customer_id,
-            hospital_id=request.hospital_id,
-            date=request.date.isoformat(),
-            vaccine_code=request.vaccine_code,
-        )
+        message = to_message(request, approval_service_pb2.ApproveRequest, reservation_id=str(request.reservation_id))
         try:
             answer = await self._stub.Approve(message, timeout=self._timeout, metadata=Metadata(("traceparent", traceparent.get())))
         except AioRpcError as error:
             raise self._refusal(error) from error
-        return appointment(answer.appointment), rejection(answer.denial_reason)
+        self._unanswered = 0
+        return from_message(answer.appointment, Appointment), rejection(answer.denial_reason)
 
     def _refusal(self, error: AioRpcError) -> Exception:
         if error.code() in NO_ANSWER:
-            return ApprovalBusy(retry_after=1.0 + self._jitter())
+            # Calls since the last answer stand for the load; jitter keeps the customers from coming back together.
+            self._unanswered += 1
+            return ApprovalBusy(retry_after=min(1.0 + self._unanswered / 50, 30.0) * (1.0 + self._jitter()))
         status, info, bad = status_of(error), error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         for detail in status.details if status else ():
             if not detail.Unpack(info):

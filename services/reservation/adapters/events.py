@@ -1,11 +1,10 @@
 """Reservation's events as the contract writes them, and the events it follows."""
 
 from collections.abc import Sequence
-from datetime import UTC, date
-from uuid import UUID
 
 from google.protobuf.message import Message
 
+from services.chassis.convert import from_message, to_message
 from services.chassis.jetstream import Event as Received
 from services.chassis.jetstream import Handler
 from services.chassis.outbox import Outgoing
@@ -17,28 +16,6 @@ from ..application import Followup
 from ..domain import Appointment, CancellationRequested, Event, Placed, Rejection, WasRejected
 
 
-def appointment_message(appointment: Appointment) -> appointment_pb2.Appointment:
-    """An appointment as the contract writes it."""
-    message = appointment_pb2.Appointment(
-        reservation_id=str(appointment.reservation_id),
-        customer_id=appointment.customer_id,
-        hospital_id=appointment.hospital_id,
-        hospital_name=appointment.hospital_name,
-        time_zone=appointment.time_zone,
-        date=appointment.date.isoformat(),
-        vaccine_code=appointment.vaccine_code,
-    )
-    message.decide_time.FromDatetime(appointment.decided_at)
-    return message
-
-
-def appointment(message: appointment_pb2.Appointment) -> Appointment:
-    """An appointment of the contract."""
-    return Appointment(
-        UUID(message.reservation_id), message.customer_id, message.hospital_id, message.hospital_name, message.time_zone,
-        date.fromisoformat(message.date), message.vaccine_code, message.decide_time.ToDatetime(UTC))  # fmt: skip
-
-
 def rejection(reason: int) -> Rejection | None:
     """A DenialReason of the contract."""
     return Rejection(reason) if reason else None
@@ -46,7 +23,7 @@ def rejection(reason: int) -> Rejection | None:
 
 def outgoing(event: Event) -> Outgoing:
     """An event on its way to the stream."""
-    message = appointment_message(event.appointment)
+    message = to_message(event.appointment, appointment_pb2.Appointment)
     body: Message
     match event:
         case Placed():
@@ -63,14 +40,14 @@ def handlers(followup: Followup) -> dict[type[Message], Handler]:
 
     async def decided(events: Sequence[Received]) -> None:
         await followup.decided(
-            [(appointment(e.message.appointment), rejection(getattr(e.message, "denial_reason", 0))) for e in events]
+            [(from_message(e.message.appointment, Appointment), rejection(getattr(e.message, "denial_reason", 0))) for e in events]
         )
 
     async def completed(events: Sequence[Received]) -> None:
-        await followup.completed([appointment(e.message.appointment) for e in events])
+        await followup.completed([from_message(e.message.appointment, Appointment) for e in events])
 
     async def cancelled(events: Sequence[Received]) -> None:
-        await followup.cancelled([appointment(e.message.appointment) for e in events])
+        await followup.cancelled([from_message(e.message.appointment, Appointment) for e in events])
 
     return {
         approval_events_pb2.ApprovalGranted: decided,

@@ -1,6 +1,6 @@
 """Reservation over gRPC."""
 
-from datetime import date, datetime
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -9,14 +9,14 @@ from grpc.aio import Server, ServicerContext
 
 from services.chassis import paging
 from services.chassis.caller import allow, caller
-from services.chassis.errors import Answer, Errors, InvalidFields
+from services.chassis.convert import calendar_day, to_message
+from services.chassis.errors import Answer, Errors
 from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2_grpc
 from vaccination.reservation.v1 import reservation_service_pb2 as pb
 
 from .. import domain
 from ..application import ReservationDesk
 from ..domain import ApprovalBusy, Request, Reservation
-from .events import appointment_message
 
 ERRORS = Errors(
     "vaccination.reservation",
@@ -45,10 +45,7 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
 
     @allow("customer")
     async def CreateReservation(self, request: pb.CreateReservationRequest, context: Context) -> pb.CreateReservationResponse:  # noqa: N802, D102
-        try:
-            day = date.fromisoformat(request.date)
-        except ValueError:
-            raise InvalidFields([("date", f"{request.date} is not a calendar day")]) from None
+        day = calendar_day("date", request.date)
         wanted = Request(caller().subject, UUID(request.request_id), request.hospital_id, day, request.vaccine_code)
         try:
             reservation = await self._desk.create(wanted)
@@ -66,13 +63,12 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
     @allow("customer")
     async def ListReservations(self, request: pb.ListReservationsRequest, context: Context) -> pb.ListReservationsResponse:  # noqa: N802, D102
         limit, listing = request.page_size or 20, f"reservations of {caller().subject}"
-        position = paging.decode(listing, request.page_token, 2)
-        after = (datetime.fromisoformat(position[0]), UUID(position[1])) if position else None
-        found = await self._desk.page(caller().subject, after, limit + 1)
+        after = paging.decode(listing, request.page_token, datetime.fromisoformat, UUID)
+        found = await self._desk.page(caller().subject, (after[0], after[1]) if after else None, limit + 1)
         token = ""
         if len(found) > limit:
             last = found[limit - 1].appointment
-            token = paging.encode(listing, last.decided_at.isoformat(), str(last.reservation_id))
+            token = paging.encode(listing, last.decide_time.isoformat(), str(last.reservation_id))
         return pb.ListReservationsResponse(reservations=[_message(r) for r in found[:limit]], next_page_token=token)
 
     @allow("customer")
@@ -82,17 +78,11 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
 
 
 def _message(reservation: Reservation) -> reservation_pb2.Reservation:
-    a = appointment_message(reservation.appointment)
-    return reservation_pb2.Reservation(
-        reservation_id=a.reservation_id,
-        hospital_id=a.hospital_id,
-        hospital_name=a.hospital_name,
-        date=a.date,
-        time_zone=a.time_zone,
-        vaccine_code=a.vaccine_code,
-        status=reservation.status.value,  # type: ignore[arg-type]
-        rejection_reason=reservation.rejection.value if reservation.rejection else 0,  # type: ignore[arg-type]
-        decide_time=a.decide_time,
+    return to_message(
+        reservation.appointment,
+        reservation_pb2.Reservation,
+        status=reservation.status.value,
+        rejection_reason=reservation.rejection.value if reservation.rejection else 0,
     )
 
 

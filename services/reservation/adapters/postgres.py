@@ -15,7 +15,7 @@ from .events import outgoing
 ADD = """
 WITH added AS (
     INSERT INTO reservations (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code,
-                              decided_at, status, rejection)
+                              decide_time, status, rejection)
     SELECT * FROM unnest($7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::date[], $13::text[],
                          $14::timestamptz[], $15::smallint[], $16::smallint[])
     ON CONFLICT DO NOTHING
@@ -35,8 +35,8 @@ WHERE reservations.reservation_id = c.reservation_id"""
 
 PAGE = """
 SELECT * FROM reservations
-WHERE customer_id = $1 AND ($2::timestamptz IS NULL OR (decided_at, reservation_id) < ($2, $3::uuid))
-ORDER BY decided_at DESC, reservation_id DESC LIMIT $4"""
+WHERE customer_id = $1 AND ($2::timestamptz IS NULL OR (decide_time, reservation_id) < ($2, $3::uuid))
+ORDER BY decide_time DESC, reservation_id DESC LIMIT $4"""
 
 
 class PostgresReservations:
@@ -55,7 +55,7 @@ class PostgresReservations:
                 ADD, *columns([outgoing(event) for r in unique for event in r.events]),
                 [a.reservation_id for a in of], [a.customer_id for a in of], [a.hospital_id for a in of],
                 [a.hospital_name for a in of], [a.time_zone for a in of], [a.date for a in of], [a.vaccine_code for a in of],
-                [a.decided_at for a in of], [r.status.value for r in unique],
+                [a.decide_time for a in of], [r.status.value for r in unique],
                 [r.rejection.value if r.rejection else None for r in unique])  # fmt: skip
         if done != "INSERT 0 0":
             self._wake()
@@ -92,5 +92,5 @@ class PostgresReservations:
 def _reservation(row: asyncpg.Record) -> Reservation:
     appointment = Appointment(
         row["reservation_id"], row["customer_id"], row["hospital_id"], row["hospital_name"], row["time_zone"],
-        row["date"], row["vaccine_code"], row["decided_at"])  # fmt: skip
+        row["date"], row["vaccine_code"], row["decide_time"])  # fmt: skip
     return Reservation(appointment, Status(row["status"]), Rejection(row["rejection"]) if row["rejection"] else None)

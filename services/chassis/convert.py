@@ -1,0 +1,59 @@
+"""Dataclasses to protobuf messages and back, field by field of the same name."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from datetime import UTC, date, datetime
+from enum import Enum
+from functools import cache
+from typing import Any, TypeVar, get_type_hints
+from uuid import UUID
+
+from google.protobuf.message import Message
+
+from .errors import InvalidFields
+
+M = TypeVar("M", bound=Message)
+D = TypeVar("D")
+
+_TO: dict[type, Callable[[Any], Any]] = {UUID: str, date: date.isoformat}
+_FROM: dict[type, Callable[[str, Any], Any]] = {
+    UUID: lambda _, text: UUID(text),
+    date: lambda name, text: calendar_day(name, text),
+    datetime: lambda _, time: time.ToDatetime(UTC),
+}
+
+
+def to_message(value: Any, cls: type[M], **others: Any) -> M:
+    """The message `cls` with the dataclass's fields that it has, and `others`.
+
+    UUIDs and dates become text, enums their numbers (the domain's enums have the contract's), None stays unset.
+    """
+    known = cls.DESCRIPTOR.fields_by_name
+    content = {}
+    for field in fields(value):
+        item = getattr(value, field.name)
+        if item is not None and field.name in known:
+            content[field.name] = item.value if isinstance(item, Enum) else _TO.get(type(item), _same)(item)
+    return cls(**content, **others)
+
+
+def from_message(message: Message, cls: type[D]) -> D:
+    """The dataclass `cls` from the message's fields of the same names; raises InvalidFields for a date that is none."""
+    return cls(**{name: convert(name, getattr(message, name)) for name, convert in _converters(cls)})
+
+
+def calendar_day(field: str, text: str) -> date:
+    """A date of the contract; raises InvalidFields for 2026-02-30."""
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        raise InvalidFields([(field, f"{text} is not a calendar day")]) from None
+
+
+@cache
+def _converters(cls: type[Any]) -> list[tuple[str, Callable[[str, Any], Any]]]:
+    return [(name, _FROM.get(kind, lambda _, item: item)) for name, kind in get_type_hints(cls).items()]
+
+
+def _same(item: Any) -> Any:
+    return item

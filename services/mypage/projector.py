@@ -1,0 +1,100 @@
+"""From events to rows. Any order and any repetition of the same events ends in the same rows:
+
+- the status is the furthest that any event tells of (the contract's numbers grow along the way);
+- the dose is what the event with the highest version tells of;
+- everything else is the appointment, which every event repeats.
+"""
+
+from collections.abc import Sequence
+from datetime import date
+from uuid import UUID
+
+from google.protobuf.message import Message
+
+from services.chassis.jetstream import Event, Handler
+from services.chassis.postgres import Database
+from vaccination.approval.v1 import approval_events_pb2 as approval
+from vaccination.reservation.v1 import reservation_events_pb2 as reservation
+from vaccination.reservation.v1 import reservation_pb2
+from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2 as vaccinemgmt
+
+Status = reservation_pb2.ReservationStatus
+STATUS: dict[type[Message], int] = {
+    approval.ApprovalGranted: Status.RESERVATION_STATUS_APPROVED,
+    approval.ApprovalDenied: Status.RESERVATION_STATUS_REJECTED,
+    reservation.ReservationPlaced: Status.RESERVATION_STATUS_APPROVED,
+    reservation.ReservationRejected: Status.RESERVATION_STATUS_REJECTED,
+    vaccinemgmt.ReservationWaiting: Status.RESERVATION_STATUS_APPROVED,
+    vaccinemgmt.ReservationCompleted: Status.RESERVATION_STATUS_COMPLETED,
+    reservation.CancellationRequested: Status.RESERVATION_STATUS_CANCEL_REQUESTED,
+    vaccinemgmt.CancellationCompleted: Status.RESERVATION_STATUS_CANCELLED,
+    approval.ApprovalReleased: Status.RESERVATION_STATUS_CANCELLED,
+}
+"""What mypage follows, and how far along the way each event is."""
+
+PROJECT = """
+INSERT INTO my_reservations
+SELECT DISTINCT ON (reservation_id)
+       reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
+       max(status) OVER same, max(rejection_reason) OVER same,
+       dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date[], $7::text[], $8::timestamptz[],
+            $9::smallint[], $10::smallint[], $11::int[], $12::text[], $13::text[], $14::text[], $15::date[], $16::date[], $17::int[])
+    AS e (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
+          status, rejection_reason, dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity)
+WINDOW same AS (PARTITION BY reservation_id)
+ORDER BY reservation_id, dose_version DESC
+ON CONFLICT (reservation_id) DO UPDATE SET
+    status = greatest(my_reservations.status, excluded.status),
+    rejection_reason = greatest(my_reservations.rejection_reason, excluded.rejection_reason),
+    (dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity) =
+        (SELECT d.* FROM (VALUES
+            (my_reservations.dose_version, my_reservations.vaccine_code, my_reservations.manufacturer, my_reservations.lot_number,
+             my_reservations.production_date, my_reservations.expiry_date, my_reservations.quantity),
+            (excluded.dose_version, excluded.vaccine_code, excluded.manufacturer, excluded.lot_number,
+             excluded.production_date, excluded.expiry_date, excluded.quantity)
+         ) AS d (v) ORDER BY d.v DESC LIMIT 1)"""
+
+REMEMBER = """
+INSERT INTO timeline (reservation_id, event, version, time)
+SELECT DISTINCT ON (e.reservation_id, e.event, e.version) * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[])
+    AS e (reservation_id, event, version, time)
+ORDER BY e.reservation_id, e.event, e.version, e.time
+ON CONFLICT DO NOTHING"""
+
+# Watchers in every replica hear of it when the transaction commits.
+CHANNEL = "my_reservations"
+TELL = f"SELECT pg_notify('{CHANNEL}', customer_id) FROM unnest($1::text[]) AS c (customer_id)"
+
+
+async def project(database: Database, events: Sequence[Event]) -> None:
+    """Brings the rows up to date, one transaction for all events."""
+    rows, entries = [], []
+    for event in events:
+        message, a = event.message, event.message.appointment
+        version = getattr(message, "version", 0)
+        dose = getattr(message, "dose", None)
+        reason = getattr(message, "denial_reason", 0) or getattr(message, "rejection_reason", 0)
+        rows.append(
+            (
+                UUID(a.reservation_id), a.customer_id, a.hospital_id, a.hospital_name, a.time_zone, date.fromisoformat(a.date),
+                a.vaccine_code, a.decide_time.ToDatetime(event.time.tzinfo), STATUS[type(message)], reason, version,
+                dose.vaccine_code if dose else "", dose.manufacturer if dose else "", dose.lot_number if dose else "",
+                date.fromisoformat(dose.production_date) if dose else None,
+                date.fromisoformat(dose.expiry_date) if dose else None, 1 if dose else 0,
+            )  # fmt: skip
+        )
+        entries.append((UUID(a.reservation_id), type(message).__name__, version, event.time))
+    async with database.transaction() as connection:
+        await connection.execute(PROJECT, *(list(column) for column in zip(*rows, strict=True)))
+        await connection.execute(REMEMBER, *(list(column) for column in zip(*entries, strict=True)))
+        await connection.execute(TELL, sorted({row[1] for row in rows}))
+
+
+def handlers(database: Database) -> dict[type[Message], Handler]:
+    """The projector for each event that mypage follows."""
+
+    async def handle(events: Sequence[Event]) -> None:
+        await project(database, events)
+
+    return dict.fromkeys(STATUS, handle)

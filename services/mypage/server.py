@@ -1,0 +1,80 @@
+"""MyPage over gRPC."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from grpc import StatusCode
+from grpc.aio import Server, ServicerContext
+
+from services.chassis import paging
+from services.chassis.caller import allow, caller
+from services.chassis.errors import Answer, Errors
+from services.chassis.postgres import Database
+from services.chassis.server import draining
+from vaccination.mypage.v1 import mypage_service_pb2 as pb
+from vaccination.mypage.v1 import mypage_service_pb2_grpc
+
+from . import queries
+from .queries import Changes
+
+WATCHED = 100
+Context = ServicerContext[Any, Any]
+
+
+class UnknownReservation(Exception):
+    """The customer has no such reservation."""
+
+
+ERRORS = Errors("vaccination.mypage", {UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id")})
+
+
+class MypageServicer(mypage_service_pb2_grpc.MypageServiceServicer):
+    """For customers."""
+
+    def __init__(self, database: Database, changes: Changes) -> None:
+        self._database, self._changes = database, changes
+
+    @allow("customer")
+    async def ListMyReservations(self, request: pb.ListMyReservationsRequest, context: Context) -> pb.ListMyReservationsResponse:  # noqa: N802, D102
+        listing = f"my reservations of {caller().subject}"
+        after = paging.decode(listing, request.page_token, datetime.fromisoformat, UUID)
+        found, last = await queries.page(self._database, caller().subject, (after[0], after[1]) if after else None, request.page_size or 20)
+        token = paging.encode(listing, last[0].isoformat(), str(last[1])) if last else ""
+        return pb.ListMyReservationsResponse(reservations=found, next_page_token=token)
+
+    @allow("customer")
+    async def GetMyReservation(self, request: pb.GetMyReservationRequest, context: Context) -> pb.GetMyReservationResponse:  # noqa: N802, D102
+        found = await queries.one(self._database, caller().subject, UUID(request.reservation_id))
+        if found is None:
+            raise UnknownReservation(f"you have no reservation {request.reservation_id}")
+        return pb.GetMyReservationResponse(reservation=found)
+
+    @allow("customer")
+    async def WatchMyReservations(  # noqa: N802, D102
+        self, request: pb.WatchMyReservationsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchMyReservationsResponse]:
+        customer_id, sent = caller().subject, None
+        ending = asyncio.create_task(draining.wait())
+        try:
+            with self._changes.of(customer_id) as changed:
+                while not draining.is_set():
+                    changed.clear()
+                    found, _ = await queries.page(self._database, customer_id, None, WATCHED)
+                    now = {r.reservation_id: r for r in found}
+                    news = [r for key, r in now.items() if sent is None or sent.get(key) != r]
+                    if news or sent is None:
+                        yield pb.WatchMyReservationsResponse(reservations=news)
+                    sent = now
+                    waiting = asyncio.create_task(changed.wait())
+                    await asyncio.wait([waiting, ending], return_when=asyncio.FIRST_COMPLETED)
+                    waiting.cancel()
+        finally:
+            ending.cancel()
+
+
+def register(server: Server, database: Database, changes: Changes) -> None:
+    """Adds mypage's service to a server."""
+    mypage_service_pb2_grpc.add_MypageServiceServicer_to_server(MypageServicer(database, changes), server)  # type: ignore[no-untyped-call]

@@ -1,0 +1,54 @@
+"""Vaccine management's composition root."""
+
+import asyncio
+from datetime import UTC, datetime
+
+from services.chassis.errors import StoreUnavailable
+from services.chassis.jetstream import Consumer
+from services.chassis.mongo import Mongo
+from services.chassis.outbox import LOOK_EVERY, Relay
+from services.chassis.server import Service, main
+from services.chassis.settings import Settings
+from services.chassis.telemetry import log
+
+from .adapters import events, grpc
+from .adapters.mongo import COLLECTIONS, INDEXES, MongoStock
+from .application import Vaccines
+
+
+async def serve_waiting(vaccines: Vaccines) -> None:
+    """Serves the waiting list when doses become free, and looks by itself: they may have in another replica."""
+    while True:
+        try:
+            await asyncio.wait_for(vaccines.freed(), LOOK_EVERY)
+        except TimeoutError:
+            pass
+        try:
+            if served := await vaccines.serve_waiting():
+                log.info("waiting list served", doses=served)
+        except StoreUnavailable:
+            log.warning("store away: the waiting list waits")
+
+
+async def vaccinemgmt() -> None:
+    """Wires vaccine management and serves it."""
+    settings = Settings.load()
+    service = Service("vaccinemgmt", settings, grpc.ERRORS)
+    mongo = Mongo(settings.database_url.get_secret_value())
+    relay = Relay(mongo, service.bus.publish)
+    vaccines = Vaccines(MongoStock(mongo, relay.wake), lambda: datetime.now(UTC))
+    grpc.register(service.server, vaccines)
+
+    async def close() -> None:
+        mongo.close()
+
+    await service.run(
+        open_store=lambda: mongo.open(COLLECTIONS, INDEXES),
+        close_store=close,
+        relay=relay,
+        consumer=Consumer(service.bus, service.name, events.handlers(vaccines)),
+        background=[serve_waiting(vaccines)],
+    )
+
+
+main(vaccinemgmt)

@@ -1,0 +1,109 @@
+"""Vaccine management over gRPC."""
+
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+from grpc import StatusCode
+from grpc.aio import Server, ServicerContext
+
+from services.chassis import paging
+from services.chassis.caller import allow, caller
+from services.chassis.convert import from_message, to_message
+from services.chassis.errors import Answer, Errors, InvalidFields
+from vaccination.vaccinemgmt.v1 import lot_pb2, vaccination_pb2, vaccinemgmt_service_pb2_grpc
+from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as pb
+
+from .. import domain
+from ..application import Vaccines
+from ..domain import Delivery, Lot, Vaccination
+
+ERRORS = Errors(
+    "vaccination.vaccinemgmt",
+    {
+        domain.ExpiryBeforeProduction: Answer(StatusCode.INVALID_ARGUMENT, "EXPIRY_BEFORE_PRODUCTION"),
+        domain.LotConflict: Answer(StatusCode.ALREADY_EXISTS, "LOT_CONFLICT"),
+        domain.UnknownVaccination: Answer(StatusCode.NOT_FOUND, "UNKNOWN_VACCINATION", "reservation_id"),
+        domain.UnknownLot: Answer(StatusCode.NOT_FOUND, "UNKNOWN_LOT", "lot_id"),
+        domain.VaccinationCancelled: Answer(StatusCode.FAILED_PRECONDITION, "VACCINATION_CANCELLED"),
+        domain.LotEmpty: Answer(StatusCode.FAILED_PRECONDITION, "LOT_EMPTY"),
+        domain.LotNotValid: Answer(StatusCode.FAILED_PRECONDITION, "LOT_NOT_VALID"),
+        domain.LotOtherVaccine: Answer(StatusCode.FAILED_PRECONDITION, "LOT_OTHER_VACCINE"),
+    },
+)
+Context = ServicerContext[Any, Any]
+MANAGERS = allow("manager", "operator")
+
+
+class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceServicer):
+    """For vaccine managers."""
+
+    def __init__(self, vaccines: Vaccines) -> None:
+        self._vaccines = vaccines
+
+    @MANAGERS
+    async def RegisterLots(self, request: pb.RegisterLotsRequest, context: Context) -> pb.RegisterLotsResponse:  # noqa: N802, D102
+        _own(request.hospital_id)
+        deliveries = []
+        for i, delivery in enumerate(request.deliveries):
+            try:
+                deliveries.append(from_message(delivery, Delivery))
+            except InvalidFields as error:
+                raise InvalidFields([(f"deliveries[{i}].{field}", problem) for field, problem in error.violations]) from None
+        lots, created = await self._vaccines.register(request.hospital_id, deliveries)
+        return pb.RegisterLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in lots], lots_created=created)
+
+    @MANAGERS
+    async def ListLots(self, request: pb.ListLotsRequest, context: Context) -> pb.ListLotsResponse:  # noqa: N802, D102
+        _own(request.hospital_id)
+        limit, listing = request.page_size or 100, f"lots of {request.hospital_id}"
+        after = paging.decode(listing, request.page_token, date.fromisoformat, UUID)
+        lots = await self._vaccines.lots(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
+        token = ""
+        if len(lots) > limit:
+            last: Lot = lots[limit - 1]
+            token = paging.encode(listing, last.expiry_date.isoformat(), str(last.lot_id))
+        return pb.ListLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in lots[:limit]], next_page_token=token)
+
+    @MANAGERS
+    async def GetVaccination(self, request: pb.GetVaccinationRequest, context: Context) -> pb.GetVaccinationResponse:  # noqa: N802, D102
+        vaccination = await self._vaccines.vaccination(UUID(request.reservation_id), _own)
+        return pb.GetVaccinationResponse(vaccination=_message(vaccination))
+
+    @MANAGERS
+    async def ListWaiting(self, request: pb.ListWaitingRequest, context: Context) -> pb.ListWaitingResponse:  # noqa: N802, D102
+        _own(request.hospital_id)
+        limit, listing = request.page_size or 100, f"waiting at {request.hospital_id}"
+        after = paging.decode(listing, request.page_token, datetime.fromisoformat, UUID)
+        waiting = await self._vaccines.waiting(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
+        token = ""
+        if len(waiting) > limit:
+            last = waiting[limit - 1].appointment
+            token = paging.encode(listing, last.decide_time.isoformat(), str(last.reservation_id))
+        return pb.ListWaitingResponse(vaccinations=[_message(v) for v in waiting[:limit]], next_page_token=token)
+
+    @MANAGERS
+    async def AssignLot(self, request: pb.AssignLotRequest, context: Context) -> pb.AssignLotResponse:  # noqa: N802, D102
+        vaccination = await self._vaccines.assign(UUID(request.reservation_id), UUID(request.lot_id), _own)
+        return pb.AssignLotResponse(vaccination=_message(vaccination))
+
+
+def _own(hospital_id: str) -> None:
+    caller().check_scope("hospital", hospital_id)
+
+
+def _message(vaccination: Vaccination) -> vaccination_pb2.Vaccination:
+    return to_message(
+        vaccination.appointment,
+        vaccination_pb2.Vaccination,
+        requested_vaccine_code=vaccination.appointment.vaccine_code,
+        status=vaccination.status.value,
+        dose=to_message(vaccination.dose, vaccination_pb2.Dose) if vaccination.dose else None,
+        quantity=vaccination.quantity,
+        version=vaccination.version,
+    )
+
+
+def register(server: Server, vaccines: Vaccines) -> None:
+    """Adds vaccine management's service to a server."""
+    vaccinemgmt_service_pb2_grpc.add_VaccinemgmtServiceServicer_to_server(VaccinemgmtServicer(vaccines), server)  # type: ignore[no-untyped-call]

@@ -1,0 +1,189 @@
+"""Lots and vaccinations in MongoDB."""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
+from datetime import date, datetime
+from typing import Any, TypeVar
+from uuid import UUID
+
+from motor.motor_asyncio import AsyncIOMotorClientSession
+from pymongo import ReplaceOne
+
+from services.chassis.mongo import Mongo
+
+from ..application import Ward
+from ..domain import Appointment, Dose, Lot, Status, Vaccination
+from .events import outgoing
+
+R = TypeVar("R")
+Document = dict[str, Any]
+
+COLLECTIONS: dict[str, Document] = {
+    "lots": {
+        "$expr": {
+            "$and": [
+                {"$gte": ["$free", 0]},
+                {"$gte": ["$used", 0]},
+                {"$eq": ["$received", {"$add": ["$free", "$used"]}]},
+                {"$lte": ["$production_date", "$expiry_date"]},
+            ]
+        }
+    },
+    "vaccinations": {
+        "$expr": {  # a dose exactly when completed, and then exactly one
+            "$and": [
+                {"$in": ["$status", [s.value for s in Status]]},
+                {"$eq": [{"$eq": ["$status", Status.COMPLETED.value]}, {"$ne": ["$dose", None]}]},
+                {"$eq": ["$quantity", {"$cond": [{"$eq": ["$status", Status.COMPLETED.value]}, 1, 0]}]},
+            ]
+        }
+    },
+}
+IN_ORDER = [("decide_time", 1), ("_id", 1)]
+INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
+    ("lots", [("hospital_id", 1), ("expiry_date", 1), ("_id", 1)], {}),
+    (
+        "vaccinations",
+        [("hospital_id", 1), *IN_ORDER],
+        {"name": "waiting_list", "partialFilterExpression": {"status": Status.WAITING.value}},
+    ),
+    ("outbox", [("time", 1)], {}),
+]
+
+
+class MongoStock:
+    """See application.Stock."""
+
+    def __init__(self, mongo: Mongo, wake: Callable[[], None]) -> None:
+        self._mongo, self._wake = mongo, wake
+        self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
+
+    async def transaction(self, work: Callable[[Ward], Awaitable[R]]) -> R:
+        """See Stock."""
+
+        async def run(session: AsyncIOMotorClientSession) -> R:
+            return await work(MongoWard(self._mongo, session))
+
+        result = await self._mongo.transaction(run)
+        self._wake()
+        return result
+
+    async def vaccination(self, reservation_id: UUID) -> Vaccination | None:
+        """See Stock."""
+        async with self._mongo.boundary():
+            row = await self._vaccinations.find_one({"_id": str(reservation_id)})
+        return _vaccination(row) if row else None
+
+    async def lots_page(self, hospital_id: str, after: tuple[date, UUID] | None, limit: int) -> Sequence[Lot]:
+        """See Stock."""
+        behind = _behind("expiry_date", after[0].isoformat(), after[1]) if after else {}
+        async with self._mongo.boundary():
+            rows = self._lots.find({"hospital_id": hospital_id, **behind}).sort([("expiry_date", 1), ("_id", 1)]).limit(limit)
+            return [_lot(row) async for row in rows]
+
+    async def waiting_page(self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Vaccination]:
+        """See Stock."""
+        behind = _behind("decide_time", *after) if after else {}
+        query = {"hospital_id": hospital_id, "status": Status.WAITING.value, **behind}
+        async with self._mongo.boundary():
+            return [_vaccination(row) async for row in self._vaccinations.find(query).sort(IN_ORDER).limit(limit)]
+
+    async def hospitals_to_serve(self) -> Sequence[str]:
+        """See Stock."""
+        async with self._mongo.boundary():
+            waiting = await self._vaccinations.distinct("hospital_id", {"status": Status.WAITING.value})
+            stocked = {"hospital_id": {"$in": waiting}, "free": {"$gt": 0}}
+            return sorted(await self._lots.distinct("hospital_id", stocked)) if waiting else []
+
+
+class MongoWard:
+    """See application.Ward."""
+
+    def __init__(self, mongo: Mongo, session: AsyncIOMotorClientSession) -> None:
+        self._mongo, self._session = mongo, session
+        self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
+
+    async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
+        """See Ward."""
+        rows = self._vaccinations.find({"_id": {"$in": [str(i) for i in ids]}}, session=self._session)
+        return {(v := _vaccination(row)).appointment.reservation_id: v async for row in rows}
+
+    async def waiting(self, hospital_id: str, lots: Sequence[Lot], since: date, limit: int) -> Sequence[Vaccination]:
+        """See Ward."""
+        suited = [
+            {
+                "vaccine_code": {"$in": ["", lot.vaccine_code]},
+                "date": {"$gte": max(since, lot.production_date).isoformat(), "$lte": lot.expiry_date.isoformat()},
+            }
+            for lot in lots
+        ]
+        query = {"hospital_id": hospital_id, "status": Status.WAITING.value, "$or": suited}
+        rows = self._vaccinations.find(query, session=self._session).sort(IN_ORDER).limit(limit)
+        return [_vaccination(row) async for row in rows]
+
+    async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
+        """See Ward."""
+        rows = self._lots.find({"hospital_id": hospital_id, "free": {"$gt": 0}}, session=self._session)
+        return [_lot(row) async for row in rows]
+
+    async def lots(self, ids: Sequence[UUID]) -> dict[UUID, Lot]:
+        """See Ward."""
+        rows = self._lots.find({"_id": {"$in": [str(i) for i in ids]}}, session=self._session)
+        return {(lot := _lot(row)).lot_id: lot async for row in rows}
+
+    async def save(self, vaccinations: Sequence[Vaccination], lots: Sequence[Lot]) -> None:
+        """See Ward."""
+        if lots:
+            await self._lots.bulk_write([_put(_lot_document(lot)) for lot in lots], session=self._session)
+        if vaccinations:
+            await self._vaccinations.bulk_write([_put(_vaccination_document(v)) for v in vaccinations], session=self._session)
+        await self._mongo.enqueue(self._session, [outgoing(event) for v in vaccinations for event in v.events])
+
+
+def _put(document: Document) -> ReplaceOne[Document]:
+    return ReplaceOne({"_id": document["_id"]}, document, upsert=True)
+
+
+def _behind(name: str, value: Any, key: UUID) -> Document:
+    return {"$or": [{name: {"$gt": value}}, {name: value, "_id": {"$gt": str(key)}}]}
+
+
+def _texts(document: Document) -> Document:
+    """Ids and days as text: readable in the shell, and days compare as they should."""
+    return {k: str(v) if isinstance(v, UUID | date) and not isinstance(v, datetime) else v for k, v in document.items()}
+
+
+def _lot_document(lot: Lot) -> Document:
+    fields = _texts(asdict(lot))
+    return {"_id": fields.pop("lot_id"), **fields}
+
+
+def _lot(row: Document) -> Lot:
+    fields = {k: v for k, v in row.items() if k != "_id"}
+    return Lot(lot_id=UUID(row["_id"]), **fields | _dates(row, "production_date", "expiry_date"))
+
+
+def _vaccination_document(vaccination: Vaccination) -> Document:
+    fields = _texts(asdict(vaccination.appointment))
+    return {
+        "_id": fields.pop("reservation_id"),
+        **fields,
+        "status": vaccination.status.value,
+        "dose": _texts(asdict(vaccination.dose)) if vaccination.dose else None,
+        "quantity": vaccination.quantity,
+        "version": vaccination.version,
+    }
+
+
+def _vaccination(row: Document) -> Vaccination:
+    appointment = Appointment(
+        UUID(row["_id"]), row["customer_id"], row["hospital_id"], row["hospital_name"], row["time_zone"],
+        date.fromisoformat(row["date"]), row["vaccine_code"], row["decide_time"])  # fmt: skip
+    dose = row["dose"]
+    if dose is not None:
+        dose = Dose(**dose | _dates(dose, "production_date", "expiry_date") | {"lot_id": UUID(dose["lot_id"])})
+    return Vaccination(appointment, Status(row["status"]), dose, row["version"])
+
+
+def _dates(row: Document, *names: str) -> dict[str, date]:
+    return {name: date.fromisoformat(row[name]) for name in names}

@@ -1,0 +1,194 @@
+"""Vaccine management's use cases, and the port to its store."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import date, datetime, timedelta
+from typing import Protocol, TypeVar
+from uuid import UUID
+
+from .domain import (
+    Appointment,
+    Delivery,
+    Lot,
+    LotConflict,
+    UnknownLot,
+    UnknownVaccination,
+    Vaccination,
+    give_out,
+)
+
+R = TypeVar("R")
+Clock = Callable[[], datetime]
+# Doses given out in one transaction: it holds the hospital's lots for as long as it takes.
+GIVE_OUT = 500
+
+
+class Ward(Protocol):
+    """What one transaction sees and changes."""
+
+    async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
+        """Those that are there."""
+
+    async def waiting(self, hospital_id: str, lots: Sequence[Lot], since: date, limit: int) -> Sequence[Vaccination]:
+        """The first to have come of those whom one of the lots suits, with an appointment on `since` or later."""
+
+    async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
+        """Lots with a free dose."""
+
+    async def lots(self, ids: Sequence[UUID]) -> dict[UUID, Lot]:
+        """Those that are there."""
+
+    async def save(self, vaccinations: Sequence[Vaccination], lots: Sequence[Lot]) -> None:
+        """Writes what is new or changed, and the events."""
+
+
+class Stock(Protocol):
+    """Where lots and vaccinations are kept."""
+
+    async def transaction(self, work: Callable[[Ward], Awaitable[R]]) -> R:
+        """Runs `work`, again from the start when another transaction was in its way, and commits it with its events."""
+
+    async def vaccination(self, reservation_id: UUID) -> Vaccination | None:
+        """Reads one."""
+
+    async def lots_page(self, hospital_id: str, after: tuple[date, UUID] | None, limit: int) -> Sequence[Lot]:
+        """Reads a hospital's lots, first to expire first, behind a position."""
+
+    async def waiting_page(self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Vaccination]:
+        """Reads a hospital's waiting list, first come first, behind a position."""
+
+    async def hospitals_to_serve(self) -> Sequence[str]:
+        """Hospitals where somebody waits while a dose is free."""
+
+
+class Vaccines:
+    """What vaccine management does."""
+
+    def __init__(self, stock: Stock, clock: Clock) -> None:
+        self._stock, self._clock = stock, clock
+        self._freed = asyncio.Event()
+
+    async def admit(self, appointments: Sequence[Appointment]) -> None:
+        """Approval granted these: each gets a dose if one suits, else waits visibly; what is known already stays."""
+
+        async def work(ward: Ward) -> None:
+            known = await ward.vaccinations([a.reservation_id for a in appointments])
+            new = {a.reservation_id: Vaccination(a) for a in appointments if a.reservation_id not in known}
+            changed: dict[UUID, Vaccination] = {}
+            touched: list[Lot] = []
+            for hospital_id in sorted({v.appointment.hospital_id for v in new.values()}):
+                newcomers = [v for v in new.values() if v.appointment.hospital_id == hospital_id]
+                served, lots = await self._serve(ward, hospital_id, newcomers)
+                changed |= {v.appointment.reservation_id: v for v in served}
+                touched += lots
+            for vaccination in new.values():
+                if vaccination.dose is None:
+                    vaccination.wait()
+            await ward.save(list((changed | new).values()), touched)
+
+        await self._stock.transaction(work)
+
+    async def cancel(self, appointments: Sequence[Appointment]) -> None:
+        """The customers gave these up: doses go back; a cancellation that comes before approval's word waits for it."""
+
+        async def work(ward: Ward) -> None:
+            known = await ward.vaccinations([a.reservation_id for a in appointments])
+            given_up = {a.reservation_id: known.get(a.reservation_id) or Vaccination(a) for a in appointments}
+            lots = await ward.lots(list({v.dose.lot_id for v in given_up.values() if v.dose}))
+            for vaccination in given_up.values():
+                if back := vaccination.cancel():
+                    lots[back].put_back()
+            await ward.save([v for v in given_up.values() if v.events], list(lots.values()))
+
+        await self._stock.transaction(work)
+        self._freed.set()
+
+    async def register(self, hospital_id: str, deliveries: Sequence[Delivery]) -> tuple[Sequence[Lot], int]:
+        """Takes deliveries into stock, all or none; returns the lots as they are, and how many are new."""
+        arrived = [Lot.of(hospital_id, d, f"deliveries[{i}]") for i, d in enumerate(deliveries)]
+
+        async def work(ward: Ward) -> tuple[Sequence[Lot], int]:
+            lots = await ward.lots([lot.lot_id for lot in arrived])
+            new: dict[UUID, Lot] = {}
+            for i, lot in enumerate(arrived):
+                present = lots.setdefault(lot.lot_id, lot)
+                if present is lot:
+                    new[lot.lot_id] = lot
+                elif not present.is_same_delivery(lot):
+                    raise LotConflict(f"deliveries[{i}]", f"lot {lot.lot_number} is registered with another quantity or other dates")
+            await ward.save([], list(new.values()))
+            return [lots[lot.lot_id] for lot in arrived], len(new)
+
+        result = await self._stock.transaction(work)
+        self._freed.set()
+        return result
+
+    async def assign(self, reservation_id: UUID, lot_id: UUID, may: Callable[[str], None]) -> Vaccination:
+        """The manager chooses the lot. `may` raises unless the caller may act for the hospital."""
+
+        async def work(ward: Ward) -> Vaccination:
+            vaccination = (await ward.vaccinations([reservation_id])).get(reservation_id)
+            if vaccination is None:
+                raise UnknownVaccination(f"vaccine management does not know {reservation_id}")
+            hospital_id = vaccination.appointment.hospital_id
+            may(hospital_id)
+            present = vaccination.dose.lot_id if vaccination.dose else lot_id
+            lots = await ward.lots(list({lot_id, present}))
+            if lot_id not in lots or lots[lot_id].hospital_id != hospital_id:
+                raise UnknownLot(f"no such lot at hospital {hospital_id}")
+            vaccination.assign(lots[lot_id], lots[present] if vaccination.dose else None)
+            if vaccination.events:
+                await ward.save([vaccination], list(lots.values()))
+            return vaccination
+
+        vaccination = await self._stock.transaction(work)
+        self._freed.set()  # of the lot it had before
+        return vaccination
+
+    async def vaccination(self, reservation_id: UUID, may: Callable[[str], None]) -> Vaccination:
+        """The dose side of a reservation. `may` raises unless the caller may act for the hospital."""
+        vaccination = await self._stock.vaccination(reservation_id)
+        if vaccination is None:
+            raise UnknownVaccination(f"vaccine management does not know {reservation_id}")
+        may(vaccination.appointment.hospital_id)
+        return vaccination
+
+    async def lots(self, hospital_id: str, after: tuple[date, UUID] | None, limit: int) -> Sequence[Lot]:
+        """A hospital's lots, first to expire first."""
+        return await self._stock.lots_page(hospital_id, after, limit)
+
+    async def waiting(self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Vaccination]:
+        """A hospital's waiting list, first come first."""
+        return await self._stock.waiting_page(hospital_id, after, limit)
+
+    async def serve_waiting(self) -> int:
+        """Gives free doses to those who wait, everywhere; returns how many got one."""
+        total = 0
+        for hospital_id in await self._stock.hospitals_to_serve():
+
+            async def work(ward: Ward, hospital_id: str = hospital_id) -> int:
+                served, lots = await self._serve(ward, hospital_id, [])
+                if served:
+                    await ward.save(served, lots)
+                return len(served)
+
+            while served := await self._stock.transaction(work):
+                total += served
+        return total
+
+    async def freed(self) -> None:
+        """Waits until doses may have become free in this process."""
+        await self._freed.wait()
+        self._freed.clear()
+
+    async def _serve(self, ward: Ward, hospital_id: str, newcomers: Sequence[Vaccination]) -> tuple[list[Vaccination], Sequence[Lot]]:
+        """Newcomers queue behind those who wait. Who got a dose, and the lots it came from."""
+        lots = await ward.free_lots(hospital_id)
+        if not lots:
+            return [], []
+        now = self._clock()
+        earliest = (now - timedelta(days=1)).date()  # today somewhere on earth; the domain knows where
+        queue = [*await ward.waiting(hospital_id, lots, earliest, GIVE_OUT), *newcomers]
+        before = {lot.lot_id: lot.free for lot in lots}
+        served = give_out(queue, lots, now)
+        return served, [lot for lot in lots if lot.free != before[lot.lot_id]]
