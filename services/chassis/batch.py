@@ -49,7 +49,7 @@ class Batcher(Generic[T, R]):
         traces_by_key.set({self._key(item): trace for item, trace, _ in batch})
         try:
             results = await self._write([item for item, _, _ in batch])
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:
             if len(batch) > 1 and not isinstance(error, StoreUnavailable):
                 for single in batch:
                     await self._one([single])

@@ -74,5 +74,7 @@ def admit(metadata: Mapping[str, str], roles: frozenset[str]) -> None:
     if not 1 <= len(who.subject) <= 128:
         raise Unauthenticated("the token's subject must have 1 to 128 characters")
     if not who.roles & roles:
-        raise RoleNotAllowed(f"this call is for {' or '.join(sorted(roles))}; the token has {', '.join(sorted(who.roles)) or 'no role'}")
+        raise RoleNotAllowed(
+            f"this call is for {' or '.join(sorted(roles))}; the token has {', '.join(sorted(who.roles)) or 'no role'}"
+        )
     _current.set(who)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import fields
 from datetime import UTC, date, datetime
 from enum import Enum
-from functools import cache
+from functools import lru_cache
 from typing import Any, TypeVar, get_type_hints
 from uuid import UUID
 
@@ -39,7 +39,8 @@ def to_message(value: Any, cls: type[M], **others: Any) -> M:
 
 def from_message(message: Message, cls: type[D]) -> D:
     """The dataclass `cls` from the message's fields of the same names; raises InvalidFields for a date that is none."""
-    return cls(**{name: convert(name, getattr(message, name)) for name, convert in _converters(cls)})
+    converters = _converters(cls)  # type: ignore[arg-type] # a class is hashable
+    return cls(**{name: convert(name, getattr(message, name)) for name, convert in converters})
 
 
 def calendar_day(field: str, text: str) -> date:
@@ -50,8 +51,8 @@ def calendar_day(field: str, text: str) -> date:
         raise InvalidFields([(field, f"{text} is not a calendar day")]) from None
 
 
-@cache
-def _converters(cls: type[Any]) -> list[tuple[str, Callable[[str, Any], Any]]]:
+@lru_cache
+def _converters(cls: Any) -> list[tuple[str, Callable[[str, Any], Any]]]:
     return [(name, _FROM.get(kind, lambda _, item: item)) for name, kind in get_type_hints(cls).items()]
 
 

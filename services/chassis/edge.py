@@ -33,7 +33,7 @@ def violations(message: Message) -> list[tuple[str, str]]:
     return found
 
 
-class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class Edge(grpc.aio.ServerInterceptor):
     """Stands around every method of the server."""
 
     def __init__(self, errors: Errors) -> None:
@@ -82,7 +82,7 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
             with _Observed(method) as observed:
                 try:
                     return await asyncio.shield(task)
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:
                     await self._abort(error, context, observed)
 
         async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
@@ -91,10 +91,13 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
                     enter(request, context)
                     async for response in serving(request, context):
                         yield response
-                except Exception as error:  # noqa: BLE001
+                except Exception as error:
                     await self._abort(error, context, observed)
 
-        codec = {"request_deserializer": handler.request_deserializer, "response_serializer": handler.response_serializer}
+        codec = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
         if handler.unary_stream:
             return grpc.unary_stream_rpc_method_handler(stream, **codec)
         return grpc.unary_unary_rpc_method_handler(unary, **codec)
@@ -104,7 +107,9 @@ class Edge(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         if not task.cancelled():
             task.exception()  # seen: nobody awaits it when the client has gone
 
-    async def _abort(self, error: Exception, context: grpc.aio.ServicerContext[Any, Any], observed: "_Observed") -> None:
+    async def _abort(
+        self, error: Exception, context: grpc.aio.ServicerContext[Any, Any], observed: "_Observed"
+    ) -> None:
         if isinstance(error, grpc.aio.AbortError):
             raise error
         code, observed.reason, status = to_status(error, self._errors)
@@ -136,5 +141,5 @@ def status_of(error: grpc.aio.AioRpcError) -> status_pb2.Status | None:
     """The google.rpc.Status that came with an error from another service, if one did."""
     for key, value in error.trailing_metadata() or ():
         if key == "grpc-status-details-bin":
-            return status_pb2.Status.FromString(value)  # type: ignore[arg-type]
+            return status_pb2.Status.FromString(value)
     return None

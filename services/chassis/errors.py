@@ -130,7 +130,12 @@ def to_status(error: Exception, errors: Errors) -> tuple[StatusCode, str, status
     return answer.code, reason, status_pb2.Status(code=answer.code.value[0], message=message, details=details)
 
 
-def _packed(message: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo | error_details_pb2.LocalizedMessage) -> Any:
+def _packed(
+    message: error_details_pb2.ErrorInfo
+    | error_details_pb2.BadRequest
+    | error_details_pb2.RetryInfo
+    | error_details_pb2.LocalizedMessage,
+) -> Any:
     packed = Any()
     packed.Pack(message)
     return packed

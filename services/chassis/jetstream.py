@@ -107,7 +107,9 @@ class Bus:
         """Returns when the stream has all of them; raises PublishFailed when that is not known."""
         try:
             if len(rows) == 1 or not await self._publish_atomic(rows):
-                await asyncio.gather(*(self.js.publish(row.subject, row.payload, headers=row.headers()) for row in rows))
+                await asyncio.gather(
+                    *(self.js.publish(row.subject, row.payload, headers=row.headers()) for row in rows)
+                )
         except (nats.errors.Error, APIError, OSError, TimeoutError) as error:
             raise PublishFailed(type(error).__name__) from error
 
@@ -146,7 +148,9 @@ class Bus:
             "duplicate_window": 120_000_000_000,
             **options,
         }
-        reply = await self._connection().request(f"$JS.API.STREAM.CREATE.{name}", json.dumps(config).encode(), timeout=10)
+        reply = await self._connection().request(
+            f"$JS.API.STREAM.CREATE.{name}", json.dumps(config).encode(), timeout=10
+        )
         error = json.loads(reply.data).get("error")
         if error and error.get("err_code") != 10058:  # exists, made by another version: an operator's to change
             raise PublishFailed(f"stream {name}: {error.get('description')}")
@@ -205,7 +209,9 @@ class Consumer:
                         await asyncio.wait([stopping], timeout=1.0)
                         continue
                 getting = asyncio.create_task(self._inbox.get())
-                done, _ = await asyncio.wait([getting, stopping], timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED)
+                done, _ = await asyncio.wait(
+                    [getting, stopping], timeout=HEARTBEAT, return_when=asyncio.FIRST_COMPLETED
+                )
                 if getting not in done:
                     getting.cancel()
                     continue
@@ -290,7 +296,7 @@ class Consumer:
                     return  # draining: not acknowledged, so another replica will have them
                 except TimeoutError:
                     pause = min(pause * 2, ACK_WAIT / 3)
-            except Exception as error:  # noqa: BLE001
+            except Exception as error:
                 if len(run) > 1:
                     for one in run:
                         await self._handle_run(handler, [one])
@@ -310,7 +316,13 @@ class Consumer:
         body = self._handlers[message.subject][0]()
         try:
             body.ParseFromString(message.data)
-            event = Event(headers["ce-id"], headers["ce-subject"], message.subject, datetime.fromisoformat(headers["ce-time"]), body)
+            event = Event(
+                headers["ce-id"],
+                headers["ce-subject"],
+                message.subject,
+                datetime.fromisoformat(headers["ce-time"]),
+                body,
+            )
         except (DecodeError, KeyError, ValueError) as error:
             raise Unprocessable(f"undecodable: {type(error).__name__}") from error
         if broken := violations(body):
@@ -339,5 +351,10 @@ class Consumer:
         }
         await self._bus.js.publish(f"{DEAD_LETTERS}.{self._name}", message.data, headers=headers)
         events_dead.labels(message.subject).inc()
-        log.error("event moved to the dead letters", consumer=self._name, subject=message.subject, sequence=metadata.sequence.stream)
+        log.error(
+            "event moved to the dead letters",
+            consumer=self._name,
+            subject=message.subject,
+            sequence=metadata.sequence.stream,
+        )
         await message.term()

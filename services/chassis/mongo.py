@@ -5,15 +5,27 @@ docs/decisions/0003.
 """
 
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
-from motor.motor_asyncio import AsyncIOMotorClient, AsyncIOMotorClientSession, AsyncIOMotorCollection, AsyncIOMotorDatabase
+from motor.motor_asyncio import (
+    AsyncIOMotorClient,
+    AsyncIOMotorClientSession,
+    AsyncIOMotorCollection,
+    AsyncIOMotorDatabase,
+)
 from pymongo import ReadPreference, WriteConcern
-from pymongo.errors import AutoReconnect, ConnectionFailure, ExecutionTimeout, OperationFailure, PyMongoError, WTimeoutError
+from pymongo.errors import (
+    AutoReconnect,
+    ConnectionFailure,
+    ExecutionTimeout,
+    OperationFailure,
+    PyMongoError,
+    WTimeoutError,
+)
 from pymongo.read_concern import ReadConcern
 
 from .errors import StoreUnavailable
@@ -43,7 +55,11 @@ class Mongo:
         self.database: AsyncIOMotorDatabase[dict[str, Any]] = self._client.get_default_database()
         self.outbox: AsyncIOMotorCollection[dict[str, Any]] = self.database["outbox"]
 
-    async def open(self, collections: dict[str, dict[str, Any]], indexes: Sequence[tuple[str, list[tuple[str, int]], dict[str, Any]]]) -> None:
+    async def open(
+        self,
+        collections: dict[str, dict[str, Any]],
+        indexes: Sequence[tuple[str, list[tuple[str, int]], dict[str, Any]]],
+    ) -> None:
         """Makes collections with their validators and indexes, or brings them up to date; raises StoreUnavailable."""
         async with self.boundary():
             existing = set(await self.database.list_collection_names())
@@ -69,7 +85,9 @@ class Mongo:
         try:
             yield
         except PyMongoError as error:
-            away = isinstance(error, ConnectionFailure | AutoReconnect | ExecutionTimeout | WTimeoutError) or error.timeout
+            away = (
+                isinstance(error, ConnectionFailure | AutoReconnect | ExecutionTimeout | WTimeoutError) or error.timeout
+            )
             # A commit whose fate is unknown is repeated by the caller: every transaction here is idempotent by state.
             transient = any(map(error.has_error_label, ("TransientTransactionError", "UnknownTransactionCommitResult")))
             transient = transient or getattr(error, "code", None) in _SHUTTING_DOWN
@@ -77,7 +95,7 @@ class Mongo:
                 raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
             raise
 
-    async def transaction(self, work: Callable[[AsyncIOMotorClientSession], Awaitable[R]]) -> R:
+    async def transaction(self, work: Callable[[AsyncIOMotorClientSession], Coroutine[Any, Any, R]]) -> R:
         """Runs `work` in a snapshot transaction and commits it; again from the start if another one was in its way."""
         async with self.boundary(), await self._client.start_session() as session:
             result: R = await session.with_transaction(
@@ -103,7 +121,9 @@ class Mongo:
             yield [Outgoing(r["_id"], r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows]
         except BaseException:
             async with self.boundary():
-                await self.outbox.update_many({"held_by": lease}, {"$set": {"held_until": datetime.fromtimestamp(0, UTC)}})
+                await self.outbox.update_many(
+                    {"held_by": lease}, {"$set": {"held_until": datetime.fromtimestamp(0, UTC)}}
+                )
             raise
         async with self.boundary():
             if rows:

@@ -41,7 +41,14 @@ class Outgoing:
     def of(cls, key: str, at: datetime, message: Message) -> "Outgoing":
         """Wraps an event message that happened at `at` to the aggregate `key`."""
         trace = traces_by_key.get().get(key) or traceparent.get()
-        return cls(str(uuid.uuid4()), key, message.DESCRIPTOR.full_name, at, trace, message.SerializeToString(deterministic=True))
+        return cls(
+            str(uuid.uuid4()),
+            key,
+            message.DESCRIPTOR.full_name,
+            at,
+            trace,
+            message.SerializeToString(deterministic=True),
+        )
 
     def headers(self) -> dict[str, str]:
         """CloudEvents in binary mode, and NATS' deduplication key."""
@@ -87,8 +94,12 @@ class Relay:
                 while await self.publish_some() == BATCH:
                     pass
                 pause = LOOK_EVERY
-            except Exception as error:  # noqa: BLE001
-                log.warning("outbox not published", error=type(error).__name__, expected=isinstance(error, StoreUnavailable | OSError | TimeoutError))
+            except Exception as error:
+                log.warning(
+                    "outbox not published",
+                    error=type(error).__name__,
+                    expected=isinstance(error, StoreUnavailable | OSError | TimeoutError),
+                )
                 pause = min(pause * 2, 5.0)
                 await asyncio.sleep(pause)
                 continue

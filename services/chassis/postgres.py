@@ -2,8 +2,9 @@
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import asyncpg
 
@@ -72,7 +73,10 @@ class Database:
         """Drops everything the service has stored and makes its schema anew: for views, which can be rebuilt."""
         await self.open(migrations)
         async with self.transaction() as connection:
-            await connection.execute("DROP OWNED BY CURRENT_USER")
+            for row in await connection.fetch(
+                "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'"
+            ):
+                await connection.execute(f"DROP TABLE {row[0]} CASCADE")
         await self.open(migrations)
 
     async def close(self) -> None:
@@ -103,19 +107,23 @@ class Database:
         async with self.transaction() as connection:
             rows = await connection.fetch(TAKE, limit)
             rows.sort(key=lambda row: row["sequence"])
-            yield [Outgoing(str(r["id"]), r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows]
+            yield [
+                Outgoing(str(r["id"]), r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows
+            ]
 
 
-def columns(rows: Sequence[Outgoing]) -> tuple[list[object], ...]:
-    """The arguments of ENQUEUE."""
-    return ([r.id for r in rows], [r.key for r in rows], [r.subject for r in rows], [r.time for r in rows],
-            [r.traceparent for r in rows], [r.payload for r in rows])  # fmt: skip
+def columns(items: Sequence[object], *names: str) -> list[list[Any]]:
+    """A list per attribute, as unnest() takes rows; an Enum by its value."""
+    return [[v.value if isinstance(v := getattr(item, name), Enum) else v for item in items] for name in names]
+
+
+OUTBOX_COLUMNS = ("id", "key", "subject", "time", "traceparent", "payload")
 
 
 async def enqueue(connection: Connection, rows: Sequence[Outgoing]) -> None:
     """Writes events beside the state they tell of, in the caller's transaction."""
     if rows:
-        await connection.execute(ENQUEUE, *columns(rows))
+        await connection.execute(ENQUEUE, *columns(rows, *OUTBOX_COLUMNS))
 
 
 async def _migrate(connection: Connection, folder: Path) -> None:
@@ -123,10 +131,12 @@ async def _migrate(connection: Connection, folder: Path) -> None:
     key = int.from_bytes(b"migrate", "big") % 2**62
     await connection.execute("SELECT pg_advisory_lock($1)", key)
     try:
-        await connection.execute("CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())")
+        await connection.execute(
+            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"
+        )
         await connection.execute(OUTBOX)
         done = {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
-        for file in sorted(folder.glob("*.sql")):
+        for file in sorted(folder.glob("*.sql")):  # noqa: ASYNC240 - at start, before anything is served
             if file.name not in done:
                 async with connection.transaction():
                     await connection.execute(file.read_text())

@@ -51,7 +51,13 @@ class Service:
         )
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
-        self.bus = Bus(settings.nats_url, settings.nats_user, settings.nats_password.get_secret_value(), name, settings.stream_replicas)
+        self.bus = Bus(
+            settings.nats_url,
+            settings.nats_user,
+            settings.nats_password.get_secret_value(),
+            name,
+            settings.stream_replicas,
+        )
 
     async def run(
         self,
@@ -119,7 +125,11 @@ class Service:
                 return
 
     async def _drain(
-        self, relay: Relay | None, consumer: Consumer | None, consuming: asyncio.Task[None] | None, tasks: list[asyncio.Task[None]]
+        self,
+        relay: Relay | None,
+        consumer: Consumer | None,
+        consuming: asyncio.Task[None] | None,
+        tasks: list[asyncio.Task[None]],
     ) -> None:
         log.info("draining")
         await self._health.set(self.name, health_pb2.HealthCheckResponse.NOT_SERVING)

@@ -13,9 +13,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
-    listen: str = "0.0.0.0:8080"  # noqa: S104 - in a pod; the sidecar and the probes come from outside
+    listen: str = "0.0.0.0:8080"
     """Address of the gRPC server, host:port."""
-    metrics_listen: str = "0.0.0.0:9090"  # noqa: S104
+    metrics_listen: str = "0.0.0.0:9090"
     """Address of the Prometheus endpoint, host:port."""
     database_url: SecretStr
     """The service's own store; a file in SECRETS_DIR."""

@@ -22,8 +22,12 @@ events_published = Counter("events_published_total", "Events that the stream ack
 events_handled = Counter("events_handled_total", "Events whose effect is committed.", ["subject"])
 events_failed = Counter("events_failed_total", "Deliveries that will be tried again.", ["subject"])
 events_dead = Counter("events_dead_total", "Events moved to the dead letters.", ["subject"])
-batch_size = Histogram("batch_size", "Items in one transaction.", ["batch"], buckets=(1, 2, 5, 10, 20, 50, 100, 256, 512))
-outbox_oldest = Histogram("outbox_seconds", "From an event's commit to its acknowledgement, in seconds.", buckets=_BUCKETS)
+batch_size = Histogram(
+    "batch_size", "Items in one transaction.", ["batch"], buckets=(1, 2, 5, 10, 20, 50, 100, 256, 512)
+)
+outbox_oldest = Histogram(
+    "outbox_seconds", "From an event's commit to its acknowledgement, in seconds.", buckets=_BUCKETS
+)
 
 
 def start(service: str, level: str, metrics_listen: str) -> None:

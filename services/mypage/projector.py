@@ -39,9 +39,11 @@ SELECT DISTINCT ON (reservation_id)
        max(status) OVER same, max(rejection_reason) OVER same,
        dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date[], $7::text[], $8::timestamptz[],
-            $9::smallint[], $10::smallint[], $11::int[], $12::text[], $13::text[], $14::text[], $15::date[], $16::date[], $17::int[])
+            $9::smallint[], $10::smallint[], $11::int[], $12::text[], $13::text[], $14::text[], $15::date[],
+            $16::date[], $17::int[])
     AS e (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
-          status, rejection_reason, dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity)
+          status, rejection_reason, dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date,
+          quantity)
 WINDOW same AS (PARTITION BY reservation_id)
 ORDER BY reservation_id, dose_version DESC
 ON CONFLICT (reservation_id) DO UPDATE SET
@@ -49,22 +51,23 @@ ON CONFLICT (reservation_id) DO UPDATE SET
     rejection_reason = greatest(my_reservations.rejection_reason, excluded.rejection_reason),
     (dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity) =
         (SELECT d.* FROM (VALUES
-            (my_reservations.dose_version, my_reservations.vaccine_code, my_reservations.manufacturer, my_reservations.lot_number,
-             my_reservations.production_date, my_reservations.expiry_date, my_reservations.quantity),
+            (my_reservations.dose_version, my_reservations.vaccine_code, my_reservations.manufacturer,
+             my_reservations.lot_number, my_reservations.production_date,
+             my_reservations.expiry_date, my_reservations.quantity),
             (excluded.dose_version, excluded.vaccine_code, excluded.manufacturer, excluded.lot_number,
              excluded.production_date, excluded.expiry_date, excluded.quantity)
          ) AS d (v) ORDER BY d.v DESC LIMIT 1)"""
 
 REMEMBER = """
 INSERT INTO timeline (reservation_id, event, version, time)
-SELECT DISTINCT ON (e.reservation_id, e.event, e.version) * FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[])
-    AS e (reservation_id, event, version, time)
+SELECT DISTINCT ON (e.reservation_id, e.event, e.version) *
+FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[]) AS e (reservation_id, event, version, time)
 ORDER BY e.reservation_id, e.event, e.version, e.time
 ON CONFLICT DO NOTHING"""
 
 # Watchers in every replica hear of it when the transaction commits.
 CHANNEL = "my_reservations"
-TELL = f"SELECT pg_notify('{CHANNEL}', customer_id) FROM unnest($1::text[]) AS c (customer_id)"
+TELL = f"SELECT pg_notify('{CHANNEL}', customer_id) FROM unnest($1::text[]) AS c (customer_id)"  # noqa: S608 - a constant
 
 
 async def project(database: Database, events: Sequence[Event]) -> None:
@@ -77,12 +80,24 @@ async def project(database: Database, events: Sequence[Event]) -> None:
         reason = getattr(message, "denial_reason", 0) or getattr(message, "rejection_reason", 0)
         rows.append(
             (
-                UUID(a.reservation_id), a.customer_id, a.hospital_id, a.hospital_name, a.time_zone, date.fromisoformat(a.date),
-                a.vaccine_code, a.decide_time.ToDatetime(event.time.tzinfo), STATUS[type(message)], reason, version,
-                dose.vaccine_code if dose else "", dose.manufacturer if dose else "", dose.lot_number if dose else "",
+                UUID(a.reservation_id),
+                a.customer_id,
+                a.hospital_id,
+                a.hospital_name,
+                a.time_zone,
+                date.fromisoformat(a.date),
+                a.vaccine_code,
+                a.decide_time.ToDatetime(event.time.tzinfo),
+                STATUS[type(message)],
+                reason,
+                version,
+                dose.vaccine_code if dose else "",
+                dose.manufacturer if dose else "",
+                dose.lot_number if dose else "",
                 date.fromisoformat(dose.production_date) if dose else None,
-                date.fromisoformat(dose.expiry_date) if dose else None, 1 if dose else 0,
-            )  # fmt: skip
+                date.fromisoformat(dose.expiry_date) if dose else None,
+                1 if dose else 0,
+            )
         )
         entries.append((UUID(a.reservation_id), type(message).__name__, version, event.time))
     async with database.transaction() as connection:

@@ -18,8 +18,9 @@ from vaccination.mypage.v1 import my_reservation_pb2
 from .projector import CHANNEL
 
 COLUMNS = """
-r.*, ARRAY(SELECT t.event FROM timeline t WHERE t.reservation_id = r.reservation_id ORDER BY t.time, t.event, t.version) AS events,
-     ARRAY(SELECT t.time FROM timeline t WHERE t.reservation_id = r.reservation_id ORDER BY t.time, t.event, t.version) AS times"""
+r.*,
+ARRAY(SELECT event FROM timeline t WHERE t.reservation_id = r.reservation_id ORDER BY time, event, version) AS events,
+ARRAY(SELECT time FROM timeline t WHERE t.reservation_id = r.reservation_id ORDER BY time, event, version) AS times"""
 
 ONE = f"SELECT {COLUMNS} FROM my_reservations r WHERE customer_id = $1 AND reservation_id = $2"  # noqa: S608 - constants
 
@@ -52,7 +53,9 @@ def _message(row: asyncpg.Record) -> my_reservation_pb2.MyReservation:
     for name in ("reservation_id", "date", "production_date", "expiry_date"):
         if name in content:
             content[name] = str(content[name])
-    timeline = [my_reservation_pb2.TimelineEntry(event=e, time=t) for e, t in zip(row["events"], row["times"], strict=True)]
+    timeline = [
+        my_reservation_pb2.TimelineEntry(event=e, time=t) for e, t in zip(row["events"], row["times"], strict=True)
+    ]
     return my_reservation_pb2.MyReservation(**content, timeline=timeline)
 
 

@@ -28,7 +28,9 @@ class UnknownReservation(Exception):
     """The customer has no such reservation."""
 
 
-ERRORS = Errors("vaccination.mypage", {UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id")})
+ERRORS = Errors(
+    "vaccination.mypage", {UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id")}
+)
 
 
 class MypageServicer(mypage_service_pb2_grpc.MypageServiceServicer):
@@ -38,22 +40,28 @@ class MypageServicer(mypage_service_pb2_grpc.MypageServiceServicer):
         self._database, self._changes = database, changes
 
     @allow("customer")
-    async def ListMyReservations(self, request: pb.ListMyReservationsRequest, context: Context) -> pb.ListMyReservationsResponse:  # noqa: N802, D102
+    async def ListMyReservations(
+        self, request: pb.ListMyReservationsRequest, context: Context
+    ) -> pb.ListMyReservationsResponse:
         listing = f"my reservations of {caller().subject}"
         after = paging.decode(listing, request.page_token, datetime.fromisoformat, UUID)
-        found, last = await queries.page(self._database, caller().subject, (after[0], after[1]) if after else None, request.page_size or 20)
+        found, last = await queries.page(
+            self._database, caller().subject, (after[0], after[1]) if after else None, request.page_size or 20
+        )
         token = paging.encode(listing, last[0].isoformat(), str(last[1])) if last else ""
         return pb.ListMyReservationsResponse(reservations=found, next_page_token=token)
 
     @allow("customer")
-    async def GetMyReservation(self, request: pb.GetMyReservationRequest, context: Context) -> pb.GetMyReservationResponse:  # noqa: N802, D102
+    async def GetMyReservation(
+        self, request: pb.GetMyReservationRequest, context: Context
+    ) -> pb.GetMyReservationResponse:
         found = await queries.one(self._database, caller().subject, UUID(request.reservation_id))
         if found is None:
             raise UnknownReservation(f"you have no reservation {request.reservation_id}")
         return pb.GetMyReservationResponse(reservation=found)
 
     @allow("customer")
-    async def WatchMyReservations(  # noqa: N802, D102
+    async def WatchMyReservations(
         self, request: pb.WatchMyReservationsRequest, context: Context
     ) -> AsyncIterator[pb.WatchMyReservationsResponse]:
         customer_id, sent = caller().subject, None
@@ -77,4 +85,4 @@ class MypageServicer(mypage_service_pb2_grpc.MypageServiceServicer):
 
 def register(server: Server, database: Database, changes: Changes) -> None:
     """Adds mypage's service to a server."""
-    mypage_service_pb2_grpc.add_MypageServiceServicer_to_server(MypageServicer(database, changes), server)  # type: ignore[no-untyped-call]
+    mypage_service_pb2_grpc.add_MypageServiceServicer_to_server(MypageServicer(database, changes), server)

@@ -22,7 +22,10 @@ class Approval(Protocol):
     """Says yes or no at once."""
 
     async def decide(self, request: Request) -> tuple[Appointment, Rejection | None]:
-        """The decision, the same one for every repeat; raises ApprovalBusy, RequestIdReused, UnknownHospital, DatePassed."""
+        """The decision, the same one for every repeat.
+
+        Raises ApprovalBusy, RequestIdReused, UnknownHospital or DatePassed.
+        """
 
 
 class Reservations(Protocol):

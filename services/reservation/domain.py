@@ -166,7 +166,9 @@ class Reservation:
         if self.status is Status.REJECTED:
             raise Rejected("the reservation was rejected: there is nothing to cancel")
         if self.appointment.has_passed(now):
-            raise AppointmentPassed(f"the appointment's day, {self.appointment.date}, has passed: it can no longer be cancelled")
+            raise AppointmentPassed(
+                f"the appointment's day, {self.appointment.date}, has passed: it can no longer be cancelled"
+            )
         self.status = Status.CANCEL_REQUESTED
         self.events.append(CancellationRequested(self.appointment, now))
 

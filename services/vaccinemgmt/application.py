@@ -54,7 +54,9 @@ class Stock(Protocol):
     async def lots_page(self, hospital_id: str, after: tuple[date, UUID] | None, limit: int) -> Sequence[Lot]:
         """Reads a hospital's lots, first to expire first, behind a position."""
 
-    async def waiting_page(self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Vaccination]:
+    async def waiting_page(
+        self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int
+    ) -> Sequence[Vaccination]:
         """Reads a hospital's waiting list, first come first, behind a position."""
 
     async def hospitals_to_serve(self) -> Sequence[str]:
@@ -115,7 +117,9 @@ class Vaccines:
                 if present is lot:
                     new[lot.lot_id] = lot
                 elif not present.is_same_delivery(lot):
-                    raise LotConflict(f"deliveries[{i}]", f"lot {lot.lot_number} is registered with another quantity or other dates")
+                    raise LotConflict(
+                        f"deliveries[{i}]", f"lot {lot.lot_number} is registered with another quantity or other dates"
+                    )
             await ward.save([], list(new.values()))
             return [lots[lot.lot_id] for lot in arrived], len(new)
 
@@ -181,7 +185,9 @@ class Vaccines:
         await self._freed.wait()
         self._freed.clear()
 
-    async def _serve(self, ward: Ward, hospital_id: str, newcomers: Sequence[Vaccination]) -> tuple[list[Vaccination], Sequence[Lot]]:
+    async def _serve(
+        self, ward: Ward, hospital_id: str, newcomers: Sequence[Vaccination]
+    ) -> tuple[list[Vaccination], Sequence[Lot]]:
         """Newcomers queue behind those who wait. Who got a dose, and the lots it came from."""
         lots = await ward.free_lots(hospital_id)
         if not lots:

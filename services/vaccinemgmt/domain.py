@@ -137,7 +137,9 @@ class Lot:
         """A lot with all its doses free. Raises ExpiryBeforeProduction, naming `place` in the request."""
         d = delivery
         if d.expiry_date < d.production_date:
-            raise ExpiryBeforeProduction(f"{place}.expiry_date", f"{d.expiry_date} is before production_date {d.production_date}")
+            raise ExpiryBeforeProduction(
+                f"{place}.expiry_date", f"{d.expiry_date} is before production_date {d.production_date}"
+            )
         lot_id = uuid.uuid5(NAMESPACE, "\n".join((hospital_id, d.vaccine_code, d.manufacturer, d.lot_number)))
         return cls(
             lot_id, hospital_id, d.lot_number, d.vaccine_code, d.manufacturer, d.production_date, d.expiry_date,
@@ -145,7 +147,11 @@ class Lot:
 
     def is_same_delivery(self, other: "Lot") -> bool:
         """Whether the other is this lot registered once more."""
-        return (self.production_date, self.expiry_date, self.received) == (other.production_date, other.expiry_date, other.received)
+        return (self.production_date, self.expiry_date, self.received) == (
+            other.production_date,
+            other.expiry_date,
+            other.received,
+        )
 
     def is_valid_on(self, day: date) -> bool:
         """Whether a dose may be given on that day."""
@@ -160,7 +166,9 @@ class Lot:
         if self.free == 0:
             raise LotEmpty(f"lot {self.lot_number} has no free dose")
         self.free, self.used = self.free - 1, self.used + 1
-        return Dose(self.lot_id, self.lot_number, self.vaccine_code, self.manufacturer, self.production_date, self.expiry_date)
+        return Dose(
+            self.lot_id, self.lot_number, self.vaccine_code, self.manufacturer, self.production_date, self.expiry_date
+        )
 
     def put_back(self) -> None:
         """Takes one dose back."""
@@ -244,9 +252,13 @@ class Vaccination:
             return
         wanted = self.appointment
         if not lot.is_valid_on(wanted.date):
-            raise LotNotValid(f"lot {lot.lot_number} is usable from {lot.production_date} to {lot.expiry_date}, not on {wanted.date}")
+            raise LotNotValid(
+                f"lot {lot.lot_number} is usable from {lot.production_date} to {lot.expiry_date}, not on {wanted.date}"
+            )
         if not lot.suits(wanted):
-            raise LotOtherVaccine(f"the customer asked for vaccine {wanted.vaccine_code}, lot {lot.lot_number} is {lot.vaccine_code}")
+            raise LotOtherVaccine(
+                f"the customer asked for vaccine {wanted.vaccine_code}, lot {lot.lot_number} is {lot.vaccine_code}"
+            )
         self.complete(lot)
         if present is not None:
             present.put_back()

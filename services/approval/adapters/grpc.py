@@ -40,7 +40,7 @@ class ApprovalServicer(approval_service_pb2_grpc.ApprovalServiceServicer):
         self._decide: Batcher[Request, Decision] = Batcher("approve", approval.decide, lambda r: str(r.reservation_id))
 
     @internal
-    async def Approve(self, request: approval_pb.ApproveRequest, context: Context) -> approval_pb.ApproveResponse:  # noqa: N802, D102
+    async def Approve(self, request: approval_pb.ApproveRequest, context: Context) -> approval_pb.ApproveResponse:
         decision = await self._decide(from_message(request, Request))
         return approval_pb.ApproveResponse(
             appointment=to_message(decision.appointment, appointment_pb2.Appointment),
@@ -55,12 +55,12 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
         self._approval = approval
 
     @allow("operator")
-    async def UpsertHospital(self, request: pb.UpsertHospitalRequest, context: Context) -> pb.UpsertHospitalResponse:  # noqa: N802, D102
+    async def UpsertHospital(self, request: pb.UpsertHospitalRequest, context: Context) -> pb.UpsertHospitalResponse:
         hospital, changed = await self._approval.put_hospital(from_message(request.hospital, Hospital))
         return pb.UpsertHospitalResponse(hospital=to_message(hospital, hospital_pb2.Hospital), changed=changed)
 
     @allow(*ANYBODY)
-    async def ListHospitals(self, request: pb.ListHospitalsRequest, context: Context) -> pb.ListHospitalsResponse:  # noqa: N802, D102
+    async def ListHospitals(self, request: pb.ListHospitalsRequest, context: Context) -> pb.ListHospitalsResponse:
         limit = request.page_size or 100
         [after] = paging.decode("hospitals", request.page_token, str) or [""]
         hospitals = await self._approval.hospitals(after, limit + 1)
@@ -71,7 +71,9 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
         )
 
     @allow("manager", "operator")
-    async def SetDailyCapacity(self, request: pb.SetDailyCapacityRequest, context: Context) -> pb.SetDailyCapacityResponse:  # noqa: N802, D102
+    async def SetDailyCapacity(
+        self, request: pb.SetDailyCapacityRequest, context: Context
+    ) -> pb.SetDailyCapacityResponse:
         caller().check_scope("hospital", request.hospital_id)
         changed = await self._approval.set_capacity(
             request.hospital_id,
@@ -82,9 +84,13 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
         return pb.SetDailyCapacityResponse(days_changed=changed)
 
     @allow(*ANYBODY)
-    async def ListAvailability(self, request: pb.ListAvailabilityRequest, context: Context) -> pb.ListAvailabilityResponse:  # noqa: N802, D102
+    async def ListAvailability(
+        self, request: pb.ListAvailabilityRequest, context: Context
+    ) -> pb.ListAvailabilityResponse:
         days, as_of = await self._approval.availability(
-            request.hospital_id, calendar_day("first_date", request.first_date), calendar_day("last_date", request.last_date)
+            request.hospital_id,
+            calendar_day("first_date", request.first_date),
+            calendar_day("last_date", request.last_date),
         )
         return pb.ListAvailabilityResponse(
             days=[to_message(day, hospital_pb2.DayAvailability, left=day.capacity - day.approved) for day in days],
@@ -94,5 +100,5 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
 
 def register(server: Server, approval: Approval) -> None:
     """Adds approval's services to a server."""
-    approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server(ApprovalServicer(approval), server)  # type: ignore[no-untyped-call]
-    hospital_service_pb2_grpc.add_HospitalServiceServicer_to_server(HospitalServicer(approval), server)  # type: ignore[no-untyped-call]
+    approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server(ApprovalServicer(approval), server)
+    hospital_service_pb2_grpc.add_HospitalServiceServicer_to_server(HospitalServicer(approval), server)

@@ -1,6 +1,7 @@
 """Approval's books in Postgres."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from datetime import date
 from uuid import UUID
 
@@ -8,10 +9,12 @@ import asyncpg
 
 from services.chassis.errors import StoreUnavailable
 from services.chassis.outbox import Outgoing
-from services.chassis.postgres import Connection, Database, enqueue
+from services.chassis.postgres import Connection, Database, columns, enqueue
 
 from ..domain import Appointment, Day, Decision, Denial, Event, Hospital, Ledger, Request
 from .events import outgoing
+
+APPOINTMENT = [field.name for field in fields(Appointment)]
 
 # Locks are always taken in this order, days before customers, each sorted: no two transactions can deadlock.
 LOCK_DAYS = """
@@ -26,14 +29,19 @@ DECISIONS = "SELECT * FROM decisions WHERE reservation_id = ANY ($1)"
 
 HOSPITALS = "SELECT hospital_id, name, time_zone FROM hospitals WHERE hospital_id = ANY ($1)"
 
+HOSPITALS_PAGE = """
+SELECT hospital_id, name, time_zone FROM hospitals WHERE hospital_id > $1 ORDER BY hospital_id LIMIT $2"""
+
 TAKE_PLACES = """
 UPDATE days SET approved = days.approved + d.n
 FROM unnest($1::text[], $2::date[], $3::int[]) AS d (hospital_id, date, n)
 WHERE days.hospital_id = d.hospital_id AND days.date = d.date"""
 
 DECIDE = """
-INSERT INTO decisions (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time, denial)
-SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date[], $7::text[], $8::timestamptz[], $9::smallint[])"""
+INSERT INTO decisions (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code,
+                       decide_time, denial)
+SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date[], $7::text[],
+                     $8::timestamptz[], $9::smallint[])"""
 
 # A booking whose day has passed gives way; a current one does not: then the rule was decided on what is no longer so.
 ACTIVATE = """
@@ -58,7 +66,9 @@ class PostgresBooks:
         for _ in range(TRIES):
             try:
                 async with self._database.transaction() as connection:
-                    ledger = await _load(connection, days, {r.customer_id for r in requests}, {r.reservation_id for r in requests})
+                    ledger = await _load(
+                        connection, days, {r.customer_id for r in requests}, {r.reservation_id for r in requests}
+                    )
                     replaceable = {a.reservation_id for a in ledger.active.values()}
                     places = {key: day.approved for key, day in ledger.days.items()}
                     rule(ledger)
@@ -85,7 +95,9 @@ class PostgresBooks:
                 "UPDATE decisions SET released_at = $2 WHERE reservation_id = $1",
                 [(a.reservation_id, ledger.decisions[a.reservation_id].released_at) for a in released],
             )
-            await connection.execute("DELETE FROM active_bookings WHERE reservation_id = ANY ($1)", [a.reservation_id for a in released])
+            await connection.execute(
+                "DELETE FROM active_bookings WHERE reservation_id = ANY ($1)", [a.reservation_id for a in released]
+            )
             await enqueue(connection, _events(ledger.events))
         self._wake()
 
@@ -110,12 +122,12 @@ class PostgresBooks:
     async def hospitals(self, after: str, limit: int) -> Sequence[Hospital]:
         """See Books."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                "SELECT hospital_id, name, time_zone FROM hospitals WHERE hospital_id > $1 ORDER BY hospital_id LIMIT $2", after, limit
-            )
+            rows = await connection.fetch(HOSPITALS_PAGE, after, limit)
         return [Hospital(**row) for row in rows]
 
-    async def set_capacity(self, hospital_id: str, first: date, last: date, capacity: int, rule: Callable[[Sequence[Day]], None]) -> int:
+    async def set_capacity(
+        self, hospital_id: str, first: date, last: date, capacity: int, rule: Callable[[Sequence[Day]], None]
+    ) -> int:
         """See Books."""
         async with self._database.transaction() as connection:
             await connection.execute(
@@ -150,7 +162,9 @@ class _LostRace(Exception):
     """Another transaction committed what this one's rule was decided without."""
 
 
-async def _load(connection: Connection, days: list[tuple[str, date]], customers: set[str], reservations: set[UUID]) -> Ledger:
+async def _load(
+    connection: Connection, days: list[tuple[str, date]], customers: set[str], reservations: set[UUID]
+) -> Ledger:
     locked = await connection.fetch(LOCK_DAYS, [hospital for hospital, _ in days], [day for _, day in days])
     active = await connection.fetch(LOCK_ACTIVE, sorted(customers))
     decisions = await connection.fetch(DECISIONS, [*reservations, *(row["reservation_id"] for row in active)])
@@ -164,28 +178,33 @@ async def _load(connection: Connection, days: list[tuple[str, date]], customers:
     )
 
 
-async def _write_decisions(connection: Connection, ledger: Ledger, replaceable: set[UUID], places: dict[tuple[str, date], int]) -> None:
+async def _write_decisions(
+    connection: Connection, ledger: Ledger, replaceable: set[UUID], places: dict[tuple[str, date], int]
+) -> None:
     made = [e.appointment for e in ledger.events]
     if not made:
         return
     denials = [d.value if (d := ledger.decisions[a.reservation_id].denial) else None for a in made]
     granted = [a for a, denial in zip(made, denials, strict=True) if denial is None]
     await _write_places(connection, ledger, places)
-    await connection.execute(
-        DECIDE, [a.reservation_id for a in made], [a.customer_id for a in made], [a.hospital_id for a in made],
-        [a.hospital_name for a in made], [a.time_zone for a in made], [a.date for a in made], [a.vaccine_code for a in made],
-        [a.decide_time for a in made], denials)  # fmt: skip
+    await connection.execute(DECIDE, *columns(made, *APPOINTMENT), denials)
     if granted:
-        done = await connection.execute(ACTIVATE, [a.customer_id for a in granted], [a.reservation_id for a in granted], list(replaceable))
+        done = await connection.execute(
+            ACTIVATE, [a.customer_id for a in granted], [a.reservation_id for a in granted], list(replaceable)
+        )
         if int(done.split()[-1]) != len(granted):
             raise _LostRace
     await enqueue(connection, _events(ledger.events))
 
 
 async def _write_places(connection: Connection, ledger: Ledger, before: dict[tuple[str, date], int]) -> None:
-    changed = [(key, ledger.days[key].approved - n) for key, n in sorted(before.items()) if ledger.days[key].approved != n]
+    changed = [
+        (key, ledger.days[key].approved - n) for key, n in sorted(before.items()) if ledger.days[key].approved != n
+    ]
     if changed:
-        await connection.execute(TAKE_PLACES, [key[0] for key, _ in changed], [key[1] for key, _ in changed], [n for _, n in changed])
+        await connection.execute(
+            TAKE_PLACES, [key[0] for key, _ in changed], [key[1] for key, _ in changed], [n for _, n in changed]
+        )
 
 
 def _events(events: Sequence[Event]) -> list[Outgoing]:
@@ -193,7 +212,5 @@ def _events(events: Sequence[Event]) -> list[Outgoing]:
 
 
 def _decision(row: asyncpg.Record) -> Decision:
-    appointment = Appointment(
-        row["reservation_id"], row["customer_id"], row["hospital_id"], row["hospital_name"], row["time_zone"],
-        row["date"], row["vaccine_code"], row["decide_time"])  # fmt: skip
+    appointment = Appointment(**{name: row[name] for name in APPOINTMENT})
     return Decision(appointment, Denial(row["denial"]) if row["denial"] else None, row["released_at"])

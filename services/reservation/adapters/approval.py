@@ -46,7 +46,9 @@ class GrpcApproval:
         """See Approval."""
         message = to_message(request, approval_service_pb2.ApproveRequest, reservation_id=str(request.reservation_id))
         try:
-            answer = await self._stub.Approve(message, timeout=self._timeout, metadata=Metadata(("traceparent", traceparent.get())))
+            answer = await self._stub.Approve(
+                message, timeout=self._timeout, metadata=Metadata(("traceparent", traceparent.get()))
+            )
         except AioRpcError as error:
             raise self._refusal(error) from error
         self._unanswered = 0

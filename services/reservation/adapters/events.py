@@ -40,7 +40,10 @@ def handlers(followup: Followup) -> dict[type[Message], Handler]:
 
     async def decided(events: Sequence[Received]) -> None:
         await followup.decided(
-            [(from_message(e.message.appointment, Appointment), rejection(getattr(e.message, "denial_reason", 0))) for e in events]
+            [
+                (from_message(e.message.appointment, Appointment), rejection(getattr(e.message, "denial_reason", 0)))
+                for e in events
+            ]
         )
 
     async def completed(events: Sequence[Received]) -> None:

@@ -44,7 +44,9 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
         self._desk = desk
 
     @allow("customer")
-    async def CreateReservation(self, request: pb.CreateReservationRequest, context: Context) -> pb.CreateReservationResponse:  # noqa: N802, D102
+    async def CreateReservation(
+        self, request: pb.CreateReservationRequest, context: Context
+    ) -> pb.CreateReservationResponse:
         day = calendar_day("date", request.date)
         wanted = Request(caller().subject, UUID(request.request_id), request.hospital_id, day, request.vaccine_code)
         try:
@@ -56,12 +58,14 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
         return pb.CreateReservationResponse(reservation=_message(reservation))
 
     @allow("customer")
-    async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:  # noqa: N802, D102
+    async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:
         reservation = await self._desk.get(caller().subject, UUID(request.reservation_id))
         return pb.GetReservationResponse(reservation=_message(reservation))
 
     @allow("customer")
-    async def ListReservations(self, request: pb.ListReservationsRequest, context: Context) -> pb.ListReservationsResponse:  # noqa: N802, D102
+    async def ListReservations(
+        self, request: pb.ListReservationsRequest, context: Context
+    ) -> pb.ListReservationsResponse:
         limit, listing = request.page_size or 20, f"reservations of {caller().subject}"
         after = paging.decode(listing, request.page_token, datetime.fromisoformat, UUID)
         found = await self._desk.page(caller().subject, (after[0], after[1]) if after else None, limit + 1)
@@ -72,7 +76,9 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
         return pb.ListReservationsResponse(reservations=[_message(r) for r in found[:limit]], next_page_token=token)
 
     @allow("customer")
-    async def CancelReservation(self, request: pb.CancelReservationRequest, context: Context) -> pb.CancelReservationResponse:  # noqa: N802, D102
+    async def CancelReservation(
+        self, request: pb.CancelReservationRequest, context: Context
+    ) -> pb.CancelReservationResponse:
         reservation = await self._desk.cancel(caller().subject, UUID(request.reservation_id))
         return pb.CancelReservationResponse(reservation=_message(reservation))
 
@@ -97,4 +103,4 @@ def _language(context: Context) -> str:
 
 def register(server: Server, desk: ReservationDesk) -> None:
     """Adds reservation's service to a server."""
-    reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server(ReservationServicer(desk), server)  # type: ignore[no-untyped-call]
+    reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server(ReservationServicer(desk), server)

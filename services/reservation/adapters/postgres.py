@@ -1,15 +1,18 @@
 """Reservations in Postgres."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from datetime import datetime
 from uuid import UUID
 
 import asyncpg
 
-from services.chassis.postgres import Database, columns, enqueue
+from services.chassis.postgres import OUTBOX_COLUMNS, Database, columns, enqueue
 
 from ..domain import Appointment, Rejection, Reservation, Status
 from .events import outgoing
+
+APPOINTMENT = [field.name for field in fields(Appointment)]
 
 # State and events in one statement, so one round trip and one commit: the events only of what is new.
 ADD = """
@@ -49,14 +52,14 @@ class PostgresReservations:
         """See Reservations."""
         # Sorted, so that two batches that share reservations wait for each other in one order.
         unique = [r for _, r in sorted({r.appointment.reservation_id: r for r in reservations}.items())]
-        of = [r.appointment for r in unique]
+        events = [outgoing(event) for r in unique for event in r.events]
         async with self._database.connection() as connection:
             done = await connection.execute(
-                ADD, *columns([outgoing(event) for r in unique for event in r.events]),
-                [a.reservation_id for a in of], [a.customer_id for a in of], [a.hospital_id for a in of],
-                [a.hospital_name for a in of], [a.time_zone for a in of], [a.date for a in of], [a.vaccine_code for a in of],
-                [a.decide_time for a in of], [r.status.value for r in unique],
-                [r.rejection.value if r.rejection else None for r in unique])  # fmt: skip
+                ADD,
+                *columns(events, *OUTBOX_COLUMNS),
+                *columns([r.appointment for r in unique], *APPOINTMENT),
+                *columns(unique, "status", "rejection"),
+            )
         if done != "INSERT 0 0":
             self._wake()
 
@@ -70,7 +73,9 @@ class PostgresReservations:
             changed = [r for r, row in zip(reservations, rows, strict=True) if r.status.value != row["status"]]
             events = [outgoing(event) for r in changed for event in r.events]
             if changed:
-                await connection.execute(CHANGE, [r.appointment.reservation_id for r in changed], [r.status.value for r in changed])
+                await connection.execute(
+                    CHANGE, [r.appointment.reservation_id for r in changed], *columns(changed, "status")
+                )
                 await enqueue(connection, events)
         if events:
             self._wake()
@@ -90,7 +95,5 @@ class PostgresReservations:
 
 
 def _reservation(row: asyncpg.Record) -> Reservation:
-    appointment = Appointment(
-        row["reservation_id"], row["customer_id"], row["hospital_id"], row["hospital_name"], row["time_zone"],
-        row["date"], row["vaccine_code"], row["decide_time"])  # fmt: skip
+    appointment = Appointment(**{name: row[name] for name in APPOINTMENT})
     return Reservation(appointment, Status(row["status"]), Rejection(row["rejection"]) if row["rejection"] else None)

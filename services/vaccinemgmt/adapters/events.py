@@ -24,7 +24,9 @@ def outgoing(event: Event) -> Outgoing:
     match event:
         case Completed(dose=dose):
             set_aside = to_message(dose, vaccination_pb2.Dose)
-            body = vaccinemgmt_events_pb2.ReservationCompleted(appointment=appointment, dose=set_aside, quantity=1, version=event.version)
+            body = vaccinemgmt_events_pb2.ReservationCompleted(
+                appointment=appointment, dose=set_aside, quantity=1, version=event.version
+            )
         case Waiting():
             body = vaccinemgmt_events_pb2.ReservationWaiting(appointment=appointment, version=event.version)
         case Cancelled():
@@ -42,4 +44,7 @@ def handlers(vaccines: Vaccines) -> dict[type[Message], Handler]:
     async def cancellation_requested(events: Sequence[Received]) -> None:
         await vaccines.cancel([from_message(e.message.appointment, Appointment) for e in events])
 
-    return {approval_events_pb2.ApprovalGranted: granted, reservation_events_pb2.CancellationRequested: cancellation_requested}
+    return {
+        approval_events_pb2.ApprovalGranted: granted,
+        reservation_events_pb2.CancellationRequested: cancellation_requested,
+    }

@@ -42,19 +42,21 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
         self._vaccines = vaccines
 
     @MANAGERS
-    async def RegisterLots(self, request: pb.RegisterLotsRequest, context: Context) -> pb.RegisterLotsResponse:  # noqa: N802, D102
+    async def RegisterLots(self, request: pb.RegisterLotsRequest, context: Context) -> pb.RegisterLotsResponse:
         _own(request.hospital_id)
         deliveries = []
         for i, delivery in enumerate(request.deliveries):
             try:
                 deliveries.append(from_message(delivery, Delivery))
             except InvalidFields as error:
-                raise InvalidFields([(f"deliveries[{i}].{field}", problem) for field, problem in error.violations]) from None
+                raise InvalidFields(
+                    [(f"deliveries[{i}].{field}", problem) for field, problem in error.violations]
+                ) from None
         lots, created = await self._vaccines.register(request.hospital_id, deliveries)
         return pb.RegisterLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in lots], lots_created=created)
 
     @MANAGERS
-    async def ListLots(self, request: pb.ListLotsRequest, context: Context) -> pb.ListLotsResponse:  # noqa: N802, D102
+    async def ListLots(self, request: pb.ListLotsRequest, context: Context) -> pb.ListLotsResponse:
         _own(request.hospital_id)
         limit, listing = request.page_size or 100, f"lots of {request.hospital_id}"
         after = paging.decode(listing, request.page_token, date.fromisoformat, UUID)
@@ -66,12 +68,12 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
         return pb.ListLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in lots[:limit]], next_page_token=token)
 
     @MANAGERS
-    async def GetVaccination(self, request: pb.GetVaccinationRequest, context: Context) -> pb.GetVaccinationResponse:  # noqa: N802, D102
+    async def GetVaccination(self, request: pb.GetVaccinationRequest, context: Context) -> pb.GetVaccinationResponse:
         vaccination = await self._vaccines.vaccination(UUID(request.reservation_id), _own)
         return pb.GetVaccinationResponse(vaccination=_message(vaccination))
 
     @MANAGERS
-    async def ListWaiting(self, request: pb.ListWaitingRequest, context: Context) -> pb.ListWaitingResponse:  # noqa: N802, D102
+    async def ListWaiting(self, request: pb.ListWaitingRequest, context: Context) -> pb.ListWaitingResponse:
         _own(request.hospital_id)
         limit, listing = request.page_size or 100, f"waiting at {request.hospital_id}"
         after = paging.decode(listing, request.page_token, datetime.fromisoformat, UUID)
@@ -83,7 +85,7 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
         return pb.ListWaitingResponse(vaccinations=[_message(v) for v in waiting[:limit]], next_page_token=token)
 
     @MANAGERS
-    async def AssignLot(self, request: pb.AssignLotRequest, context: Context) -> pb.AssignLotResponse:  # noqa: N802, D102
+    async def AssignLot(self, request: pb.AssignLotRequest, context: Context) -> pb.AssignLotResponse:
         vaccination = await self._vaccines.assign(UUID(request.reservation_id), UUID(request.lot_id), _own)
         return pb.AssignLotResponse(vaccination=_message(vaccination))
 
@@ -106,4 +108,4 @@ def _message(vaccination: Vaccination) -> vaccination_pb2.Vaccination:
 
 def register(server: Server, vaccines: Vaccines) -> None:
     """Adds vaccine management's service to a server."""
-    vaccinemgmt_service_pb2_grpc.add_VaccinemgmtServiceServicer_to_server(VaccinemgmtServicer(vaccines), server)  # type: ignore[no-untyped-call]
+    vaccinemgmt_service_pb2_grpc.add_VaccinemgmtServiceServicer_to_server(VaccinemgmtServicer(vaccines), server)

@@ -78,10 +78,16 @@ class MongoStock:
         """See Stock."""
         behind = _behind("expiry_date", after[0].isoformat(), after[1]) if after else {}
         async with self._mongo.boundary():
-            rows = self._lots.find({"hospital_id": hospital_id, **behind}).sort([("expiry_date", 1), ("_id", 1)]).limit(limit)
+            rows = (
+                self._lots.find({"hospital_id": hospital_id, **behind})
+                .sort([("expiry_date", 1), ("_id", 1)])
+                .limit(limit)
+            )
             return [_lot(row) async for row in rows]
 
-    async def waiting_page(self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Vaccination]:
+    async def waiting_page(
+        self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int
+    ) -> Sequence[Vaccination]:
         """See Stock."""
         behind = _behind("decide_time", *after) if after else {}
         query = {"hospital_id": hospital_id, "status": Status.WAITING.value, **behind}
@@ -136,7 +142,9 @@ class MongoWard:
         if lots:
             await self._lots.bulk_write([_put(_lot_document(lot)) for lot in lots], session=self._session)
         if vaccinations:
-            await self._vaccinations.bulk_write([_put(_vaccination_document(v)) for v in vaccinations], session=self._session)
+            await self._vaccinations.bulk_write(
+                [_put(_vaccination_document(v)) for v in vaccinations], session=self._session
+            )
         await self._mongo.enqueue(self._session, [outgoing(event) for v in vaccinations for event in v.events])
 
 
