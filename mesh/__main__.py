@@ -1,0 +1,151 @@
+"""The command line: `python -m mesh COMMAND`, or `./dev COMMAND`, which makes the environment first."""
+
+import argparse
+import os
+import sys
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mesh.home import ROOT, SERVICES, STORES
+
+if TYPE_CHECKING:
+    from mesh.machine import Mesh
+
+
+def _arguments() -> argparse.ArgumentParser:
+    # Both before and after the command; SUPPRESS, else the command's default would undo what came before it.
+    common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    common.add_argument("--home", type=Path, help="the folder with everything in it (MESH_HOME, else .mesh)")
+    common.add_argument("--base-port", type=int, help="all ports are this and above (18080, or as last time)")
+    parser = argparse.ArgumentParser("mesh", description="The whole system on this machine.", parents=[common])
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, about: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=about, description=about, parents=[common])
+
+    up = command("up", "start what is not running, and wait until all is ready")
+    for store in STORES:
+        up.add_argument(f"--{store}-url", help=f"superuser's URL of a {store} server that is there already")
+    command("down", "stop everything that up has started")
+    command("status", "what runs; exit code 0 only if all is ready")
+    logs = command("logs", "the last lines of a component's log; `access` is the gateway's access log")
+    logs.add_argument("name", choices=[*STORES, *SERVICES, "envoy", "access"])
+    logs.add_argument("-f", "--follow", action="store_true")
+    for verb in ("start", "stop"):
+        command(verb, f"{verb} one component").add_argument("name", choices=[*STORES, *SERVICES, "envoy"])
+    token = command("token", "a JWT for calls to the gateway")
+    who = token.add_mutually_exclusive_group(required=True)
+    who.add_argument("--customer", metavar="ID", help="the customer with this id")
+    who.add_argument("--role", choices=["manager", "operator"])
+    token.add_argument("--hospital", metavar="ID", help="the one that the manager manages")
+    token.add_argument("--expires-in", type=float, default=3600, metavar="SECONDS")
+    rebuild = command("rebuild", "empty a view and replay all events into it")
+    rebuild.add_argument("view", choices=["mypage"])
+    load = command("import", "import hospitals, capacity and lots from a directory")
+    load.add_argument("directory", type=Path)
+    load.add_argument("--shift-to", type=date.fromisoformat, metavar="DATE", help="move the first day to this one")
+    demo = command("demo", "start, import, and show the whole journey")
+    demo.add_argument("--stop", action="store_true", help="stop the mesh at the end")
+    return parser
+
+
+def _token(arguments: argparse.Namespace, home: Path) -> None:
+    from mesh import identity  # alone: this command is called in loops of shell scripts
+
+    role = arguments.role or "customer"
+    if (role == "manager") != bool(arguments.hospital):
+        sys.exit("--role manager needs --hospital ID, and nothing else does")
+    subject = arguments.customer or "-".join(filter(None, [role, arguments.hospital]))
+    signed = identity.token(
+        home, subject=subject, roles=[role], hospital=arguments.hospital, expires_in=arguments.expires_in
+    )
+    sys.stdout.write(f"{signed}\n")
+
+
+def _show_status(mesh: "Mesh") -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("name", "pid", "port", "state", "uptime", box=None)
+    colour = {"ready": "green", "live": "yellow", "down": "red"}
+    states = mesh.status()
+    for s in states:
+        uptime = "" if s.uptime is None else f"{s.uptime:.0f} s"
+        table.add_row(s.name, str(s.pid or "-"), str(s.port), f"[{colour[s.state]}]{s.state}[/]", uptime)
+    Console().print(table)
+    return 0 if all(s.state == "ready" for s in states) else 1
+
+
+def how_to_call(mesh: "Mesh", options: str = "") -> str:
+    """Lines to paste into a shell. `options` go to ./dev where the home is not the default one."""
+    grpcurl = 'grpcurl -plaintext -H "authorization: Bearer $TOKEN"'
+    return f"""\
+[bold]The gateway is {mesh.gateway}[/]: gRPC, gRPC-Web and REST.
+  PATH=$PATH:{os.path.relpath(Path(sys.executable).parent)}
+  TOKEN=$(./dev{options} token --customer C1)
+  {grpcurl} {mesh.gateway} list
+  {grpcurl} {mesh.gateway} vaccination.approval.v1.HospitalService/ListHospitals
+  curl -H "authorization: Bearer $TOKEN" http://{mesh.gateway}/v1/my/reservations"""
+
+
+def main() -> int:
+    """Returns the exit code."""
+    arguments = _arguments().parse_args()
+    default = ROOT / ".mesh"
+    home: Path = getattr(arguments, "home", Path(os.environ.get("MESH_HOME", default)))
+    if arguments.command == "token":
+        _token(arguments, home)
+        return 0
+    from rich.console import Console
+
+    from mesh.machine import Mesh
+    from mesh.processes import MeshError
+
+    console = Console(highlight=False)
+    external = {s: url for s in STORES if (url := getattr(arguments, f"{s}_url", None))}
+    options = "" if home.resolve() == default else f" --home {home}"
+    try:
+        mesh = Mesh(home, getattr(arguments, "base_port", None), external)
+
+        def report(name: str, what: str) -> None:
+            console.print(f"  [bold]{name:<12}[/] {what}")
+
+        match arguments.command:
+            case "up":
+                with console.status("starting the mesh"):
+                    mesh.up(report=report)
+                console.print(how_to_call(mesh, options), soft_wrap=True)
+            case "down":
+                mesh.down(report)
+            case "status":
+                return _show_status(mesh)
+            case "logs":
+                follow = ["-F"] if arguments.follow else []
+                os.execvp("tail", ["tail", "-n", "100", *follow, str(mesh.processes.log(arguments.name))])  # noqa: S606
+            case "start":
+                mesh.start(arguments.name, report)
+            case "stop":
+                report(arguments.name, "stopped" if mesh.stop(arguments.name) else "was not running")
+            case "rebuild":
+                mesh.rebuild_mypage(report)
+            case "import":
+                from mesh import identity, importer
+
+                operator = identity.token(home, subject="operator", roles=["operator"], expires_in=24 * 3600)
+                return importer.run(arguments.directory, mesh.gateway, operator, arguments.shift_to)
+            case "demo":
+                from mesh import demo
+
+                return demo.run(mesh, console, report, options, stop=arguments.stop)
+    except MeshError as error:
+        console.print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""One folder holds all that a mesh on this machine is: settings, secrets, keys, data, logs, process records."""
+
+import json
+import os
+import secrets
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_BASE_PORT = 18080
+SERVICES = ("reservation", "approval", "vaccinemgmt", "mypage")
+STORES = ("postgres", "mongo", "nats")
+
+# Every port is the base port plus this, on 127.0.0.1.
+PORTS = (
+    {"gateway": 0, "envoy-admin": 1, "to-approval": 2, "postgres": 30, "mongo": 31, "nats": 32}
+    | {service: 10 + i for i, service in enumerate(SERVICES)}
+    | {f"{service}-metrics": 20 + i for i, service in enumerate(SERVICES)}
+)
+
+
+class Home:
+    """The folder. What is not given is as remembered from the last `up`, else the default.
+
+    `external` are superuser URLs by store's name: servers that are somebody else's. A store without one is embedded.
+    """
+
+    def __init__(self, path: Path, base_port: int | None = None, external: Mapping[str, str] | None = None) -> None:
+        self.path = path.resolve()
+        self._settings = self.path / "mesh.json"
+        remembered = json.loads(self._settings.read_text()) if self._settings.exists() else {}
+        self.remembered_port: int | None = remembered.get("base_port")
+        self.base_port = base_port or self.remembered_port or DEFAULT_BASE_PORT
+        self.external: dict[str, str] = remembered.get("external", {}) | dict(external or {})
+
+    def port(self, name: str) -> int:
+        """The port of a listener, see PORTS."""
+        return self.base_port + PORTS[name]
+
+    def address(self, name: str) -> str:
+        """host:port of a listener."""
+        return f"127.0.0.1:{self.port(name)}"
+
+    @cached_property
+    def passwords(self) -> dict[str, str]:
+        """One a user of a store, random, made once: the superusers `postgres`, `mongo`, `nats`, and the services."""
+        file = self.path / "secrets" / "passwords.json"
+        if not file.exists():
+            write_secret(file, json.dumps({name: secrets.token_hex(16) for name in STORES + SERVICES}))
+        passwords: dict[str, str] = json.loads(file.read_text())
+        return passwords
+
+    def save(self) -> None:
+        """Makes the folder, or brings it up to date."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_secret(self._settings, json.dumps({"base_port": self.base_port, "external": self.external}))
+        self.remembered_port = self.base_port
+        _ = self.passwords  # made now, before several threads ask for them
+
+
+def write_secret(file: Path, text: str) -> None:
+    """Writes a file that only its owner reads, all at once."""
+    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    unfinished.unlink(missing_ok=True)
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as open_file:
+        open_file.write(text)
+    unfinished.rename(file)

@@ -1,0 +1,313 @@
+"""The whole mesh on one machine: what belongs to it, in which order it starts, and when it is ready.
+
+    mesh = Mesh(Path(".mesh"))
+    mesh.up()                     # or only=STORES
+    ... calls to mesh.gateway ...
+    mesh.stop("vaccinemgmt"); mesh.start("vaccinemgmt")
+    mesh.down()
+
+Blocking, and usable from within a running event loop too (`await asyncio.to_thread(mesh.up)`).
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mesh import envoy
+from mesh.home import ROOT, SERVICES, STORES, Home
+from mesh.processes import MeshError, Processes, holder_of
+from mesh.stores import STORE_OF, Stores, package_file
+
+# Called as things happen: (component's name, what happened).
+Report = Callable[[str, str], None]
+# On a machine that is busy with something else a first start has been seen to take five times the usual.
+READY_WITHIN = 60.0
+
+
+@dataclass(frozen=True)
+class Component:
+    """A process of the mesh."""
+
+    name: str
+    listens: tuple[str, ...]  # names of its ports, the one to show first
+    needs: tuple[str, ...]  # what is ready before it starts
+    check: Callable[[], None]  # returns when it is ready to serve, raises if it is not
+    command: Callable[[], list[str | Path]]
+    prepare: Callable[[], None] = lambda: None
+    env: Mapping[str, str] = field(default_factory=dict)
+    os_user: Callable[[], str] = str
+    directory: Path = ROOT
+    stop_signal: signal.Signals = signal.SIGTERM
+    grace: float = 35.0  # seconds; a service has 30 to drain
+
+
+@dataclass(frozen=True)
+class State:
+    """What `status` shows. `state` is ready (serves), live (runs, does not serve yet) or down; `uptime` in seconds."""
+
+    name: str
+    pid: int | None
+    port: int
+    state: str
+    uptime: float | None
+
+
+class Mesh:
+    """The mesh of a home. Arguments that are not given are as remembered from the last `up`, see Home."""
+
+    def __init__(self, home: Path, base_port: int | None = None, external: Mapping[str, str] | None = None) -> None:
+        self.home = Home(home, base_port, external)
+        self.stores = Stores(self.home)
+        self.processes = Processes(self.home.path)
+        self.components = {component.name: component for component in self._components()}
+
+    @property
+    def gateway(self) -> str:
+        """host:port of the one way in."""
+        return self.home.address("gateway")
+
+    def _components(self) -> list[Component]:
+        """In dependency order."""
+        s, home = self.stores, self.home.path
+        user, fast = s.postgres_os_user, signal.SIGINT  # its "fast" shutdown: does not wait for clients to leave
+        postgres = Component(
+            "postgres", ("postgres",), (), s.provision_postgres, s.postgres_command, s.prepare_postgres,
+            os_user=user, directory=home, stop_signal=fast,
+        )  # fmt: skip
+        mongo = Component("mongo", ("mongo",), (), s.provision_mongo, s.mongo_command, s.prepare_mongo)
+        nats = Component("nats", ("nats",), (), s.provision_nats, s.nats_command, s.prepare_nats)
+        proxy = Component(
+            "envoy",
+            ("gateway", "envoy-admin", "to-approval"),
+            (),
+            self._check_envoy,
+            lambda: [
+                package_file("envoy", "_bin", "envoy"), "-c", home / "envoy.json",
+                "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning",
+            ],
+            lambda: envoy.write_config(self.home),
+        )  # fmt: skip
+        return [postgres, mongo, nats, *(self._service(name) for name in SERVICES), proxy]
+
+    def _service(self, name: str) -> Component:
+        secrets = self.home.path / "secrets" / name
+        env = {
+            "LISTEN": self.home.address(name),
+            "METRICS_LISTEN": self.home.address(f"{name}-metrics"),
+            "NATS_URL": self.stores.nats_address,
+            "NATS_USER": self.stores.nats_login(name)[0],
+            "SECRETS_DIR": str(secrets),
+            "STREAM_REPLICAS": "1",
+            "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
+            "DRAIN_SECONDS": "0",  # nobody has to notice before the listener closes: Envoy retries what is refused
+            "PYTHONUNBUFFERED": "1",
+        }
+        if name == "reservation":
+            env["APPROVAL_TARGET"] = self.home.address("to-approval")
+        return Component(
+            name,
+            (name, f"{name}-metrics"),
+            (STORE_OF[name], "nats"),
+            lambda: self._check_service(name),
+            lambda: [sys.executable, "-m", f"services.{name}"],
+            lambda: self.stores.write_secrets(name),
+            env,
+        )
+
+    def _check_service(self, name: str) -> None:
+        import grpc
+        from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+        # A pool of its own, else the pauses after earlier refused connections count for this attempt too.
+        options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
+        with grpc.insecure_channel(self.home.address(name), options) as channel:
+            request = health_pb2.HealthCheckRequest(service=name)
+            answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise MeshError("its readiness is NOT_SERVING")
+
+    def _check_envoy(self) -> None:
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"http://{self.home.address('envoy-admin')}/ready", timeout=2):
+            pass  # anything but 200 raises
+
+    # Starting
+
+    def up(self, only: Collection[str] | None = None, report: Report = lambda *_: None) -> None:
+        """Starts what is not running (of `only`, else of all) and waits until it is ready.
+
+        MeshError: a port is taken, or a component does not get ready; what this call started is stopped again.
+        """
+        wanted = [c for c in self.components.values() if only is None or c.name in only]
+        with self.processes.exclusive() as lock:
+            self._refuse_a_move()
+            self.home.save()
+            running = [c.name for c in wanted if self.processes.find(c.name)]
+            self._refuse_taken_ports([c for c in wanted if c.name not in running])
+            try:
+                self._start_all(wanted, lock, report)
+            except BaseException:
+                self._stop_all([c.name for c in wanted if c.name not in running], report)
+                raise
+
+    def start(self, name: str, report: Report = lambda *_: None) -> None:
+        """Starts one component and waits until it is ready."""
+        self.up([self.component(name).name], report)
+
+    def component(self, name: str) -> Component:
+        """By name; MeshError lists the names."""
+        if name not in self.components:
+            raise MeshError(f"no component {name}; there are {', '.join(self.components)}")
+        return self.components[name]
+
+    def _refuse_a_move(self) -> None:
+        remembered, asked = self.home.remembered_port, self.home.base_port
+        if remembered not in (None, asked) and any(map(self.processes.find, self.processes.recorded())):
+            raise MeshError(f"this mesh runs at base port {remembered}: stop it before it moves to {asked}")
+
+    def _refuse_taken_ports(self, components: list[Component]) -> None:
+        taken = [
+            f"port {self.home.port(listener)}, which {component.name} needs ({listener}), is in use by {holder}"
+            for component in components
+            if component.name not in self.home.external
+            for listener in component.listens
+            if (holder := holder_of(self.home.port(listener)))
+        ]
+        if taken:
+            advice = "stop that, or choose other ports with --base-port; nothing was started"
+            raise MeshError("\n".join([*taken, advice]))
+
+    def _start_all(self, components: list[Component], lock: int, report: Report) -> None:
+        given_up = threading.Event()
+        futures: dict[str, Future[None]] = {}
+
+        def bring_up(component: Component) -> None:
+            for need in component.needs:
+                if need in futures:
+                    futures[need].result()
+            self._bring_up(component, lock, given_up, report)
+
+        with ThreadPoolExecutor(len(components)) as pool:
+            for component in components:
+                futures[component.name] = pool.submit(bring_up, component)
+            try:
+                for future in as_completed(futures.values()):
+                    future.result()
+            except BaseException:
+                given_up.set()
+                raise
+
+    def _bring_up(self, component: Component, lock: int, given_up: threading.Event, report: Report) -> None:
+        name, begin = component.name, time.monotonic()
+        log = self.processes.log(name)
+        if name not in self.home.external and not self.processes.find(name):
+            report(name, "starting")
+            component.prepare()
+            # What runs here talks to 127.0.0.1 only: no proxy of the surroundings has a say in it.
+            env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | dict(component.env)
+            logged = log.stat().st_size if log.exists() else 0
+            self.processes.launch(name, component.command(), env, component.directory, component.os_user(), lock)
+        else:
+            report(name, "is running")
+            logged = 0
+        self._wait(component, given_up, logged)
+        report(name, f"ready after {time.monotonic() - begin:.1f} s")
+
+    def _wait(self, component: Component, given_up: threading.Event, logged: int = 0) -> None:
+        name, deadline = component.name, time.monotonic() + READY_WITHIN
+        while True:
+            try:
+                self._check(component)
+                return
+            except Exception as error:
+                why = f"{type(error).__name__}: {error}"
+            if name not in self.home.external and not self.processes.find(name):
+                why = "it ended"
+            elif time.monotonic() < deadline and not given_up.wait(0.05):
+                continue
+            text = self.processes.log(name).read_bytes()[logged:].decode(errors="replace")
+            lines = "\n".join(f"  {line[:500]}" for line in text.splitlines()[-15:])
+            raise MeshError(f"{name} did not get ready: {why}\nlast lines of {self.processes.log(name)}:\n{lines}")
+
+    def _check(self, component: Component) -> None:
+        if component.name not in self.home.external:
+            # Clients pause after a refused connection, pymongo for half a second: ask them only when someone listens.
+            with socket.create_connection(("127.0.0.1", self.home.port(component.listens[0])), timeout=1):
+                pass
+        component.check()
+
+    def wait_ready(self, names: Collection[str] | None = None) -> None:
+        """Waits until components that run are ready to serve."""
+        for name in names or self.components:
+            self._wait(self.component(name), threading.Event())
+
+    # Stopping
+
+    def stop(self, name: str, with_signal: signal.Signals | None = None) -> bool:
+        """Stops one component, gracefully unless told otherwise; returns whether it was running."""
+        component = self.component(name)
+        with self.processes.exclusive():
+            return self.processes.stop(name, with_signal or component.stop_signal, component.grace)
+
+    def down(self, report: Report = lambda *_: None) -> None:
+        """Stops whatever `up` started, also one that did not finish: services, then Envoy, then stores."""
+        if self.processes.run.exists():
+            with self.processes.exclusive():
+                self._stop_all(self.processes.recorded(), report)
+
+    def _stop_all(self, names: Collection[str], report: Report) -> None:
+        def stop(name: str) -> None:
+            component = self.components[name]
+            if self.processes.stop(name, component.stop_signal, component.grace):
+                report(name, "stopped")
+
+        for wave in (SERVICES, ("envoy",), STORES):
+            with ThreadPoolExecutor(len(wave)) as pool:
+                list(pool.map(stop, [name for name in wave if name in names]))
+
+    # Looking
+
+    def status(self) -> list[State]:
+        """The state of every component, asked now."""
+
+        def state(component: Component) -> State:
+            process = self.processes.find(component.name)
+            answer = "down"
+            if process or component.name in self.home.external:
+                try:
+                    self._check(component)
+                    answer = "ready"
+                except Exception:
+                    answer = "live" if process else "down"
+            pid, uptime = (process.pid, process.uptime) if process else (None, None)
+            return State(component.name, pid, self.home.port(component.listens[0]), answer, uptime)
+
+        with ThreadPoolExecutor(len(self.components)) as pool:
+            return list(pool.map(state, self.components.values()))
+
+    # Repairing
+
+    def rebuild_mypage(self, report: Report = lambda *_: None) -> None:
+        """Empties MyPage's view and lets it replay every event from the beginning; returns when it has caught up."""
+        mypage = self.component("mypage")
+        self.stop("mypage")
+        report("mypage", "emptying the view")
+        emptied = subprocess.run(
+            [*mypage.command(), "rebuild"], cwd=ROOT, env=os.environ | mypage.env, capture_output=True, text=True
+        )
+        self.start("mypage", report)
+        if emptied.returncode != 0:
+            raise MeshError(f"the view could not be emptied and is as it was:\n{emptied.stderr[-2000:]}")
+        while pending := self.stores.pending("VACCINATION", "mypage"):
+            report("mypage", f"{pending} events to go")
+            time.sleep(0.1)
+        report("mypage", "has caught up")
