@@ -1,0 +1,412 @@
+"""Reads hospitals, daily capacity and vaccine lots from the files of a directory.
+
+The format is that of SMART Scheduling Links (smart-on-fhir/smart-scheduling-links, specification.md): FHIR NDJSON, one
+Location, Schedule or Slot a line, in any number of *.ndjson files of any name and order. Other resource types are
+counted and left out. Beside them each *.csv holds lots, under a header with the names in `COLUMNS`.
+
+- A Location is a hospital. FHIR R4 gives it no time zone, so it comes from the extension `timezone` (valueCode), else
+  from `address.state` if that is a US state with one zone, else from `--time-zone`, else it is the contract's default,
+  Asia/Seoul, unless the address says that the place is somewhere else.
+- A Slot adds its `slot-capacity` (1 when absent) to the day on which it starts at the hospital. One that is busy adds
+  0: a day of nothing but busy slots has the capacity 0.
+
+A row in error is reported, and the rows beside it are kept. Files are read line by line, and twice, because a Slot may
+come before its Schedule: memory grows with the hospitals' days and the lots, and by some hundred bytes a slot to
+recognise one that is repeated.
+"""
+
+import csv
+import json
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo, available_timezones
+
+COLUMNS = ("hospital", "cvx", "mvx", "lot_number", "manufactured", "expires", "quantity")
+DEFAULT_TIME_ZONE = "Asia/Seoul"
+# US states and territories that lie in one zone as a whole (49 CFR 71), and those that do not.
+STATES = {
+    "America/New_York": "CT DC DE GA MA MD ME NC NH NJ NY OH PA RI SC VA VT WV",
+    "America/Chicago": "AL AR IA IL LA MN MO MS OK WI",
+    "America/Denver": "CO MT NM UT WY",
+    "America/Los_Angeles": "CA WA",
+    "Pacific/Honolulu": "HI",
+    "America/Puerto_Rico": "PR VI",
+    "Pacific/Guam": "GU MP",
+    "Pacific/Pago_Pago": "AS",
+}
+STATE_ZONE = {state: zone for zone, states in STATES.items() for state in states.split()}
+SEVERAL_ZONES = ["AK", "AZ", "FL", "ID", "IN", "KS", "KY", "MI", "ND", "NE", "NV", "OR", "SD", "TN", "TX"]
+
+# Limits of the contracts: places a day and doses a lot; days in one SetDailyCapacity.
+MOST, MOST_DAYS = 1_000_000, 366
+SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can escape half of a pair; UTF-8, and so protobuf, has none
+
+T = TypeVar("T")
+Resource = dict[str, Any]
+
+
+class Invalid(ValueError):
+    """A field of a row does not hold what it should."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name}: {reason}")
+        self.name, self.reason = name, reason
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Row:
+    """Where something came from."""
+
+    file: str
+    line: int
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class RowError:
+    """A row that was not imported as it stands, and why."""
+
+    row: Row
+    field: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.row.file}:{self.row.line}: {self.field}: {self.reason}"
+
+
+@dataclass(slots=True)
+class Day:
+    """The places of one day, and the first slot that spoke of it."""
+
+    row: Row
+    day: date
+    capacity: int = 0
+
+
+@dataclass(slots=True)
+class Hospital:
+    """A Location, the days of its slots, and the CVX codes of its schedules."""
+
+    row: Row
+    hospital_id: str
+    name: str
+    time_zone: str
+    days: dict[date, Day] = field(default_factory=dict)
+    vaccines: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True, slots=True)
+class Lot:
+    """A line of a CSV file."""
+
+    row: Row
+    cvx: str
+    mvx: str
+    lot_number: str
+    manufactured: date
+    expires: date
+    quantity: int
+
+
+@dataclass(slots=True)
+class Data:
+    """What a directory holds; lots by hospital. `ignored` counts, by description, what was left out and is no error."""
+
+    hospitals: dict[str, Hospital] = field(default_factory=dict)
+    lots: defaultdict[str, list[Lot]] = field(default_factory=lambda: defaultdict(list))
+    ignored: Counter[str] = field(default_factory=Counter)
+    errors: list[RowError] = field(default_factory=list)
+
+    def rows(self) -> int:
+        """Hospitals, their days, and lots."""
+        days = sum(len(hospital.days) for hospital in self.hospitals.values())
+        return len(self.hospitals) + days + sum(map(len, self.lots.values()))
+
+    def without_lot(self) -> list[str]:
+        """Vaccines that a hospital's schedules offer and that none of its lots is, as "hospital CVX"."""
+        lots = {(key, lot.cvx) for key, lots in self.lots.items() for lot in lots}
+        offered = {(key, vaccine) for key, hospital in self.hospitals.items() for vaccine in hospital.vaccines}
+        return [" ".join(pair) for pair in sorted(offered - lots)]
+
+
+def read(directory: Path, time_zone: str | None = None, advance: Callable[[int], None] = lambda _: None) -> Data:
+    """Reads the directory's files; `advance` hears of the bytes read, those of *.ndjson twice."""
+    return _Reader(time_zone, advance).read(directory)
+
+
+@cache  # it looks into some 600 files
+def time_zones() -> set[str]:
+    """The IANA names known here."""
+    return available_timezones()
+
+
+def bytes_to_read(directory: Path) -> int:
+    """What `read` will tell `advance` in all."""
+    files = ((times, path) for end, times in (("ndjson", 2), ("csv", 1)) for path in directory.glob(f"*.{end}"))
+    return sum(times * path.stat().st_size for times, path in files if path.is_file())
+
+
+def shift(data: Data, to: date) -> int:
+    """Moves the first day to `to`, and everything with it; returns by how many days. ValueError: there is no slot."""
+    first = min((day for hospital in data.hospitals.values() for day in hospital.days), default=None)
+    if first is None:
+        raise ValueError("--shift-to moves the first day that has a slot, and there is none")
+    delta = to - first
+
+    def moved(day: date) -> date:
+        try:
+            return day + delta
+        except OverflowError:  # 9999-12-31, "does not expire", stays what it is
+            return date.max if delta > timedelta(0) else date.min
+
+    for hospital in data.hospitals.values():
+        hospital.days = {moved(day): replace(places, day=moved(day)) for day, places in hospital.days.items()}
+    for lots in data.lots.values():
+        lots[:] = [replace(lot, manufactured=moved(lot.manufactured), expires=moved(lot.expires)) for lot in lots]
+    return delta.days
+
+
+def ranges(days: dict[date, Day]) -> Iterator[list[Day]]:
+    """Consecutive days of equal capacity, at most as many as one SetDailyCapacity takes."""
+    run: list[Day] = []
+    for _, day in sorted(days.items()):
+        if run and (len(run) == MOST_DAYS or (day.day - run[-1].day).days > 1 or day.capacity != run[-1].capacity):
+            yield run
+            run = []
+        run.append(day)
+    if run:
+        yield run
+
+
+class _Reader:
+    def __init__(self, time_zone: str | None, advance: Callable[[int], None]) -> None:
+        self.data, self.time_zone, self.advance = Data(), time_zone, advance
+        self.schedules: dict[str, tuple[Row, str, set[str]]] = {}
+        self.broken: set[str] = set()  # references to rows in error: what hangs on them is not an error of its own
+        self.seen: defaultdict[str, dict[Hashable, int]] = defaultdict(dict)
+
+    def read(self, directory: Path) -> Data:
+        sources = sorted(directory.glob("*.ndjson"))
+        for path in sources:
+            for row, resource in self.resources(path, self.data.errors):
+                kind = resource["resourceType"]
+                if kind in ("Location", "Schedule"):
+                    if not self.keep(row, self.location if kind == "Location" else self.schedule, resource):
+                        self.broken.add(f"{kind}/{resource.get('id')}")
+                elif kind != "Slot":
+                    self.data.ignored[kind[:64]] += 1
+        self.join_schedules()
+        for path in sources:
+            for row, resource in self.resources(path, []):
+                if resource["resourceType"] == "Slot":
+                    self.keep(row, self.slot, resource)
+        for path in sorted(directory.glob("*.csv")):
+            self.stock(path)
+        return self.data
+
+    def keep(self, row: Row, take: Callable[[Row, T], None], value: T) -> bool:
+        try:
+            take(row, value)
+        except Invalid as error:
+            self.data.errors.append(RowError(row, error.name, error.reason))
+            return False
+        return True
+
+    def lines(self, path: Path, errors: list[RowError]) -> Iterator[tuple[Row, str]]:
+        """The lines that are not blank. In files put together by cat a BOM may stand before any of them."""
+        try:
+            with path.open("rb") as file:
+                for number, raw in enumerate(file, 1):
+                    self.advance(len(raw))
+                    try:
+                        text = raw.decode("utf-8-sig").strip()
+                    except UnicodeDecodeError as error:
+                        errors.append(RowError(Row(path.name, number), "line", f"is not UTF-8: {error.reason}"))
+                        continue
+                    if text:
+                        yield Row(path.name, number), text
+        except OSError as error:
+            errors.append(RowError(Row(path.name, 0), "file", error.strerror or str(error)))
+
+    def resources(self, path: Path, errors: list[RowError]) -> Iterator[tuple[Row, Resource]]:
+        for row, text in self.lines(path, errors):
+            try:
+                resource = json.loads(text)
+            except (ValueError, RecursionError) as error:
+                errors.append(RowError(row, "line", f"is not JSON: {error}"))
+                continue
+            if isinstance(resource, dict) and isinstance(resource.get("resourceType"), str):
+                yield row, resource
+            else:
+                errors.append(RowError(row, "resourceType", "is missing"))
+
+    def is_new(self, kind: str, name: str, key: Hashable, content: Hashable) -> bool:
+        """False for a row that repeats one before, word for word; the same key with another content is an error."""
+        seen, digest = self.seen[kind], hash(content)
+        if key not in seen:
+            seen[key] = digest
+            return True
+        if seen[key] != digest:
+            raise Invalid(name, f"this {kind} came before with another content, which is kept")
+        self.data.ignored[f"repeated {kind}"] += 1
+        return False
+
+    def location(self, row: Row, location: Resource) -> None:
+        key, name, zone = _text(location, "id"), _text(location, "name"), self.zone(location)
+        if self.is_new("Location", "id", key, (name, zone)):
+            self.data.hospitals[key] = Hospital(row, key, name, zone)
+
+    def zone(self, location: Resource) -> str:
+        for extension in _extensions(location, "timezone"):
+            zone = extension.get("valueCode")
+            if not isinstance(zone, str) or zone not in time_zones():
+                raise Invalid("timezone", f"{_show(zone)} is not an IANA time zone")
+            return zone
+        address = location.get("address")
+        address = address if isinstance(address, dict) else {}
+        state, country = str(address.get("state") or "").upper(), str(address.get("country") or "").upper()
+        american = country in ("", "US", "USA")
+        if american and state in STATE_ZONE:
+            return STATE_ZONE[state]
+        if self.time_zone:
+            return self.time_zone
+        if country in ("", "KR", "KOR") and state not in SEVERAL_ZONES:
+            return DEFAULT_TIME_ZONE
+        where = _show(address.get("state" if american else "country"))
+        raise Invalid("address", f"{where} tells no time zone: give the extension timezone, or --time-zone")
+
+    def schedule(self, row: Row, schedule: Resource) -> None:
+        key, actors = _text(schedule, "id"), schedule.get("actor")
+        places = [_reference(actor, "Location") for actor in (actors if isinstance(actors, list) else [])]
+        if (location := next(filter(None, places), None)) is None:
+            raise Invalid("actor", "has no reference to a Location")
+        products = [extension.get("valueCoding") for extension in _extensions(schedule, "vaccine-product")]
+        vaccines = {str(product.get("code")) if isinstance(product, dict) else "" for product in products}
+        if self.is_new("Schedule", "id", key, (location, *sorted(vaccines))):
+            self.schedules[key] = row, location, vaccines
+        for vaccine in vaccines:  # last: the schedule's slots do not hang on it
+            if not re.fullmatch("[0-9]{1,3}", vaccine):
+                raise Invalid("vaccine-product", f"{_show(vaccine)} is not a CVX code")
+
+    def join_schedules(self) -> None:
+        """Leaves the schedules whose Location is there."""
+        for key, (row, location, vaccines) in list(self.schedules.items()):
+            if location in self.data.hospitals:
+                self.data.hospitals[location].vaccines |= vaccines
+                continue
+            del self.schedules[key]
+            self.broken.add(f"Schedule/{key}")
+            if f"Location/{location}" in self.broken:
+                self.data.ignored["Schedule of a Location in error"] += 1
+            else:
+                self.data.errors.append(RowError(row, "actor", f"there is no Location {_show(location)}"))
+
+    def slot(self, row: Row, slot: Resource) -> None:
+        key, status, start = _text(slot, "id"), _text(slot, "status"), _text(slot, "start")
+        if (schedule := _reference(slot.get("schedule"), "Schedule")) is None:
+            raise Invalid("schedule", "is no reference to a Schedule")
+        if schedule not in self.schedules:
+            if f"Schedule/{schedule}" not in self.broken:
+                raise Invalid("schedule", f"there is no Schedule {_show(schedule)}")
+            self.data.ignored["Slot of a Schedule in error"] += 1
+            return
+        if status not in ("free", "busy", "busy-unavailable", "busy-tentative", "entered-in-error"):
+            raise Invalid("status", f"{_show(status)} is neither free nor busy")
+        hospital = self.data.hospitals[self.schedules[schedule][1]]
+        try:
+            instant = datetime.fromisoformat(start)
+            day = instant.astimezone(ZoneInfo(hospital.time_zone)).date()
+        except (ValueError, OverflowError):
+            raise Invalid("start", f"{_show(start)} is not a FHIR instant") from None
+        if instant.tzinfo is None:
+            raise Invalid("start", f"{_show(start)} has no offset from UTC")
+        sizes = [_whole("slot-capacity", size.get("valueInteger"), 0) for size in _extensions(slot, "slot-capacity")]
+        places = (sizes[0] if sizes else 1) if status == "free" else 0
+        entry = hospital.days.get(day) or Day(row, day)
+        if not self.is_new("Slot", "id", key, (schedule, instant, status, places)):
+            return
+        if status == "entered-in-error":
+            self.data.ignored["Slot entered-in-error"] += 1
+            return
+        if entry.capacity + places > MOST:
+            raise Invalid("slot-capacity", f"the day {day} would have more than {MOST:,} places")
+        entry.capacity += places
+        hospital.days[day] = entry
+
+    def stock(self, path: Path) -> None:
+        header: list[str] = []
+        for row, text in self.lines(path, self.data.errors):
+            try:  # each line on its own: a quote that is never closed must not swallow the rows after it
+                cells = [cell.strip() for cell in next(csv.reader([text], strict=True))]
+            except csv.Error as error:
+                self.data.errors.append(RowError(row, "line", f"is not CSV: {error}"))
+                continue
+            if header:
+                self.keep(row, self.lot, (header, cells))
+            elif missing := [name for name in COLUMNS if name not in map(str.lower, cells)]:
+                self.data.errors.append(RowError(row, "header", f"lacks {', '.join(missing)}: the file is left out"))
+                return
+            else:
+                header = [name.lower() for name in cells]
+
+    def lot(self, row: Row, line: tuple[list[str], list[str]]) -> None:
+        header, cells = line
+        if len(cells) > len(header):
+            raise Invalid("line", f"has {len(cells)} columns where the header has {len(header)}")
+        values = dict(zip(header, cells, strict=False))
+        hospital, cvx, mvx, number = (_text(values, name) for name in COLUMNS[:4])
+        manufactured, expires = _day(values, "manufactured"), _day(values, "expires")
+        quantity = _text(values, "quantity")
+        doses = _whole("quantity", int(quantity) if re.fullmatch("-?[0-9]{1,9}", quantity) else quantity, 1)
+        if self.is_new("lot", "lot_number", (hospital, cvx, mvx, number), (manufactured, expires, doses)):
+            self.data.lots[hospital].append(Lot(row, cvx, mvx, number, manufactured, expires, doses))
+
+
+def _show(value: object) -> str:
+    """A value for a message: short, on one line, nothing that a terminal would obey."""
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _text(values: Resource, name: str) -> str:
+    value = values.get(name)
+    if value is None or value == "":
+        raise Invalid(name, "is missing")
+    if not isinstance(value, str) or SURROGATE.search(value):
+        raise Invalid(name, f"{_show(value)} is not text")
+    return value
+
+
+def _day(values: dict[str, str], name: str) -> date:
+    text = _text(values, name)
+    try:
+        if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):  # fromisoformat takes weeks, too
+            return date.fromisoformat(text)
+    except ValueError:
+        pass
+    raise Invalid(name, f"{_show(text)} is not a day written YYYY-MM-DD")
+
+
+def _whole(name: str, value: object, least: int) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+        raise Invalid(name, f"{_show(value)} is not a whole number from {least} to {MOST:,}")
+    return value
+
+
+def _extensions(resource: Resource, name: str) -> Iterator[Resource]:
+    extensions = resource.get("extension")
+    for extension in extensions if isinstance(extensions, list) else []:
+        if isinstance(extension, dict) and str(extension.get("url")).endswith(f"/{name}"):
+            yield extension
+
+
+def _reference(value: object, kind: str) -> str | None:
+    """The id in {"reference": "Kind/id"}, which may also be a whole URL."""
+    text = value.get("reference") if isinstance(value, dict) else None
+    match = re.search(rf"(?:^|/){kind}/([^/]+)$", text) if isinstance(text, str) else None
+    return match[1] if match else None

@@ -1,0 +1,290 @@
+"""What the importer reads, and what it says of a row that it cannot use. No servers."""
+
+import json
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf.any_pb2 import Any as Packed
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from mesh.dataset import MOST, Data, Day, Row, ranges, read, shift
+from mesh.importer import pause_of, run, violations_of
+
+ROOT = Path(__file__).resolve().parents[2]
+HEADER = "hospital,cvx,mvx,lot_number,manufactured,expires,quantity"
+LOT = "h1,208,PFR,A1,2026-10-01,2027-03-31,10"
+SMART = "http://fhir-registry.smarthealthit.org/StructureDefinition/"
+ZONE = {"url": "http://hl7.org/fhir/StructureDefinition/timezone", "valueCode": "Asia/Seoul"}
+
+
+def location(key: str = "h1", **changes: Any) -> dict[str, Any]:
+    return {"resourceType": "Location", "id": key, "name": f"Clinic {key}", "extension": [ZONE], **changes}
+
+
+def schedule(key: str = "s1", place: str = "Location/h1", cvx: Any = "208", **changes: Any) -> dict[str, Any]:
+    product = {"url": SMART + "vaccine-product", "valueCoding": {"code": cvx}}
+    return {"resourceType": "Schedule", "id": key, "actor": [{"reference": place}], "extension": [product], **changes}
+
+
+def slot(key: str, start: str = "2027-01-04T09:00:00+09:00", capacity: Any = None, **changes: Any) -> dict[str, Any]:
+    size = [] if capacity is None else [{"url": SMART + "slot-capacity", "valueInteger": capacity}]
+    fixed = {"resourceType": "Slot", "id": key, "schedule": {"reference": "Schedule/s1"}, "status": "free"}
+    return {**fixed, "start": start, "extension": size, **changes}
+
+
+def given(directory: Path, *rows: Any, name: str = "x.ndjson") -> Path:
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
+    (directory / name).write_text("\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    return directory
+
+
+def capacity(data: Data, hospital: str = "h1") -> dict[str, int]:
+    return {str(day): places.capacity for day, places in data.hospitals[hospital].days.items()}
+
+
+def errors(data: Data) -> list[str]:
+    return [str(error) for error in data.errors]
+
+
+def test_a_day_has_the_places_of_its_free_slots_and_a_busy_day_has_none(tmp_path: Path) -> None:
+    given(
+        tmp_path,
+        *(location(), schedule(), schedule("s2", "https://example.org/fhir/Location/h1", cvx="211")),
+        *(slot("1", capacity=30), slot("2", "2027-01-04T14:00:00+09:00"), slot("3", capacity=5, status="busy")),
+        slot("4", capacity=7, schedule={"reference": "Schedule/s2"}),
+        *(slot("5", "2027-01-05T09:00:00+09:00", 9, status="busy"), slot("6", capacity=8, status="entered-in-error")),
+    )
+    data = read(tmp_path)
+    assert errors(data) == []
+    assert capacity(data) == {"2027-01-04": 38, "2027-01-05": 0}
+    assert data.hospitals["h1"].vaccines == {"208", "211"}
+
+
+@pytest.mark.parametrize(
+    ("start", "day"),
+    [
+        ("2027-01-04T22:30:00Z", "2027-01-05"),
+        ("2027-01-04T14:59:59.999Z", "2027-01-04"),
+        ("2027-01-04T20:00:00-05", "2027-01-05"),
+    ],
+)
+def test_a_slots_day_is_where_it_starts_at_the_hospital(tmp_path: Path, start: str, day: str) -> None:
+    given(tmp_path, location(), schedule(), slot("1", start))
+    assert list(capacity(read(tmp_path))) == [day]
+
+
+@pytest.mark.parametrize(
+    ("changes", "option", "zone"),
+    [
+        ({"address": {"state": "MA"}}, None, "Asia/Seoul"),
+        ({"extension": None, "address": {"state": "MA"}}, "Asia/Tokyo", "America/New_York"),
+        ({"extension": [], "address": {"state": "hi", "country": "US"}}, None, "Pacific/Honolulu"),
+        ({"extension": [], "address": {"state": "TX"}}, "America/Chicago", "America/Chicago"),
+        ({"extension": [], "address": {"state": "WA", "country": "AU"}}, "Australia/Perth", "Australia/Perth"),
+        ({"extension": [], "address": {"state": "서울특별시", "country": "KR"}}, None, "Asia/Seoul"),
+        ({"extension": [], "address": "Seoul"}, "Asia/Tokyo", "Asia/Tokyo"),
+        ({"extension": []}, None, "Asia/Seoul"),
+    ],
+)
+def test_a_hospitals_time_zone(tmp_path: Path, changes: dict[str, Any], option: str | None, zone: str) -> None:
+    assert read(given(tmp_path, location(**changes)), option).hospitals["h1"].time_zone == zone
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (["{"], "x.ndjson:1: line: is not JSON"),
+        (["[" * 100_000], "x.ndjson:1: line: is not JSON"),
+        (["[1]"], "x.ndjson:1: resourceType: is missing"),
+        ([{"resourceType": 5}], "x.ndjson:1: resourceType: is missing"),
+        ([location(id=None)], "x.ndjson:1: id: is missing"),
+        ([location(name="")], "x.ndjson:1: name: is missing"),
+        ([location(name=["a"])], "x.ndjson:1: name: ['a'] is not text"),
+        (['{"resourceType":"Location","id":"h","name":"\\ud800"}'], "x.ndjson:1: name: '\\ud800' is not text"),
+        ([location(extension=[{**ZONE, "valueCode": "Mars/Base"}])], "timezone: 'Mars/Base' is not an IANA time zone"),
+        ([location(extension=[{**ZONE, "valueCode": ["Asia"]}])], "timezone: ['Asia'] is not an IANA time zone"),
+        ([location(extension=[], address={"state": "TX"})], "x.ndjson:1: address: 'TX' tells no time zone"),
+        ([location(extension=[], address={"country": "DE"})], "x.ndjson:1: address: 'DE' tells no time zone"),
+        ([location(), location(name="Other")], "x.ndjson:2: id: this Location came before"),
+        ([schedule()], "x.ndjson:1: actor: there is no Location 'h1'"),
+        ([location(), schedule(actor="h1")], "x.ndjson:2: actor: has no reference to a Location"),
+        ([location(), schedule(place="Practitioner/1")], "x.ndjson:2: actor: has no reference to a Location"),
+        ([location(), schedule(cvx="covid")], "x.ndjson:2: vaccine-product: 'covid' is not a CVX code"),
+        ([location(), slot("1")], "x.ndjson:2: schedule: there is no Schedule 's1'"),
+        ([location(), slot("1", schedule=None)], "x.ndjson:2: schedule: is no reference to a Schedule"),
+        ([location(), schedule(), slot("1", status="open")], "x.ndjson:3: status: 'open' is neither free nor busy"),
+        (
+            [location(), schedule(), slot("1", capacity=-1)],
+            "x.ndjson:3: slot-capacity: -1 is not a whole number from 0",
+        ),
+        ([location(), schedule(), slot("1", capacity=True)], "slot-capacity: True is not a whole number"),
+        ([location(), schedule(), slot("1", capacity=2.5)], "slot-capacity: 2.5 is not a whole number"),
+        ([location(), schedule(), slot("1", capacity="9")], "slot-capacity: '9' is not a whole number"),
+        ([location(), schedule(), slot("1", capacity=2**40)], "slot-capacity: 1099511627776 is not a whole number"),
+        ([location(), schedule(), slot("1", "2027-02-30T09:00:00Z")], "x.ndjson:3: start: '2027-02-30T09:00:00Z' is"),
+        ([location(), schedule(), slot("1", "2027-02-03T09:00:00")], "'2027-02-03T09:00:00' has no offset from UTC"),
+        ([location(), schedule(), slot("1", "9999-12-31T23:00:00Z")], "start: '9999-12-31T23:00:00Z' is not a FHIR"),
+        ([location(), schedule(), slot("1"), slot("1", capacity=3)], "x.ndjson:4: id: this Slot came before"),
+        (
+            [location(), schedule(), slot("1", capacity=MOST), slot("2")],
+            "x.ndjson:4: slot-capacity: the day 2027-01-04",
+        ),
+    ],
+)
+def test_a_fhir_row_in_error_is_named(tmp_path: Path, rows: list[Any], said: str) -> None:
+    [error] = errors(read(given(tmp_path, *rows)))
+    assert said in error
+
+
+def test_what_hangs_on_a_row_in_error_is_counted_and_not_reported_again(tmp_path: Path) -> None:
+    data = read(given(tmp_path, slot("1"), slot("2"), schedule(), location(name=None)))
+    assert errors(data) == ["x.ndjson:4: name: is missing"]
+    assert data.ignored == {"Schedule of a Location in error": 1, "Slot of a Schedule in error": 2}
+
+
+def test_good_rows_beside_bad_ones_are_kept_in_whatever_order_and_dress(tmp_path: Path) -> None:
+    given(
+        tmp_path, slot("1", capacity=3), "oops", "", slot("1", capacity=3), {"resourceType": "Device"}, name="a.ndjson"
+    )
+    given(tmp_path, schedule(cvx=None), name="b.ndjson")
+    crlf = b"\xef\xbb\xbf" + json.dumps(location(name="서울")).encode() + b"\r\n\r\n\xff\xfe\r\n"
+    (tmp_path / "c.ndjson").write_bytes(crlf)
+    (tmp_path / "d.ndjson").mkdir()
+    data = read(tmp_path)
+    assert data.hospitals["h1"].name == "서울"
+    assert capacity(data) == {"2027-01-04": 3}
+    assert data.ignored == {"Device": 1, "repeated Slot": 1}
+    assert [error.partition(": ")[0] for error in errors(data)] == [
+        "a.ndjson:2",
+        "b.ndjson:1",
+        "c.ndjson:3",
+        "d.ndjson:0",
+    ]
+
+
+def test_lots_are_read_under_any_order_of_columns(tmp_path: Path) -> None:
+    header, lot = (",".join(reversed(text.split(","))) for text in (HEADER, LOT))
+    content = f'\ufeff{header.upper()},note\r\n\r\n{lot},"first, and last"\r\n{lot},\r\n'
+    (tmp_path / "stock.csv").write_text(content, encoding="utf-8", newline="")
+    data = read(tmp_path)
+    assert errors(data) == []
+    assert data.ignored == {"repeated lot": 1}
+    [found] = data.lots["h1"]
+    assert (found.row, found.cvx, found.mvx, found.lot_number) == (Row("stock.csv", 3), "208", "PFR", "A1")
+    assert (found.manufactured, found.expires, found.quantity) == (date(2026, 10, 1), date(2027, 3, 31), 10)
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ("h1,208,PFR,A2,2026-10-01,2027-03-31", "l.csv:3: quantity: is missing"),
+        ("h1,208,,A2,2026-10-01,2027-03-31,1", "l.csv:3: mvx: is missing"),
+        ("h1,208,PFR,A2,2026-10-01,2027-03-31,1,2", "l.csv:3: line: has 8 columns where the header has 7"),
+        ("h1,208,PFR,A2,2026-10-01,2027-02-29,1", "l.csv:3: expires: '2027-02-29' is not a day written YYYY-MM-DD"),
+        ("h1,208,PFR,A2,20261001,2027-03-31,1", "l.csv:3: manufactured: '20261001' is not a day written YYYY-MM-DD"),
+        ("h1,208,PFR,A2,2026-10-01,2027-03-31,-5", "l.csv:3: quantity: -5 is not a whole number from 1"),
+        ("h1,208,PFR,A2,2026-10-01,2027-03-31,ten", "l.csv:3: quantity: 'ten' is not a whole number"),
+        ("h1,208,PFR,A2,2026-10-01,2027-03-31,1_0", "l.csv:3: quantity: '1_0' is not a whole number"),
+        ("h1,208,PFR,A2,2026-10-01,2027-03-31,99999999999", "l.csv:3: quantity: '99999999999' is not a whole number"),
+        ("h1,208,PFR,A1,2026-10-01,2027-03-31,11", "l.csv:3: lot_number: this lot came before with another content"),
+        ('h1,208,PFR,"A2,2026-10-01,2027-03-31,1', "l.csv:3: line: is not CSV"),
+    ],
+)
+def test_a_lot_in_error_is_named_and_the_others_are_kept(tmp_path: Path, row: str, said: str) -> None:
+    data = read(given(tmp_path, HEADER, LOT, row, LOT.replace("A1", "A9"), name="l.csv"))
+    [error] = errors(data)
+    assert said in error
+    assert [lot.lot_number for lot in data.lots["h1"]] == ["A1", "A9"]
+
+
+def test_a_csv_file_without_the_columns_is_left_out_with_their_names(tmp_path: Path) -> None:
+    data = read(given(tmp_path, "hospital;cvx", "h1;208", name="l.csv"))
+    assert errors(data) == [f"l.csv:1: header: lacks {HEADER.replace(',', ', ')}: the file is left out"]
+
+
+def test_shifting_moves_every_date_by_the_same_number_of_days(tmp_path: Path) -> None:
+    given(tmp_path, location(), schedule(), slot("1"), slot("2", "2027-01-07T09:00:00+09:00"))
+    data = read(given(tmp_path, HEADER, LOT, "h1,208,PFR,B1,2026-10-01,9999-12-31,1", name="l.csv"))
+    assert shift(data, date(2027, 1, 14)) == 10
+    assert list(capacity(data)) == ["2027-01-14", "2027-01-17"]
+    assert {day.day for day in data.hospitals["h1"].days.values()} == {date(2027, 1, 14), date(2027, 1, 17)}
+    assert [(str(lot.manufactured), str(lot.expires)) for lot in data.lots["h1"]] == [
+        ("2026-10-11", "2027-04-10"),
+        ("2026-10-11", "9999-12-31"),
+    ]
+
+
+def test_shifting_needs_a_slot(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is none"):
+        shift(read(given(tmp_path, location())), date(2027, 1, 1))
+
+
+def test_a_range_is_consecutive_days_of_equal_capacity_and_at_most_366() -> None:
+    def days(numbers: dict[int, int]) -> dict[date, Day]:
+        at = {date.fromordinal(740_000 + n): size for n, size in numbers.items()}
+        return {day: Day(Row("x", 1), day, size) for day, size in at.items()}
+
+    def shape(numbers: dict[int, int]) -> list[tuple[int, int, int]]:
+        found = [(run[0].day.toordinal() - 740_000, len(run), run[0].capacity) for run in ranges(days(numbers))]
+        assert sum(length for _, length, _ in found) == len(numbers)
+        return found
+
+    assert shape({}) == []
+    assert shape({3: 5, 1: 5, 2: 5, 4: 6, 6: 6}) == [(1, 3, 5), (4, 1, 6), (6, 1, 6)]
+    assert shape(dict.fromkeys(range(800), 1)) == [(0, 366, 1), (366, 366, 1), (732, 68, 1)]
+
+
+def test_the_demos_data_is_without_error() -> None:
+    data = read(ROOT / "mesh" / "data")
+    assert (errors(data), dict(data.ignored), data.without_lot()) == ([], {}, [])
+    assert set(capacity(data, "jeju-aewol").values()) == {2}
+    assert len({lot.expires for lot in data.lots["jeju-aewol"]}) == len(data.lots["jeju-aewol"]) == 2
+    assert {hospital.time_zone for hospital in data.hospitals.values()} == {"Asia/Seoul"}
+
+
+def refusal(code: grpc.StatusCode, message: str, *details: Message) -> grpc.aio.AioRpcError:
+    status = status_pb2.Status(code=code.value[0], message=message)
+    for detail in details:
+        packed = Packed()
+        packed.Pack(detail)
+        status.details.append(packed)
+    trailing = grpc.aio.Metadata(("grpc-status-details-bin", status.SerializeToString()))
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, message)
+
+
+def test_a_services_violations_name_the_row_and_its_column() -> None:
+    violation = error_details_pb2.BadRequest.FieldViolation
+    bad = error_details_pb2.BadRequest(
+        field_violations=[
+            violation(field="deliveries[2].expiry_date", description="too early"),
+            violation(field="deliveries[7]", description="other content"),
+            violation(field="hospital.time_zone", description="unknown"),
+        ]
+    )
+    info = error_details_pb2.ErrorInfo(reason="INVALID_FIELD")
+    assert violations_of(refusal(grpc.StatusCode.INVALID_ARGUMENT, "", info, bad)) == [
+        (2, "expires", "too early [INVALID_FIELD]"),
+        (7, "lot_number", "other content [INVALID_FIELD]"),
+        (None, "time_zone", "unknown [INVALID_FIELD]"),
+    ]
+    assert violations_of(refusal(grpc.StatusCode.INTERNAL, "internal error")) == [
+        (None, "row", "internal error [INTERNAL]")
+    ]
+
+
+def test_a_service_that_says_when_to_come_again_is_obeyed() -> None:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(700)
+    assert pause_of(refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", retry), 5) == 0.7
+    assert [pause_of(refusal(grpc.StatusCode.UNAVAILABLE, "gone"), attempt) for attempt in (1, 2, 3)] == [0.1, 0.2, 0.4]
+
+
+@pytest.mark.parametrize("name", ["missing", "empty"])
+def test_nothing_to_import_needs_no_connection(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    assert run(tmp_path / name, "127.0.0.1:1", "token") == 2
+    assert "Traceback" not in capsys.readouterr().out
