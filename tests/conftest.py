@@ -1,0 +1,61 @@
+"""The real servers, once for the whole run, in a folder of its own."""
+
+import os
+import random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mesh.home import PORTS, STORES
+from mesh.machine import Mesh
+
+SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(2**32)))
+
+
+def pytest_report_header() -> str:
+    """The seed of everything random in this run; SEED=... replays it."""
+    return f"seed: {SEED}"
+
+
+@pytest.fixture
+def seeded() -> random.Random:
+    """Random, and the same for the same seed."""
+    return random.Random(SEED)
+
+
+def _free_base_port() -> int:
+    """A base port above which every port of a mesh is free."""
+    for base in range(20000, 32000, 100):
+        try:
+            for offset in PORTS.values():
+                with socket.socket() as s:
+                    s.bind(("127.0.0.1", base + offset))
+        except OSError:
+            continue
+        return base
+    raise RuntimeError("no free ports")
+
+
+@pytest.fixture(scope="session")
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    home = Path(os.environ.get("TEST_HOME") or tmp_path_factory.mktemp("mesh"))
+    mesh = Mesh(home, None if (home / "mesh.json").exists() else _free_base_port())
+    yield mesh
+    if "TEST_HOME" not in os.environ:
+        mesh.down()
+
+
+@pytest.fixture(scope="session")
+def stores(_home: Mesh) -> Mesh:
+    """Postgres, MongoDB and NATS."""
+    _home.up(only=STORES)
+    return _home
+
+
+@pytest.fixture(scope="session")
+def mesh(stores: Mesh) -> Mesh:
+    """Everything, with the gateway in front."""
+    stores.up()
+    return stores

@@ -1,0 +1,259 @@
+"""Clients that call through the gateway, as the world does."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta
+from typing import Any, TypeVar
+from zoneinfo import ZoneInfo
+
+import asyncpg
+import grpc.aio
+import pymongo
+import pytest
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from mesh import identity
+from mesh.home import SERVICES
+from mesh.machine import Mesh
+from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2, hospital_service_pb2_grpc
+from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc
+from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2, reservation_service_pb2_grpc
+from vaccination.vaccinemgmt.v1 import (
+    lot_pb2,
+    vaccination_pb2,
+    vaccinemgmt_service_pb2,
+    vaccinemgmt_service_pb2_grpc,
+)
+
+T = TypeVar("T")
+Status = reservation_pb2.ReservationStatus
+
+
+async def eventually(look: Callable[[], Awaitable[T]], holds: Callable[[T], bool], within: float = 20.0) -> T:
+    """What `look` returns once it `holds`; fails with the last look after `within` seconds."""
+    deadline = time.monotonic() + within
+    while True:
+        seen = await look()
+        if holds(seen):
+            return seen
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {within} s; last seen:\n{seen}")
+        await asyncio.sleep(0.05)
+
+
+@dataclass
+class Refusal:
+    """An error as a client sees it."""
+
+    code: grpc.StatusCode
+    reason: str
+    domain: str
+    fields: dict[str, str]
+    retry_after: float | None
+    localized: tuple[str, str] | None
+    message: str
+
+
+async def refused(call: Awaitable[Any]) -> Refusal:
+    """The error that the call ends with; fails if it succeeds."""
+    try:
+        answer = await call
+    except grpc.aio.AioRpcError as error:
+        return refusal(error)
+    pytest.fail(f"not refused: {answer}")
+
+
+def refusal(error: grpc.aio.AioRpcError) -> Refusal:
+    """The details of an error."""
+    info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
+    local, after, said = error_details_pb2.LocalizedMessage(), None, None
+    for key, value in error.trailing_metadata() or ():
+        if key == "grpc-status-details-bin":
+            for detail in status_pb2.Status.FromString(value).details:
+                _ = detail.Unpack(info) or detail.Unpack(bad)
+                if detail.Unpack(retry):
+                    after = retry.retry_delay.ToMilliseconds() / 1000
+                if detail.Unpack(local):
+                    said = (local.locale, local.message)
+    fields = {violation.field: violation.description for violation in bad.field_violations}
+    return Refusal(error.code(), info.reason, info.domain, fields, after, said, error.details() or "")
+
+
+class Client:
+    """Somebody with a token; one method a call."""
+
+    def __init__(self, channel: grpc.aio.Channel, token: str | None, **metadata: str) -> None:
+        self.token = token
+        self.metadata = [(k.replace("_", "-"), v) for k, v in metadata.items()]
+        if token is not None:
+            self.metadata.append(("authorization", f"Bearer {token}"))
+        self.reservation = reservation_service_pb2_grpc.ReservationServiceStub(channel)
+        self.hospital = hospital_service_pb2_grpc.HospitalServiceStub(channel)
+        self.vaccinemgmt = vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceStub(channel)
+        self.mypage = mypage_service_pb2_grpc.MypageServiceStub(channel)
+
+    async def call(self, method: Callable[..., Any], request: Message) -> Any:
+        """Calls a stub's method as this client."""
+        return await method(request, metadata=self.metadata, timeout=15)
+
+    async def create(
+        self, hospital_id: str, day: date | str, request_id: str | None = None, vaccine_code: str = ""
+    ) -> reservation_pb2.Reservation:
+        """CreateReservation; a new request unless a request_id is given."""
+        request = reservation_service_pb2.CreateReservationRequest(
+            request_id=request_id or str(uuid.uuid4()),
+            hospital_id=hospital_id,
+            date=str(day),
+            vaccine_code=vaccine_code,
+        )
+        response = await self.call(self.reservation.CreateReservation, request)
+        return response.reservation  # type: ignore[no-any-return]
+
+    async def get(self, reservation_id: str) -> reservation_pb2.Reservation:
+        """GetReservation."""
+        request = reservation_service_pb2.GetReservationRequest(reservation_id=reservation_id)
+        return (await self.call(self.reservation.GetReservation, request)).reservation  # type: ignore[no-any-return]
+
+    async def cancel(self, reservation_id: str) -> reservation_pb2.Reservation:
+        """CancelReservation."""
+        request = reservation_service_pb2.CancelReservationRequest(reservation_id=reservation_id)
+        return (await self.call(self.reservation.CancelReservation, request)).reservation  # type: ignore[no-any-return]
+
+    async def screen(self) -> Sequence[my_reservation_pb2.MyReservation]:
+        """ListMyReservations."""
+        request = mypage_service_pb2.ListMyReservationsRequest(page_size=100)
+        return (await self.call(self.mypage.ListMyReservations, request)).reservations  # type: ignore[no-any-return]
+
+    async def reaches(self, reservation_id: str, status: int, within: float = 20.0) -> my_reservation_pb2.MyReservation:
+        """Waits until MyPage shows the reservation with the status."""
+
+        async def look() -> my_reservation_pb2.MyReservation | None:
+            return next((r for r in await self.screen() if r.reservation_id == reservation_id), None)
+
+        seen = await eventually(look, lambda r: r is not None and r.status == status, within)
+        assert seen is not None
+        return seen
+
+    async def set_capacity(self, hospital_id: str, day: date, capacity: int) -> None:
+        """SetDailyCapacity of one day."""
+        request = hospital_service_pb2.SetDailyCapacityRequest(
+            hospital_id=hospital_id, first_date=str(day), last_date=str(day), capacity=capacity
+        )
+        await self.call(self.hospital.SetDailyCapacity, request)
+
+    async def availability(self, hospital_id: str, day: date) -> hospital_pb2.DayAvailability:
+        """ListAvailability of one day."""
+        request = hospital_service_pb2.ListAvailabilityRequest(
+            hospital_id=hospital_id, first_date=str(day), last_date=str(day)
+        )
+        return (await self.call(self.hospital.ListAvailability, request)).days[0]  # type: ignore[no-any-return]
+
+    async def register(self, hospital_id: str, *deliveries: lot_pb2.Delivery) -> Sequence[lot_pb2.Lot]:
+        """RegisterLots."""
+        request = vaccinemgmt_service_pb2.RegisterLotsRequest(hospital_id=hospital_id, deliveries=deliveries)
+        return (await self.call(self.vaccinemgmt.RegisterLots, request)).lots  # type: ignore[no-any-return]
+
+    async def lots(self, hospital_id: str) -> Sequence[lot_pb2.Lot]:
+        """ListLots."""
+        request = vaccinemgmt_service_pb2.ListLotsRequest(hospital_id=hospital_id)
+        return (await self.call(self.vaccinemgmt.ListLots, request)).lots  # type: ignore[no-any-return]
+
+    async def waiting(self, hospital_id: str) -> Sequence[vaccination_pb2.Vaccination]:
+        """ListWaiting."""
+        request = vaccinemgmt_service_pb2.ListWaitingRequest(hospital_id=hospital_id, page_size=1000)
+        return (await self.call(self.vaccinemgmt.ListWaiting, request)).vaccinations  # type: ignore[no-any-return]
+
+
+def delivery(quantity: int, **others: Any) -> lot_pb2.Delivery:
+    """A delivery that is valid on every day the tests use."""
+    today = date.today()
+    fields = {
+        "lot_number": f"LOT-{uuid.uuid4().hex[:8]}",
+        "vaccine_code": "207",
+        "manufacturer": "MOD",
+        "production_date": str(today - timedelta(days=90)),
+        "expiry_date": str(today + timedelta(days=300)),
+    }
+    return lot_pb2.Delivery(quantity=quantity, **fields | others)
+
+
+class World:
+    """The mesh and the people who call it. Every test makes hospitals and customers of its own."""
+
+    def __init__(self, mesh: Mesh, channel: grpc.aio.Channel) -> None:
+        self.mesh, self._channel = mesh, channel
+        self.operator = self.client("operator", ["operator"])
+
+    async def query(self, service: str, sql: str, *arguments: object) -> Sequence[asyncpg.Record]:
+        """Looks into a service's own database, past all its code."""
+        connection = await asyncpg.connect(self.mesh.stores.postgres_url, database=service)
+        try:
+            return await connection.fetch(sql, *arguments)
+        finally:
+            await connection.close()
+
+    async def quiet(self) -> None:
+        """Waits until nothing is on its way: every outbox empty, every consumer at the stream's end."""
+        stores = self.mesh.stores
+
+        def look() -> tuple[int, int]:
+            on_the_way = sum(stores.pending("VACCINATION", name) for name in SERVICES)
+            with pymongo.MongoClient[dict[str, Any]](stores.mongo_url) as client:
+                return on_the_way + client["vaccinemgmt"]["outbox"].count_documents({}), stores.last_sequence(
+                    "VACCINATION"
+                )
+
+        async def looks() -> tuple[tuple[int, int], int, tuple[int, int]]:
+            first = await asyncio.to_thread(look)
+            rows = [await self.query(name, "SELECT 1 FROM outbox") for name in ("approval", "reservation")]
+            return first, sum(map(len, rows)), await asyncio.to_thread(look)
+
+        await eventually(looks, lambda seen: seen[0] == seen[2] and seen[0][0] == seen[1] == 0)
+
+    def token(self, subject: str, roles: list[str], **claims: Any) -> str:
+        """A token of the local issuer."""
+        return identity.token(self.mesh.home.path, subject=subject, roles=roles, **claims)
+
+    def client(self, subject: str, roles: list[str], **claims: Any) -> Client:
+        """Somebody."""
+        return Client(self._channel, self.token(subject, roles, **claims))
+
+    def bearer(self, token: str | None, **metadata: str) -> Client:
+        """Somebody with this token, or none."""
+        return Client(self._channel, token, **metadata)
+
+    def customer(self, name: str = "customer") -> Client:
+        """A customer whom nobody has met."""
+        return self.client(f"{name}-{uuid.uuid4()}", ["customer"])
+
+    def manager(self, hospital_id: str) -> Client:
+        """The hospital's vaccine manager."""
+        return self.client("manager", ["manager"], hospital=hospital_id)
+
+    async def new_hospital(self, capacity: int = 0, doses: int = 0, days_ahead: int = 7) -> tuple[str, date]:
+        """A new hospital in Seoul with `capacity` places on a day and a lot of `doses`; its id and that day."""
+        hospital_id = f"h-{uuid.uuid4().hex[:12]}"
+        hospital = hospital_pb2.Hospital(
+            hospital_id=hospital_id, name=f"Hospital {hospital_id}", time_zone="Asia/Seoul"
+        )
+        request = hospital_service_pb2.UpsertHospitalRequest(hospital=hospital)
+        await self.operator.call(self.operator.hospital.UpsertHospital, request)
+        day = datetime.now(ZoneInfo("Asia/Seoul")).date() + timedelta(days=days_ahead)
+        if capacity:
+            await self.operator.set_capacity(hospital_id, day, capacity)
+        if doses:
+            await self.operator.register(hospital_id, delivery(doses))
+        return hospital_id, day
+
+
+@pytest.fixture
+async def world(mesh: Mesh) -> AsyncIterator[World]:
+    """The mesh with everything running."""
+    mesh.up()  # what an earlier test stopped
+    # Without retries of the client's own: the tests see what the mesh answers.
+    async with grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_retries", 0)]) as channel:
+        yield World(mesh, channel)
