@@ -44,6 +44,7 @@ def _arguments() -> argparse.ArgumentParser:
     rebuild.add_argument("view", choices=["mypage"])
     load = command("import", "import hospitals, capacity and lots from a directory")
     load.add_argument("directory", type=Path)
+    load.add_argument("--time-zone", metavar="NAME", help="of hospitals whose files tell none (IANA)")
     load.add_argument("--shift-to", type=date.fromisoformat, metavar="DATE", help="move the first day to this one")
     demo = command("demo", "start, import, and show the whole journey")
     demo.add_argument("--stop", action="store_true", help="stop the mesh at the end")
@@ -98,6 +99,7 @@ def main() -> int:
         _token(arguments, home)
         return 0
     from rich.console import Console
+    from rich.markup import escape
 
     from mesh.machine import Mesh
     from mesh.processes import MeshError
@@ -109,7 +111,7 @@ def main() -> int:
         mesh = Mesh(home, getattr(arguments, "base_port", None), external)
 
         def report(name: str, what: str) -> None:
-            console.print(f"  [bold]{name:<12}[/] {what}")
+            console.print(f"  [bold]{name:<12}[/] {escape(what)}")
 
         match arguments.command:
             case "up":
@@ -133,13 +135,15 @@ def main() -> int:
                 from mesh import identity, importer
 
                 operator = identity.token(home, subject="operator", roles=["operator"], expires_in=24 * 3600)
-                return importer.run(arguments.directory, mesh.gateway, operator, arguments.shift_to)
+                return importer.run(
+                    arguments.directory, mesh.gateway, operator, arguments.shift_to, arguments.time_zone
+                )
             case "demo":
                 from mesh import demo
 
                 return demo.run(mesh, console, report, options, stop=arguments.stop)
     except MeshError as error:
-        console.print(f"[bold red]error:[/] {error}", markup=True, soft_wrap=True)
+        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted")

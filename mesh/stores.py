@@ -275,6 +275,10 @@ class Stores:
         info = asyncio.run(self._ask_jetstream(lambda jetstream: jetstream.consumer_info(stream, consumer)))
         return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
+    def last_sequence(self, stream: str) -> int:
+        """The number of the stream's last message."""
+        return asyncio.run(self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream))).state.last_seq
+
     async def _ask_jetstream(self, question: "Callable[[JetStreamContext], Awaitable[Answer]]") -> Answer:
         import nats
 

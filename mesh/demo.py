@@ -1,0 +1,294 @@
+"""The journey to watch: `./dev demo`. Four people, a clinic with two places a day, and one change of mind.
+
+May be run again and again on the same data: each run has customers, request ids and, if need be, a day of its own.
+"""
+
+import asyncio
+import secrets
+import time
+import uuid
+from collections import defaultdict
+from datetime import date, timedelta
+
+import grpc
+from rich.console import Console
+from rich.table import Table
+
+from mesh import identity, importer
+from mesh.home import ROOT
+from mesh.machine import Mesh, Report
+from mesh.processes import MeshError
+from vaccination.approval.v1 import appointment_pb2, hospital_pb2
+from vaccination.approval.v1 import hospital_service_pb2 as hospitals
+from vaccination.approval.v1.hospital_service_pb2_grpc import HospitalServiceStub
+from vaccination.mypage.v1 import mypage_service_pb2 as mypage
+from vaccination.mypage.v1.my_reservation_pb2 import MyReservation
+from vaccination.mypage.v1.mypage_service_pb2_grpc import MypageServiceStub
+from vaccination.reservation.v1 import reservation_pb2
+from vaccination.reservation.v1 import reservation_service_pb2 as reservations
+from vaccination.reservation.v1.reservation_service_pb2_grpc import ReservationServiceStub
+from vaccination.vaccinemgmt.v1 import lot_pb2
+from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as vaccines
+from vaccination.vaccinemgmt.v1.vaccinemgmt_service_pb2_grpc import VaccinemgmtServiceStub
+
+# The clinic of mesh/data with two places a day, and another one for those who find it full.
+SMALL, LARGE = "jeju-aewol", "seoul-mapo"
+DATA = ROOT / "mesh" / "data"
+PATIENCE = 30.0  # seconds for any step; each takes milliseconds on an idle machine
+COLOURS = {"APPROVED": "yellow", "COMPLETED": "green", "REJECTED": "red", "CANCELLED": "magenta"}
+Metadata = tuple[tuple[str, str], ...]
+Status = reservation_pb2.ReservationStatus
+
+
+def _status(value: "Status.ValueType") -> str:
+    name = Status.Name(value).removeprefix("RESERVATION_STATUS_")
+    return f"[{COLOURS.get(name, 'cyan')}]{name}[/]"
+
+
+class Demo:
+    """One run."""
+
+    def __init__(self, mesh: Mesh, console: Console, channel: grpc.aio.Channel) -> None:
+        self.mesh, self.console = mesh, console
+        self.run = secrets.token_hex(2)
+        self.hospitals = HospitalServiceStub(channel)
+        self.reservations = ReservationServiceStub(channel)
+        self.vaccines = VaccinemgmtServiceStub(channel)
+        self.mypage = MypageServiceStub(channel)
+        self.operator = self._metadata("operator", "operator")
+        self.other_day = ""
+        # By reservation: who asked and when, and what MyPage has shown since, with the time of each.
+        self.asked: dict[str, tuple[str, float]] = {}
+        self.screens: dict[str, list[tuple[MyReservation, float]]] = defaultdict(list)
+        self.changed = asyncio.Condition()
+
+    def _metadata(self, subject: str, role: str) -> Metadata:
+        return (("authorization", f"Bearer {identity.token(self.mesh.home.path, subject=subject, roles=[role])}"),)
+
+    def _customer(self, name: str) -> Metadata:
+        return self._metadata(f"{name.lower()}-{self.run}", "customer")
+
+    def say(self, headline: str) -> None:
+        """Starts the next scene."""
+        self.console.print(f"\n[bold]{headline}[/]")
+
+    async def journey(self) -> None:
+        """From the empty day to the cancelled booking."""
+        followers = [asyncio.create_task(self._follow(name)) for name in ("Minji", "Joon", "Sora", "Hana")]
+        try:
+            await self._scenes()
+        finally:
+            for follower in followers:
+                follower.cancel()
+            await asyncio.wait(followers)
+
+    async def _scenes(self) -> None:
+        day, left = await self._day_with_two_places()
+        await self._enough_doses()
+        self.say(f"{left} places are left at {SMALL} on {day}. Its stock:")
+        await self._show_lots()
+
+        self.say("Minji and Joon book there, Sora comes too late, Hana books elsewhere")
+        request_id = str(uuid.uuid4())
+        minji = await self._book("Minji", SMALL, day, request_id)
+        joon = await self._book("Joon", SMALL, day)
+        await self._book("Sora", SMALL, day)
+        self.other_day = await self._first_day(LARGE)
+        hana = await self._book("Hana", LARGE, self.other_day)
+
+        self.say("Minji's answer was lost on the way: her client repeats the request with the same request_id")
+        again = await self._book("Minji", SMALL, day, request_id)
+        assert again == minji, "a repeated request made another reservation"
+        self.console.print(f"  the same reservation, {minji}")
+
+        self.say("Each of them watches MyPage; what it said since they asked:")
+        done = Status.RESERVATION_STATUS_COMPLETED
+        self._show_screens([await self._reached(each, done) for each in (minji, joon, hana)])
+        await self._show_lots()
+
+        self.say("Minji cancels: her dose goes back to its lot, her place to the day")
+        cancel = reservations.CancelReservationRequest(reservation_id=minji)
+        self.asked[minji] = ("Minji", time.perf_counter())
+        await self.reservations.CancelReservation(cancel, metadata=self._customer("Minji"), timeout=PATIENCE)
+        self._show_screens([await self._reached(minji, Status.RESERVATION_STATUS_CANCELLED)])
+        await self._show_lots()
+
+        self.say("So there is a place for Sora after all (a new intent: a new request_id)")
+        await self._until_free(day)
+        self._show_screens([await self._reached(await self._book("Sora", SMALL, day), done)])
+        await self._show_lots()
+
+    async def _availability(self, hospital: str) -> list[hospital_pb2.DayAvailability]:
+        tomorrow = date.today() + timedelta(days=1)
+        request = hospitals.ListAvailabilityRequest(
+            hospital_id=hospital, first_date=str(tomorrow), last_date=str(tomorrow + timedelta(days=60))
+        )
+        answer = await self.hospitals.ListAvailability(request, metadata=self.operator, timeout=PATIENCE)
+        return list(answer.days)
+
+    async def _day_with_two_places(self) -> tuple[str, int]:
+        days = await self._availability(SMALL)
+        for day in days:
+            if day.left == 2:
+                return day.date, 2
+        # Many runs have filled every day: the clinic opens two places more on a day that it has.
+        last = days[-1] if days else hospital_pb2.DayAvailability(date=str(date.today() + timedelta(days=1)))
+        request = hospitals.SetDailyCapacityRequest(
+            hospital_id=SMALL, first_date=last.date, last_date=last.date, capacity=last.approved + 2
+        )
+        await self.hospitals.SetDailyCapacity(request, metadata=self.operator, timeout=PATIENCE)
+        return last.date, 2
+
+    async def _first_day(self, hospital: str) -> str:
+        return next((day.date for day in await self._availability(hospital) if day.left), str(date.today()))
+
+    async def _until_free(self, wanted: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while not any(day.date == wanted and day.left for day in await self._availability(SMALL)):
+            if time.monotonic() > deadline:
+                raise MeshError(f"the place at {SMALL} on {wanted} was not given back within {PATIENCE:.0f} s")
+            await asyncio.sleep(0.02)
+
+    async def _lots(self) -> list[lot_pb2.Lot]:
+        request = vaccines.ListLotsRequest(hospital_id=SMALL)
+        return list((await self.vaccines.ListLots(request, metadata=self.operator, timeout=PATIENCE)).lots)
+
+    async def _enough_doses(self) -> None:
+        if sum(lot.free for lot in await self._lots()) >= 3:
+            return
+        today = date.today()
+        delivery = lot_pb2.Delivery(
+            lot_number=f"AW-{self.run}", vaccine_code="208", manufacturer="PFR", quantity=50,
+            production_date=str(today), expiry_date=str(today + timedelta(days=180)),
+        )  # fmt: skip
+        request = vaccines.RegisterLotsRequest(hospital_id=SMALL, deliveries=[delivery])
+        await self.vaccines.RegisterLots(request, metadata=self.operator, timeout=PATIENCE)
+
+    async def _book(self, name: str, hospital: str, day: str, request_id: str = "") -> str:
+        request = reservations.CreateReservationRequest(
+            request_id=request_id or str(uuid.uuid4()), hospital_id=hospital, date=day
+        )
+        begin = time.perf_counter()
+        answer = await self.reservations.CreateReservation(request, metadata=self._customer(name), timeout=PATIENCE)
+        took, booked = (time.perf_counter() - begin) * 1000, answer.reservation
+        line = f"  {name:<6} {hospital:<12} {day}  {_status(booked.status)}"
+        if booked.rejection_reason:
+            reason = appointment_pb2.DenialReason.Name(booked.rejection_reason)
+            line += f" {reason.removeprefix('DENIAL_REASON_')}"
+        self.console.print(f"{line}  [dim]{took:.0f} ms[/]")
+        self.asked.setdefault(booked.reservation_id, (name, begin))
+        return booked.reservation_id
+
+    async def _follow(self, name: str) -> None:
+        """Keeps MyPage open, as the customer's browser would."""
+        request = mypage.WatchMyReservationsRequest()
+        async for answer in self.mypage.WatchMyReservations(request, metadata=self._customer(name)):
+            async with self.changed:
+                for screen in answer.reservations:
+                    self.screens[screen.reservation_id].append((screen, time.perf_counter()))
+                self.changed.notify_all()
+
+    async def _reached(self, reservation_id: str, wanted: "Status.ValueType") -> MyReservation:
+        """Waits until MyPage shows the status, and tells how it came to it."""
+        screens = self.screens[reservation_id]
+        try:
+            async with self.changed, asyncio.timeout(PATIENCE):
+                await self.changed.wait_for(lambda: screens and screens[-1][0].status == wanted)
+        except TimeoutError:
+            raise MeshError(f"MyPage did not show {Status.Name(wanted)} within {PATIENCE:.0f} s") from None
+        name, asked = self.asked[reservation_id]
+        steps: dict[str, str] = {}  # each status once: behind one there may be several events
+        for screen, at in screens:
+            if at > asked:
+                status = _status(screen.status)
+                steps.setdefault(status, f"{status} [dim]{(at - asked) * 1000:.0f} ms[/]")
+        self.console.print(f"  {name:<6} {' → '.join(steps.values())}")
+        return screens[-1][0]
+
+    def _show_screens(self, screens: list[MyReservation]) -> None:
+        table = Table(
+            "MyPage", "status", "hospital", "day", "CVX", "made by", "lot", "produced", "use by", "doses", box=None
+        )
+        for s in screens:
+            cells = (
+                s.hospital_id,
+                s.date,
+                s.vaccine_code,
+                s.manufacturer,
+                s.lot_number,
+                s.production_date,
+                s.expiry_date,
+            )
+            table.add_row(f"  {self.asked[s.reservation_id][0]}", _status(s.status), *cells, str(s.quantity))
+        self.console.print(table)
+
+    async def _show_lots(self) -> None:
+        table = Table("Lots", "CVX", "use by", "received", "free", "used", box=None)
+        for lot in await self._lots():
+            numbers = (str(lot.received), f"[bold]{lot.free}[/]", str(lot.used))
+            table.add_row(f"  {lot.lot_number}", lot.vaccine_code, lot.expiry_date, *numbers)
+        self.console.print(table)
+
+    async def is_imported(self) -> bool:
+        """Whether an earlier run did it. Another import on another day would move the lots' dates, which is refused."""
+        return bool(await self._lots())
+
+
+def _by_hand(mesh: Mesh, options: str, day: str) -> str:
+    """The same journey as lines for a shell."""
+    booking = f'{{"request_id": "{uuid.uuid4()}", "hospital_id": "{LARGE}", "date": "{day}"}}'
+    grpcurl = 'grpcurl -plaintext -H "authorization: Bearer $TOKEN"'
+    curl, url = 'curl -H "authorization: Bearer $TOKEN"', f"http://{mesh.gateway}/v1"
+    package = "vaccination"
+    return f"""
+[bold]The same by hand[/], as a customer of your own (grpcurl is in .venv/bin):
+  export PATH="$PATH:$PWD/.venv/bin" TOKEN=$(./dev{options} token --customer me)
+  {grpcurl} {mesh.gateway} list
+  {grpcurl} -d '{booking}' \\
+    {mesh.gateway} {package}.reservation.v1.ReservationService/CreateReservation
+  {grpcurl} {mesh.gateway} {package}.mypage.v1.MypageService/ListMyReservations
+or by REST:
+  {curl} {url}/reservations -d '{booking}'
+  {curl} {url}/my/reservations
+  {curl} -N {url}/my/reservations:watch
+  {curl} {url}/reservations/RESERVATION_ID:cancel -d '{{}}'"""
+
+
+def run(mesh: Mesh, console: Console, report: Report, options: str, *, stop: bool) -> int:
+    """Starts the mesh, shows the journey, and stops the mesh again if asked to. Returns the exit code."""
+    if not console.is_terminal:
+        console.width = 110  # a pipe has no width; the tables need this much
+    begin = time.monotonic()
+    console.print("[bold]Starting the mesh[/]")
+    with console.status("starting"):
+        mesh.up(report=report)
+
+    async def show() -> int:
+        async with grpc.aio.insecure_channel(mesh.gateway, [("grpc.enable_http_proxy", 0)]) as channel:
+            demo = Demo(mesh, console, channel)
+            if await demo.is_imported():
+                demo.say(f"The clinics and lots of {DATA.relative_to(ROOT)} are there already")
+            else:
+                demo.say(f"Importing the clinics and lots of {DATA.relative_to(ROOT)}")
+                operator = identity.token(mesh.home.path, subject="operator", roles=["operator"])
+                tomorrow = date.today() + timedelta(days=1)
+                code = await asyncio.to_thread(importer.run, DATA, mesh.gateway, operator, tomorrow)
+                if code:
+                    return code
+            await demo.journey()
+            if not stop:
+                console.print(_by_hand(mesh, options, demo.other_day), soft_wrap=True)
+            return 0
+
+    try:
+        code = asyncio.run(show())
+    except grpc.RpcError as error:
+        raise MeshError(f"{error.code().name}: {error.details()}") from error
+    finally:
+        if stop:
+            console.print("\n[bold]Stopping the mesh[/]")
+            mesh.down(report)
+    if not stop:
+        console.print(f"\nThe mesh keeps running: ./dev{options} status, ./dev{options} down")
+    console.print(f"[dim]{time.monotonic() - begin:.0f} s in all[/]")
+    return code
