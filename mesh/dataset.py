@@ -52,7 +52,7 @@ Resource = dict[str, Any]
 
 
 class Invalid(ValueError):
-    """A field of a row does not hold what it should."""
+    """A field of a row, or an option, does not hold what it should."""
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(f"{name}: {reason}")
@@ -152,10 +152,10 @@ def bytes_to_read(directory: Path) -> int:
 
 
 def shift(data: Data, to: date) -> int:
-    """Moves the first day to `to`, and everything with it; returns by how many days. ValueError: there is no slot."""
+    """Moves the first day to `to`, and everything with it; returns by how many days. Invalid: there is no slot."""
     first = min((day for hospital in data.hospitals.values() for day in hospital.days), default=None)
     if first is None:
-        raise ValueError("--shift-to moves the first day that has a slot, and there is none")
+        raise Invalid("--shift-to", "moves the first day that has a slot, and there is none")
     delta = to - first
 
     def moved(day: date) -> date:

@@ -24,7 +24,7 @@ from google.rpc import error_details_pb2, status_pb2
 from rich.console import Console
 from rich.progress import Progress
 
-from mesh.dataset import Data, Day, Hospital, Lot, RowError, bytes_to_read, ranges, read, shift, time_zones
+from mesh.dataset import Data, Day, Hospital, Invalid, Lot, RowError, bytes_to_read, ranges, read, shift, time_zones
 from vaccination.approval.v1 import hospital_pb2
 from vaccination.approval.v1 import hospital_service_pb2 as approval
 from vaccination.approval.v1.hospital_service_pb2_grpc import HospitalServiceStub
@@ -71,7 +71,7 @@ class Refused(Exception):
 
 
 class Stopped(Exception):
-    """The import cannot go on: there is no connection, or the token is refused."""
+    """The import cannot go on: there is nothing to import, or no connection, or the token is refused."""
 
 
 @dataclass(slots=True)
@@ -100,19 +100,15 @@ def run(directory: Path, target: str, token: str, shift_to: date | None = None, 
     with Progress(console=console) as progress:
         bar = progress.add_task("Reading", total=bytes_to_read(directory))
         data = read(directory, time_zone, lambda size: progress.advance(bar, size))
-        if shift_to and data.rows():
-            try:
-                console.print(f"Dates are moved by {shift(data, shift_to):+,} days: the first is {shift_to}.")
-            except ValueError as error:
-                console.print(f"--shift-to: {error}")
-                return 2
-        bar = progress.add_task("Importing", total=data.rows())
         try:
+            if not data.rows():
+                raise Stopped(f"there is no hospital and no lot to import in {directory}")
+            if shift_to:
+                console.print(f"Dates are moved by {shift(data, shift_to):+,} days: the first is {shift_to}.")
+            bar = progress.add_task("Importing", total=data.rows())
             asyncio.run(_import(data, target, token, outcome, lambda rows: progress.advance(bar, rows)))
-        except* Stopped as group:
+        except* (Stopped, Invalid) as group:
             outcome.stopped = str(group.exceptions[0])
-    if not data.rows():
-        console.print(f"Nothing in {directory} can be imported: no hospital and no lot was found")
     return _report(console, data, outcome)
 
 
@@ -127,7 +123,7 @@ def _report(console: Console, data: Data, outcome: Outcome) -> int:
         some = ", ".join(waiting[:5]) + ", ..." * (len(waiting) > 5)
         console.print(f"Offered, but no lot in the files: {some}. Who books that waits for stock.")
     if data.errors:
-        console.print(f"In error: {len({error.row for error in data.errors}):,} rows, see above")
+        console.print(f"Rows in error: {len({error.row for error in data.errors}):,}, see above")
     imported = outcome.changed.total() + outcome.unchanged.total()
     if outcome.stopped:
         console.print(f"Stopped: {outcome.stopped}" + "\nWhat is in stays in; import again to go on." * bool(imported))
@@ -138,10 +134,12 @@ def _report(console: Console, data: Data, outcome: Outcome) -> int:
 
 async def _import(data: Data, target: str, token: str, outcome: Outcome, advance: Advance) -> None:
     async with grpc.aio.insecure_channel(target, CHANNEL) as channel:
-        await _Sender(data, channel, token, outcome, advance).everything()
+        await Sender(data, channel, token, outcome, advance).everything()
 
 
-class _Sender:
+class Sender:
+    """Sends what was read, at most IN_FLIGHT calls at a time."""
+
     def __init__(self, data: Data, channel: grpc.aio.Channel, token: str, outcome: Outcome, advance: Advance) -> None:
         self.data, self.outcome, self.advance = data, outcome, advance
         self.metadata = (("authorization", f"Bearer {token}"),)

@@ -1,6 +1,8 @@
 """What the importer reads, and what it says of a row that it cannot use. No servers."""
 
+import asyncio
 import json
+from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,8 @@ from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from mesh.dataset import MOST, Data, Day, Row, ranges, read, shift
-from mesh.importer import pause_of, run, violations_of
+from mesh.dataset import MOST, Data, Day, Invalid, Row, ranges, read, shift
+from mesh.importer import Outcome, Refused, Sender, pause_of, run, violations_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = "hospital,cvx,mvx,lot_number,manufactured,expires,quantity"
@@ -219,7 +221,7 @@ def test_shifting_moves_every_date_by_the_same_number_of_days(tmp_path: Path) ->
 
 
 def test_shifting_needs_a_slot(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="there is none"):
+    with pytest.raises(Invalid, match="--shift-to: moves the first day that has a slot, and there is none"):
         shift(read(given(tmp_path, location())), date(2027, 1, 1))
 
 
@@ -283,8 +285,39 @@ def test_a_service_that_says_when_to_come_again_is_obeyed() -> None:
     assert [pause_of(refusal(grpc.StatusCode.UNAVAILABLE, "gone"), attempt) for attempt in (1, 2, 3)] == [0.1, 0.2, 0.4]
 
 
-@pytest.mark.parametrize("name", ["missing", "empty"])
-def test_nothing_to_import_needs_no_connection(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "empty").mkdir()
-    assert run(tmp_path / name, "127.0.0.1:1", "token") == 2
-    assert "Traceback" not in capsys.readouterr().out
+@pytest.mark.parametrize(("names", "calls"), [(True, [10, 8]), (False, [10, 5, 3, 2, 1, 2, 5, 3, 2, 1, 2])])
+def test_a_refused_batch_loses_only_its_bad_rows(names: bool, calls: list[int]) -> None:
+    """Whether the service names the rows, or says only that something is wrong with all of them."""
+    days = [Day(Row("x", n), date(2027, 1, 1 + n), 5) for n in range(10)]
+    asked: list[int] = []
+
+    async def call(rows: Sequence[Day]) -> int:
+        asked.append(len(rows))
+        bad = [at for at, day in enumerate(rows) if day.row.line in (2, 7)]
+        if bad:
+            raise Refused([(at if names else None, "slot-capacity", "no") for at in bad])
+        return len(rows) - 1
+
+    async def send() -> Sender:
+        async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
+            sender = Sender(Data(), channel, "token", Outcome(), lambda _: None)
+            assert await sender.send("days", days, call)
+        return sender
+
+    sender = asyncio.run(send())
+    assert sorted(errors(sender.data)) == ["x:2: slot-capacity: no", "x:7: slot-capacity: no"]
+    assert sender.outcome.changed["days"] + sender.outcome.unchanged["days"] == 8
+    assert asked == calls
+
+
+def test_nothing_to_import_needs_no_connection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def out(directory: Path, **options: Any) -> str:
+        assert run(directory, "127.0.0.1:1", "token", **options) == 2
+        return capsys.readouterr().out
+
+    assert "missing is not a directory" in out(tmp_path / "missing")
+    assert "there is no hospital and no lot to import" in out(tmp_path)
+    assert "x.ndjson:1: line: is not JSON" in out(given(tmp_path, "oops"))
+    given(tmp_path, location())
+    assert "--shift-to: moves the first day that has a slot" in out(tmp_path, shift_to=date(2027, 1, 1))
+    assert "--time-zone: Mars/Base is not an IANA time zone" in out(tmp_path, time_zone="Mars/Base")
