@@ -11,7 +11,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from google import api
+import google.api
 from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +55,12 @@ def generate() -> bool:
     third_party.write_bytes(_protovalidate_descriptors())
     os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # protoc-gen-mypy
     ours = [str(p.relative_to(PROTOS)) for p in protos]
-    common = ["protoc", f"--descriptor_set_in={third_party}", f"-I{PROTOS}", f"-I{Path(next(iter(api.__path__))).parents[1]}"]
+    common = [
+        "protoc",
+        f"--descriptor_set_in={third_party}",
+        f"-I{PROTOS}",
+        f"-I{Path(next(iter(google.api.__path__))).parents[1]}",
+    ]
     image = ["--include_imports", "--include_source_info", f"--descriptor_set_out={IMAGE}"]
     code = [f"--{plugin}={ROOT}" for plugin in ("python_out", "grpc_python_out", "mypy_out", "mypy_grpc_out")]
     quiet = ["--mypy_opt=quiet", "--mypy_grpc_opt=quiet"]

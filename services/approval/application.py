@@ -104,7 +104,8 @@ class Approval:
         """The days that have capacity, and as of when."""
         check_range(first, last)
         await self._known(hospital_id)
-        return await self._books.days(hospital_id, first, last), self._now()
+        as_of = self._now()  # before the look: what is shown is at least as new
+        return await self._books.days(hospital_id, first, last), as_of
 
     async def _known(self, hospital_id: str) -> None:
         if await self._books.hospital(hospital_id) is None:

@@ -15,7 +15,6 @@ from .errors import InvalidFields
 M = TypeVar("M", bound=Message)
 D = TypeVar("D")
 
-_TO: dict[type, Callable[[Any], Any]] = {UUID: str, date: date.isoformat}
 _FROM: dict[type, Callable[[str, Any], Any]] = {
     UUID: lambda _, text: UUID(text),
     date: lambda name, text: calendar_day(name, text),
@@ -33,7 +32,7 @@ def to_message(value: Any, cls: type[M], **others: Any) -> M:
     for field in fields(value):
         item = getattr(value, field.name)
         if item is not None and field.name in known:
-            content[field.name] = item.value if isinstance(item, Enum) else _TO.get(type(item), _same)(item)
+            content[field.name] = _plain(item)
     return cls(**content, **others)
 
 
@@ -56,5 +55,9 @@ def _converters(cls: Any) -> list[tuple[str, Callable[[str, Any], Any]]]:
     return [(name, _FROM.get(kind, lambda _, item: item)) for name, kind in get_type_hints(cls).items()]
 
 
-def _same(item: Any) -> Any:
+def _plain(item: Any) -> Any:
+    if isinstance(item, Enum):
+        return item.value
+    if isinstance(item, UUID | date) and not isinstance(item, datetime):  # drivers bring subclasses of their own
+        return str(item)
     return item

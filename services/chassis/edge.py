@@ -71,16 +71,13 @@ class Edge(grpc.aio.ServerInterceptor):
                 raise InvalidFields(broken)
 
         async def unary(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
-            async def call() -> Any:
-                enter(request, context)
-                return await serving(request, context)
-
-            # grpc.aio cancels the handler at the client's deadline; what may have begun to commit must finish.
-            task = asyncio.create_task(call())
-            self._running.add(task)
-            task.add_done_callback(self._done)
             with _Observed(method) as observed:
                 try:
+                    enter(request, context)
+                    # grpc.aio cancels the handler at the client's deadline; what may have begun to commit must finish.
+                    task = asyncio.create_task(serving(request, context))
+                    self._running.add(task)
+                    task.add_done_callback(self._done)
                     return await asyncio.shield(task)
                 except Exception as error:
                     await self._abort(error, context, observed)

@@ -1,6 +1,7 @@
 """Logs as JSON lines, metrics for Prometheus, and the trace context that travels with calls and events."""
 
 import logging
+import re
 import secrets
 import sys
 from collections.abc import Mapping
@@ -38,6 +39,7 @@ def start(service: str, level: str, metrics_listen: str) -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _without_row_values,
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
@@ -47,6 +49,13 @@ def start(service: str, level: str, metrics_listen: str) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     host, port = metrics_listen.rsplit(":", 1)
     start_http_server(int(port), host)
+
+
+def _without_row_values(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    """Leaves out what a store's error quotes from its rows: it may be about a person."""
+    if "exception" in event:
+        event["exception"] = re.sub(r"\n(DETAIL|CONTEXT|HINT):.*", "", event["exception"])
+    return event
 
 
 def new_traceparent() -> str:

@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -225,7 +226,7 @@ async def test_watching_shows_the_present_and_then_every_change(world: World) ->
     watch.cancel()
 
 
-async def _until(watch, status: int) -> None:  # type: ignore[no-untyped-def]
+async def _until(watch: Any, status: int) -> None:
     while (await watch.read()).reservations[-1].status != status:
         pass
 

@@ -44,7 +44,7 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     ("lots", [("hospital_id", 1), ("expiry_date", 1), ("_id", 1)], {}),
     (
         "vaccinations",
-        [("hospital_id", 1), *IN_ORDER],
+        [("status", 1), ("hospital_id", 1), *IN_ORDER],
         {"name": "waiting_list", "partialFilterExpression": {"status": Status.WAITING.value}},
     ),
     ("outbox", [("time", 1)], {}),
