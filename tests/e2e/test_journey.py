@@ -218,17 +218,22 @@ async def test_watching_shows_the_present_and_then_every_change(world: World) ->
     watch = customer.mypage.WatchMyReservations(
         mypage_service_pb2.WatchMyReservationsRequest(), metadata=customer.metadata, timeout=30
     )
-    assert list((await watch.read()).reservations) == []
+
+    async def read() -> mypage_service_pb2.WatchMyReservationsResponse:
+        answer: Any = await watch.read()  # or the end of the stream, which fails here
+        assert isinstance(answer, mypage_service_pb2.WatchMyReservationsResponse)
+        return answer
+
+    async def until(status: int) -> None:
+        while (await read()).reservations[-1].status != status:
+            pass
+
+    assert list((await read()).reservations) == []
     reservation = await customer.create(hospital, day)
-    await _until(watch, Status.RESERVATION_STATUS_COMPLETED)
+    await until(Status.RESERVATION_STATUS_COMPLETED)
     await customer.cancel(reservation.reservation_id)
-    await _until(watch, Status.RESERVATION_STATUS_CANCELLED)
+    await until(Status.RESERVATION_STATUS_CANCELLED)
     watch.cancel()
-
-
-async def _until(watch: Any, status: int) -> None:
-    while (await watch.read()).reservations[-1].status != status:
-        pass
 
 
 async def test_mypage_rebuilt_from_the_stream_is_equal_row_by_row(world: World) -> None:
