@@ -19,7 +19,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import envoy
@@ -43,7 +43,7 @@ class Component:
     check: Callable[[], None]  # returns when it is ready to serve, raises if it is not
     command: Callable[[], list[str | Path]]
     prepare: Callable[[], None] = lambda: None
-    env: Mapping[str, str] = field(default_factory=dict)
+    env: Callable[[], dict[str, str]] = dict
     os_user: Callable[[], str] = str
     directory: Path = ROOT
     stop_signal: signal.Signals = signal.SIGTERM
@@ -93,26 +93,13 @@ class Mesh:
             lambda: [
                 package_file("envoy", "_bin", "envoy"), "-c", home / "envoy.json",
                 "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning",
+                "--file-flush-interval-msec", "500",  # of the access log; the default is 10 s
             ],
             lambda: envoy.write_config(self.home),
         )  # fmt: skip
         return [postgres, mongo, nats, *(self._service(name) for name in SERVICES), proxy]
 
     def _service(self, name: str) -> Component:
-        secrets = self.home.path / "secrets" / name
-        env = {
-            "LISTEN": self.home.address(name),
-            "METRICS_LISTEN": self.home.address(f"{name}-metrics"),
-            "NATS_URL": self.stores.nats_address,
-            "NATS_USER": self.stores.nats_login(name)[0],
-            "SECRETS_DIR": str(secrets),
-            "STREAM_REPLICAS": "1",
-            "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
-            "DRAIN_SECONDS": "0",  # nobody has to notice before the listener closes: Envoy retries what is refused
-            "PYTHONUNBUFFERED": "1",
-        }
-        if name == "reservation":
-            env["APPROVAL_TARGET"] = self.home.address("to-approval")
         return Component(
             name,
             (name, f"{name}-metrics"),
@@ -120,8 +107,24 @@ class Mesh:
             lambda: self._check_service(name),
             lambda: [sys.executable, "-m", f"services.{name}"],
             lambda: self.stores.write_secrets(name),
-            env,
+            lambda: self._service_env(name),
         )
+
+    def _service_env(self, name: str) -> dict[str, str]:
+        env = {
+            "LISTEN": self.home.address(name),
+            "METRICS_LISTEN": self.home.address(f"{name}-metrics"),
+            "NATS_URL": self.stores.nats_address,
+            "NATS_USER": self.stores.nats_login(name)[0],
+            "SECRETS_DIR": str(self.home.path / "secrets" / name),
+            "STREAM_REPLICAS": "1",
+            "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
+            "DRAIN_SECONDS": "0",  # nobody has to notice before the listener closes: Envoy retries what is refused
+            "PYTHONUNBUFFERED": "1",
+        }
+        if name == "reservation":
+            env["APPROVAL_TARGET"] = self.home.address("to-approval")
+        return env
 
     def _check_service(self, name: str) -> None:
         import grpc
@@ -213,7 +216,7 @@ class Mesh:
             report(name, "starting")
             component.prepare()
             # What runs here talks to 127.0.0.1 only: no proxy of the surroundings has a say in it.
-            env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | dict(component.env)
+            env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | component.env()
             logged = log.stat().st_size if log.exists() else 0
             self.processes.launch(name, component.command(), env, component.directory, component.os_user(), lock)
         else:
@@ -302,7 +305,7 @@ class Mesh:
         self.stop("mypage")
         report("mypage", "emptying the view")
         emptied = subprocess.run(
-            [*mypage.command(), "rebuild"], cwd=ROOT, env=os.environ | mypage.env, capture_output=True, text=True
+            [*mypage.command(), "rebuild"], cwd=ROOT, env=os.environ | mypage.env(), capture_output=True, text=True
         )
         self.start("mypage", report)
         if emptied.returncode != 0:

@@ -63,12 +63,13 @@ class Processes:
     def exclusive(self, patience: float = 120) -> Iterator[int]:
         """One command at a time works on a home. Yields the lock's file descriptor.
 
-        Children inherit the lock until they have recorded themselves, so even after a `kill -9` of `up` in the middle
-        of a start nobody can take it too early and miss a process.
+        Children inherit the lock until they have recorded themselves, and initdb until it ends: so even after a
+        `kill -9` of `up` in the middle of a start nobody can take it too early and miss a process.
         """
         self.run.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(exist_ok=True)
         lock = os.open(self.run / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        os.set_inheritable(lock, True)
         deadline = time.monotonic() + patience
         try:
             while True:

@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
@@ -131,7 +132,10 @@ class Stores:
         try:
             # Flushed once at the end instead of file by file.
             for arguments in ([*initdb, *options.split()], [*initdb, "--sync-only"]):
-                subprocess.run(arguments, check=True, capture_output=True, text=True, cwd=unfinished, **identity)
+                # Not closing files: it holds the home's lock with us, see Processes.exclusive.
+                subprocess.run(
+                    arguments, check=True, capture_output=True, text=True, cwd=unfinished, close_fds=False, **identity
+                )
         except subprocess.CalledProcessError as error:
             raise MeshError(f"initdb failed: {error.stderr}") from error
         finally:
@@ -268,24 +272,30 @@ class Stores:
 
     def provision_nats(self) -> None:
         """Streams and consumers are the services' own affair: only asks whether JetStream answers."""
-        asyncio.run(self._ask_jetstream(lambda jetstream: jetstream.account_info()))
+        self._ask_jetstream(lambda jetstream: jetstream.account_info())
 
     def pending(self, stream: str, consumer: str) -> int:
         """How many messages of the stream the consumer has not processed yet."""
-        info = asyncio.run(self._ask_jetstream(lambda jetstream: jetstream.consumer_info(stream, consumer)))
+        info = self._ask_jetstream(lambda jetstream: jetstream.consumer_info(stream, consumer))
         return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
     def last_sequence(self, stream: str) -> int:
         """The number of the stream's last message."""
-        return asyncio.run(self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream))).state.last_seq
+        return self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream)).state.last_seq
 
-    async def _ask_jetstream(self, question: "Callable[[JetStreamContext], Awaitable[Answer]]") -> Answer:
-        import nats
+    def _ask_jetstream(self, question: "Callable[[JetStreamContext], Awaitable[Answer]]") -> Answer:
+        async def ask() -> Answer:
+            import nats
 
-        async def quiet(_: Exception) -> None: ...
+            async def quiet(_: Exception) -> None: ...
 
-        client = await nats.connect(self.nats_url, allow_reconnect=False, connect_timeout=int(ATTEMPT), error_cb=quiet)
-        try:
-            return await question(client.jetstream())
-        finally:
-            await client.close()
+            client = await nats.connect(
+                self.nats_url, allow_reconnect=False, connect_timeout=int(ATTEMPT), error_cb=quiet
+            )
+            try:
+                return await question(client.jetstream())
+            finally:
+                await client.close()
+
+        with ThreadPoolExecutor(1) as pool:  # the caller may be in an event loop of its own
+            return pool.submit(asyncio.run, ask()).result()

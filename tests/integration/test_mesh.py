@@ -1,0 +1,367 @@
+"""The mesh on one machine keeps its promises: what it starts, what it stops, and whom its gateway lets through."""
+
+import asyncio
+import base64
+import dataclasses
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import grpc
+import httpx
+import nats
+import psutil
+import pytest
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
+
+from mesh import identity
+from mesh.home import PORTS, STORES
+from mesh.machine import Mesh
+from mesh.processes import MeshError, holder_of
+from vaccination.approval.v1 import approval_service_pb2 as approval
+from vaccination.approval.v1.approval_service_pb2_grpc import ApprovalServiceStub
+from vaccination.mypage.v1 import mypage_service_pb2 as mypage
+from vaccination.mypage.v1.mypage_service_pb2_grpc import MypageServiceStub
+
+
+def _free_base_port() -> int:
+    while True:
+        base = random.SystemRandom().randrange(28080, 32000, 40)
+        if not any(holder_of(base + offset) for offset in PORTS.values()):
+            return base
+
+
+def _processes_of(home: Path) -> list[psutil.Process]:
+    """Whatever still runs with the home in its command line."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE and str(home) in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            pass
+    return found
+
+
+def _eventually(condition: Callable[[], bool], within: float = 20) -> None:
+    deadline = time.monotonic() + within
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Mesh]:
+    """A mesh of its own, of which nothing runs yet."""
+    mesh = Mesh(tmp_path / "home", _free_base_port())
+    yield mesh
+    mesh.down()
+    assert not _processes_of(mesh.home.path)
+
+
+class TestProcesses:
+    """Starting and stopping."""
+
+    def _up(self, machine: Mesh) -> subprocess.Popen[bytes]:
+        home, port = machine.home.path, machine.home.base_port
+        command = [sys.executable, "-m", "mesh", "up", "--home", str(home), "--base-port", str(port)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    @pytest.mark.parametrize("component", ["nats", "mongo", "postgres"])
+    def test_down_after_a_killed_up_leaves_nothing(self, machine: Mesh, component: str) -> None:
+        home = machine.home.path
+        with self._up(machine) as up:
+            _eventually((home / "run" / f"{component}.json").exists)
+            up.kill()
+        Mesh(home).down()
+        assert not _processes_of(home)
+        assert not Mesh(home).processes.recorded()
+
+    def test_the_next_up_completes_one_that_was_killed(self, machine: Mesh) -> None:
+        with self._up(machine) as up:
+            _eventually((machine.home.path / "postgres.unfinished" / "PG_VERSION").exists)  # in the middle of initdb
+            up.kill()
+        machine.up(only=STORES)
+        assert {s.name for s in machine.status() if s.state == "ready"} >= {*STORES}
+
+    def test_a_port_in_use_is_named_with_who_wants_it_and_who_has_it(self, machine: Mesh) -> None:
+        with socket.socket() as other:
+            other.bind(("127.0.0.1", machine.home.port("nats")))
+            other.listen()
+            with pytest.raises(MeshError) as refused:
+                machine.up(only=STORES)
+        assert f"port {machine.home.port('nats')}, which nats needs" in str(refused.value)
+        assert f"process {os.getpid()}" in str(refused.value)
+        assert not machine.processes.recorded()
+
+    def test_a_component_that_ends_is_named_with_the_end_of_its_log(self, machine: Mesh) -> None:
+        broken = dataclasses.replace(
+            machine.components["mongo"], command=lambda: ["sh", "-c", "echo no such luck; exit 3"]
+        )
+        machine.components["mongo"] = broken
+        with pytest.raises(MeshError, match=r"mongo did not get ready: it ended\n.*\n  no such luck"):
+            machine.up(only=["nats", "mongo"])
+        assert not _processes_of(machine.home.path), "what it had started beside is stopped again"
+
+    def test_up_starts_only_what_does_not_run(self, machine: Mesh) -> None:
+        machine.up(only=["nats", "envoy"])
+        before = {s.name: s.pid for s in machine.status()}
+        machine.stop("nats", signal.SIGKILL)
+        machine.up(only=["nats", "envoy"])
+        after = {s.name: s.pid for s in machine.status()}
+        assert after["envoy"] == before["envoy"]
+        assert after["nats"] not in (None, before["nats"])
+
+    def test_a_recycled_pid_is_not_killed(self, machine: Mesh) -> None:
+        machine.up(only=["nats"])
+        machine.stop("nats")
+        bystander = subprocess.Popen(["sleep", "60"])
+        try:
+            # As if the kernel had given nats' pid to somebody who started later.
+            record = {"pid": bystander.pid, "start": 1}
+            (machine.processes.run / "nats.json").write_text(json.dumps(record))
+            assert machine.processes.find("nats") is None
+            machine.down()
+            assert bystander.poll() is None
+        finally:
+            bystander.kill()
+            bystander.wait()
+
+    async def test_data_survive_a_restart_at_other_ports(self, machine: Mesh) -> None:
+        machine.up(only=STORES)
+        for text in ("CREATE TABLE kept (id int)", "INSERT INTO kept VALUES (1)"):
+            connection = await asyncpg.connect(machine.stores.postgres_url)
+            await connection.execute(text)
+            await connection.close()
+        client = await nats.connect(machine.stores.nats_url)
+        await client.jetstream().add_stream(name="KEPT", subjects=["kept"])
+        await client.jetstream().publish("kept", b"1")
+        await client.close()
+        machine.down()
+        moved = Mesh(machine.home.path, _free_base_port())
+        moved.up(only=STORES)
+        connection = await asyncpg.connect(moved.stores.postgres_url)
+        assert await connection.fetchval("SELECT count(*) FROM kept") == 1
+        await connection.close()
+        assert moved.stores.last_sequence("KEPT") == 1
+        assert Mesh(machine.home.path).home.base_port == moved.home.base_port, "the move is remembered"
+
+    async def test_servers_that_are_there_already_are_used_and_left_alone(self, machine: Mesh, tmp_path: Path) -> None:
+        machine.up(only=STORES)
+        stores = machine.stores
+        external = {"postgres": stores.postgres_url, "mongo": stores.mongo_url, "nats": stores.nats_url}
+        guest = Mesh(tmp_path / "guest", _free_base_port(), external)
+        guest.up(only=STORES)
+        assert guest.processes.recorded() == []
+        guest.stores.write_secrets("approval")
+        url = (guest.home.path / "secrets" / "approval" / "database_url").read_text()
+        await (await asyncpg.connect(url)).close()
+        guest.down()
+        assert {s.name for s in machine.status() if s.state == "ready"} == {*STORES}
+
+    async def test_a_service_cannot_reach_the_database_or_the_subjects_of_another(self, machine: Mesh) -> None:
+        machine.up(only=["postgres", "nats"])
+        password = machine.home.passwords["mypage"]
+        url = f"postgresql://mypage:{password}@{machine.home.address('postgres')}"
+        await (await asyncpg.connect(f"{url}/mypage")).close()
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await asyncpg.connect(f"{url}/approval")
+        refused: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+
+        async def note(error: Exception) -> None:
+            refused.set_result(error)
+
+        client = await nats.connect(machine.stores.nats_address, user="mypage", password=password, error_cb=note)
+        await client.publish("vaccination.approval.v1.ApprovalGranted", b"")
+        assert "permissions violation" in str(await asyncio.wait_for(refused, 10)).lower()
+        await client.close()
+
+
+def _echo(
+    request: mypage.ListMyReservationsRequest, context: grpc.ServicerContext
+) -> mypage.ListMyReservationsResponse:
+    """Answers with what reached it of the caller's identity, in a field that holds text."""
+    payloads = [value for name, value in context.invocation_metadata() if name == "x-jwt-payload"]
+    return mypage.ListMyReservationsResponse(next_page_token=json.dumps([str(p) for p in payloads]))
+
+
+def _serve(address: str, service: str, method: str, handler: Any, request: type[Message]) -> grpc.Server:
+    server = grpc.server(ThreadPoolExecutor(2))
+    one: Any = grpc.unary_unary_rpc_method_handler(
+        handler, request_deserializer=request.FromString, response_serializer=lambda answer: answer.SerializeToString()
+    )
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {method: one}),))
+    server.add_insecure_port(address)
+    server.start()
+    return server
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """A real Envoy; behind it an echo in place of mypage, and an Approve that always says yes."""
+    mesh = Mesh(tmp_path_factory.mktemp("proxy"), _free_base_port())
+    listing = ("vaccination.mypage.v1.MypageService", "ListMyReservations")
+    approving = ("vaccination.approval.v1.ApprovalService", "Approve")
+    servers = [
+        _serve(mesh.home.address("mypage"), *listing, _echo, mypage.ListMyReservationsRequest),
+        _serve(
+            mesh.home.address("approval"), *approving, lambda *_: approval.ApproveResponse(), approval.ApproveRequest
+        ),
+    ]
+    mesh.up(only=["envoy"])
+    yield mesh
+    mesh.down()
+    for server in servers:
+        server.stop(None)
+
+
+class TestCommandLine:
+    """What scripts rely on."""
+
+    def _mesh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-m", "mesh", *arguments], capture_output=True, text=True)
+
+    def test_token_prints_the_token_and_nothing_else(self, tmp_path: Path) -> None:
+        printed = self._mesh("token", "--customer", "C1", "--home", str(tmp_path)).stdout
+        assert _decoded(printed.strip().split(".")[1])["sub"] == "C1"
+
+    def test_status_succeeds_only_if_all_is_ready(self, proxy: Mesh) -> None:
+        status = self._mesh("--home", str(proxy.home.path), "status")
+        assert status.returncode == 1
+        states = {line.split()[0]: line.split()[3] for line in status.stdout.splitlines()[1:]}
+        assert (states["envoy"], states["nats"]) == ("ready", "down")
+
+    def test_down_where_nothing_is_makes_nothing(self, tmp_path: Path) -> None:
+        assert self._mesh("down", "--home", str(tmp_path / "none")).returncode == 0
+        assert not (tmp_path / "none").exists()
+
+
+def _decoded(token_payload: str) -> dict[str, Any]:
+    payload: dict[str, Any] = json.loads(base64.urlsafe_b64decode(token_payload + "=="))
+    return payload
+
+
+class TestGateway:
+    """Who gets in, and as whom."""
+
+    def _payloads(self, proxy: Mesh, **headers: str) -> list[str]:
+        """What the service is told over gRPC, which has to be the same over REST."""
+        with grpc.insecure_channel(proxy.gateway) as channel:
+            request = mypage.ListMyReservationsRequest()
+            stub = MypageServiceStub(channel)
+            by_grpc = stub.ListMyReservations(request, metadata=tuple(headers.items())).next_page_token
+        answer = httpx.get(f"http://{proxy.gateway}/v1/my/reservations", headers=headers)
+        assert answer.json()["nextPageToken"] == by_grpc
+        payloads: list[str] = json.loads(by_grpc)
+        return payloads
+
+    def test_the_verified_claims_reach_the_service(self, proxy: Mesh) -> None:
+        token = identity.token(proxy.home.path, subject="M1", roles=["manager"], hospital="H1")
+        (payload,) = self._payloads(proxy, authorization=f"Bearer {token}")
+        assert _decoded(payload).items() >= {"sub": "M1", "roles": ["manager"], "hospital": "H1"}.items()
+
+    def test_claims_that_the_caller_sends_himself_do_not(self, proxy: Mesh) -> None:
+        forged = {"x-jwt-payload": base64.urlsafe_b64encode(b'{"sub": "C2"}').decode()}
+        assert self._payloads(proxy, **forged) == []
+        token = identity.token(proxy.home.path, subject="C1", roles=["customer"])
+        (payload,) = self._payloads(proxy, **forged, authorization=f"Bearer {token}")
+        assert _decoded(payload)["sub"] == "C1"
+
+    def test_without_a_token_the_service_is_told_nothing(self, proxy: Mesh) -> None:
+        assert self._payloads(proxy) == []
+        assert self._payloads(proxy, authorization="Basic QTpC") == []
+
+    @pytest.mark.parametrize(
+        "claims",
+        [
+            {"expires_in": -10},
+            {"exp": None},
+            {"iss": "https://elsewhere"},
+            {"aud": "another"},
+            {"nbf": int(time.time()) + 600},
+            "another key",
+            "no signature",
+            "rubbish",
+        ],
+        ids=str,
+    )
+    def test_a_token_that_is_not_valid_is_refused_with_its_reason(
+        self, proxy: Mesh, claims: dict[str, Any] | str, tmp_path: Path
+    ) -> None:
+        if isinstance(claims, dict):
+            token = identity.token(proxy.home.path, subject="C1", roles=["customer"], **claims)
+        else:
+            token = identity.token(tmp_path, subject="C1", roles=["customer"])
+        if claims == "no signature":
+            header = base64.urlsafe_b64encode(b'{"alg":"none","typ":"JWT"}').decode().rstrip("=")
+            token = f"{header}.{token.split('.')[1]}."
+        elif claims == "rubbish":
+            token = "rubbish"
+        with grpc.insecure_channel(proxy.gateway) as channel, pytest.raises(grpc.RpcError) as refused:
+            MypageServiceStub(channel).ListMyReservations(
+                mypage.ListMyReservationsRequest(), metadata=(("authorization", f"Bearer {token}"),)
+            )
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+        trailers: dict[str, bytes] = dict(refused.value.trailing_metadata() or ())  # type: ignore[arg-type]
+        status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+        assert (status.code, status.message) == (16, refused.value.details()), "else clients reject the details"
+        info = error_details_pb2.ErrorInfo()
+        assert status.details[0].Unpack(info)
+        assert info.reason == "TOKEN_INVALID"
+        headers = {"authorization": f"Bearer {token}"}
+        answer = httpx.get(f"http://{proxy.gateway}/v1/my/reservations", headers=headers)
+        assert (answer.status_code, answer.json()["code"]) == (401, 16)
+        assert answer.json()["details"][0]["reason"] == "TOKEN_INVALID"
+
+    def test_approve_is_reached_by_reservation_alone(self, proxy: Mesh) -> None:
+        request = approval.ApproveRequest(reservation_id=str(uuid.uuid4()))
+        with grpc.insecure_channel(proxy.home.address("to-approval")) as channel:
+            ApprovalServiceStub(channel).Approve(request)
+        with grpc.insecure_channel(proxy.gateway) as channel, pytest.raises(grpc.RpcError) as refused:
+            ApprovalServiceStub(channel).Approve(request)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+        # Nor around a corner.
+        for path in ("vaccination.approval.v1.HospitalService/..", "/", "vaccination.approval.v1.HospitalService%2f.."):
+            url = f"http://{proxy.gateway}/{path}/vaccination.approval.v1.ApprovalService/Approve"
+            answer = httpx.post(url, content=bytes(5), headers={"content-type": "application/grpc"})
+            assert answer.headers["grpc-status"] == str(grpc.StatusCode.UNIMPLEMENTED.value[0])
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body", "status", "code"),
+        [
+            ("GET", "/v1/nothing", "", 404, 5),
+            ("DELETE", "/v1/my/reservations", "", 404, 5),
+            ("GET", "/v1/my/reservations?nothing=1", "", 400, 3),
+            ("GET", "/v1/my/reservations?pageSize=many", "", 400, 3),
+            ("POST", "/v1/reservations", "{", 400, 3),
+            ("POST", "/v1/reservations", '{"date": 5}', 400, 3),
+            ("GET", "/v1/reservations", "", 503, 14),  # reservation is not running
+        ],
+    )
+    def test_what_the_gateway_answers_itself_has_the_form_of_every_error(
+        self, proxy: Mesh, method: str, path: str, body: str, status: int, code: int
+    ) -> None:
+        answer = httpx.request(method, f"http://{proxy.gateway}{path}", content=body)
+        assert (answer.status_code, answer.json()["code"]) == (status, code)
+        assert answer.json()["message"]
+
+    def test_no_token_gets_into_the_access_log(self, proxy: Mesh) -> None:
+        token = identity.token(proxy.home.path, subject="C1", roles=["customer"])
+        url = f"http://{proxy.gateway}/v1/my/reservations?pageToken=a-page&access_token={token}"
+        httpx.get(url, headers={"authorization": f"Bearer {token}"})
+        log = proxy.processes.log("access")
+        _eventually(lambda: "/v1/my/reservations" in log.read_text(), within=15)
+        assert token not in log.read_text()
+        assert "a-page" not in log.read_text()
