@@ -178,5 +178,7 @@ class Reservation:
             self.status = Status.COMPLETED
 
     def cancel(self) -> None:
-        """Dose and place are given back."""
+        """Dose and place are given back. Raises Rejected: there were none."""
+        if self.status is Status.REJECTED:
+            raise Rejected("the reservation was rejected: there is nothing to give back")
         self.status = Status.CANCELLED

@@ -6,14 +6,14 @@ from google.protobuf.message import Message
 
 from services.chassis.convert import from_message, to_message
 from services.chassis.jetstream import Event as Received
-from services.chassis.jetstream import Handler
+from services.chassis.jetstream import Handler, Unprocessable
 from services.chassis.outbox import Outgoing
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.reservation.v1 import reservation_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
 
 from ..application import Followup
-from ..domain import Appointment, CancellationRequested, Event, Placed, Rejection, WasRejected
+from ..domain import Appointment, CancellationRequested, Event, Placed, Rejected, Rejection, WasRejected
 
 
 def rejection(reason: int) -> Rejection | None:
@@ -50,7 +50,10 @@ def handlers(followup: Followup) -> dict[type[Message], Handler]:
         await followup.completed([from_message(e.message.appointment, Appointment) for e in events])
 
     async def cancelled(events: Sequence[Received]) -> None:
-        await followup.cancelled([from_message(e.message.appointment, Appointment) for e in events])
+        try:
+            await followup.cancelled([from_message(e.message.appointment, Appointment) for e in events])
+        except Rejected as error:
+            raise Unprocessable(str(error)) from error
 
     return {
         approval_events_pb2.ApprovalGranted: decided,

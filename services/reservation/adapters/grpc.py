@@ -1,6 +1,5 @@
 """Reservation over gRPC."""
 
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -67,7 +66,7 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
         self, request: pb.ListReservationsRequest, context: Context
     ) -> pb.ListReservationsResponse:
         limit, listing = request.page_size or 20, f"reservations of {caller().subject}"
-        after = paging.decode(listing, request.page_token, datetime.fromisoformat, UUID)
+        after = paging.decode(listing, request.page_token, paging.instant, UUID)
         found = await self._desk.page(caller().subject, (after[0], after[1]) if after else None, limit + 1)
         token = ""
         if len(found) > limit:
