@@ -1,0 +1,290 @@
+"""The rules of approval: who gets a place. No servers."""
+
+import uuid
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.approval.domain import (
+    Appointment,
+    CapacityBelowApproved,
+    DatePassed,
+    DateRange,
+    Day,
+    Denial,
+    Denied,
+    Granted,
+    Hospital,
+    Ledger,
+    Released,
+    Request,
+    RequestIdReused,
+    UnknownDecision,
+    UnknownHospital,
+    check_capacity,
+    check_range,
+)
+
+HOSPITAL = Hospital("h1", "Han River Clinic", "Asia/Seoul")
+NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)  # noon in Seoul
+TODAY = date(2027, 3, 1)
+DAY = date(2027, 3, 10)
+
+# The day, and when it is over there, as clocks in UTC show it.
+ENDS_OF_DAYS = [
+    ("Asia/Seoul", date(2027, 3, 10), datetime(2027, 3, 10, 15, tzinfo=UTC)),
+    ("Asia/Kathmandu", date(2027, 3, 10), datetime(2027, 3, 10, 18, 15, tzinfo=UTC)),
+    ("Pacific/Kiritimati", date(2027, 1, 1), datetime(2027, 1, 1, 10, tzinfo=UTC)),
+    ("Pacific/Pago_Pago", date(2027, 1, 1), datetime(2027, 1, 2, 11, tzinfo=UTC)),
+    # A day of 23 hours, and one of 25.
+    ("America/New_York", date(2027, 3, 14), datetime(2027, 3, 15, 4, tzinfo=UTC)),
+    ("America/New_York", date(2027, 11, 7), datetime(2027, 11, 8, 5, tzinfo=UTC)),
+    # The clocks jump at midnight itself: the next day begins at 01:00.
+    ("America/Santiago", date(2026, 9, 5), datetime(2026, 9, 6, 4, tzinfo=UTC)),
+]
+
+
+def asks(
+    customer_id: str = "c1",
+    day: date = DAY,
+    hospital_id: str = "h1",
+    vaccine_code: str = "",
+    reservation_id: UUID | None = None,
+) -> Request:
+    return Request(reservation_id or uuid.uuid4(), customer_id, hospital_id, day, vaccine_code)
+
+
+def books(capacity: int = 1, *days: date) -> Ledger:
+    return Ledger(hospitals={"h1": HOSPITAL}, days={("h1", day): Day("h1", day, capacity, 0) for day in days or (DAY,)})
+
+
+def test_a_day_gives_away_its_capacity_and_no_more() -> None:
+    ledger = books(2)
+    answers = [ledger.decide(asks(f"c{i}"), NOW).denial for i in range(4)]
+    assert answers == [None, None, Denial.DAY_FULL, Denial.DAY_FULL]
+    assert ledger.days["h1", DAY].approved == 2
+
+
+@pytest.mark.parametrize("ledger", [books(0), Ledger(hospitals={"h1": HOSPITAL})], ids=["no places", "no such day"])
+def test_a_day_without_capacity_is_not_offered(ledger: Ledger) -> None:
+    assert ledger.decide(asks(), NOW).denial is Denial.DAY_NOT_OFFERED
+
+
+def test_a_person_has_one_active_booking_wherever_and_whenever_it_is() -> None:
+    ledger = books(5, DAY, DAY + timedelta(1))
+    ledger.hospitals["h2"] = Hospital("h2", "Other", "Europe/Paris")
+    ledger.days["h2", DAY] = Day("h2", DAY, 5, 0)
+    assert ledger.decide(asks(), NOW).denial is None
+    for other in (asks(), asks(day=DAY + timedelta(1)), asks(hospital_id="h2")):
+        assert ledger.decide(other, NOW).denial is Denial.ACTIVE_BOOKING
+    assert ledger.decide(asks("c2"), NOW).denial is None
+
+
+def test_who_gave_a_booking_back_may_book_again() -> None:
+    ledger = books(1)
+    first = asks()
+    ledger.decide(first, NOW)
+    ledger.release(first.reservation_id, NOW)
+    assert ledger.decide(asks(), NOW).denial is None
+
+
+def test_a_booking_whose_day_has_passed_gives_way_to_a_new_one() -> None:
+    ledger = books(1, TODAY, DAY)
+    assert ledger.decide(asks(day=TODAY), NOW).denial is None
+    assert ledger.decide(asks(), NOW).denial is Denial.ACTIVE_BOOKING
+    tomorrow = NOW + timedelta(1)
+    new = asks()
+    assert ledger.decide(new, tomorrow).denial is None
+    assert ledger.active["c1"].reservation_id == new.reservation_id
+
+
+def test_a_denial_takes_no_place_and_is_told() -> None:
+    ledger = books(0)
+    decision = ledger.decide(asks(), NOW)
+    assert ledger.days["h1", DAY].approved == 0
+    assert not ledger.active
+    assert ledger.events == [Denied(decision.appointment, Denial.DAY_NOT_OFFERED)]
+
+
+def test_a_grant_tells_the_whole_appointment_as_decided() -> None:
+    ledger, request = books(), asks(vaccine_code="207")
+    decision = ledger.decide(request, NOW)
+    assert decision.appointment == Appointment(
+        request.reservation_id, "c1", "h1", "Han River Clinic", "Asia/Seoul", DAY, "207", NOW
+    )
+    assert ledger.events == [Granted(decision.appointment)]
+
+
+def test_a_decision_is_made_once_whatever_has_changed_since() -> None:
+    ledger = books(1)
+    granted, denied = asks("c1"), asks("c2")
+    yes, no = ledger.decide(granted, NOW), ledger.decide(denied, NOW)
+    ledger.release(granted.reservation_id, NOW)
+    ledger.days["h1", DAY].capacity = 9
+    told = len(ledger.events)
+    much_later = NOW + timedelta(400)  # the day has passed long since
+    assert ledger.decide(granted, much_later) is yes
+    assert ledger.decide(denied, much_later) is no
+    assert no.denial is Denial.DAY_FULL
+    assert len(ledger.events) == told
+    assert ledger.days["h1", DAY].approved == 0
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"customer_id": "c2"}, {"hospital_id": "h2"}, {"date": DAY + timedelta(1)}, {"vaccine_code": "207"}],
+    ids=lambda other: next(iter(other)),
+)
+@pytest.mark.parametrize("capacity", [0, 1], ids=["denied", "granted"])
+def test_the_same_id_with_other_content_is_refused(capacity: int, other: dict[str, object]) -> None:
+    ledger, request = books(capacity), asks()
+    ledger.decide(request, NOW)
+    told = list(ledger.events)
+    with pytest.raises(RequestIdReused):
+        ledger.decide(replace(request, **other), NOW)  # type: ignore[arg-type]
+    assert ledger.events == told
+
+
+def test_an_unknown_hospital_decides_nothing() -> None:
+    ledger, request = books(), asks(hospital_id="nowhere")
+    with pytest.raises(UnknownHospital, match="nowhere"):
+        ledger.decide(request, NOW)
+    assert (ledger.decisions, ledger.events) == ({}, [])
+
+
+@pytest.mark.parametrize(("zone", "day", "over"), ENDS_OF_DAYS)
+def test_a_day_is_over_at_the_hospitals_own_midnight(zone: str, day: date, over: datetime) -> None:
+    ledger = Ledger(
+        hospitals={"h": Hospital("h", "There", zone)},
+        days={("h", d): Day("h", d, 5, 0) for d in (day, day + timedelta(1))},
+    )
+    last_moment = over - timedelta(microseconds=1)
+    decision = ledger.decide(asks("c1", day, "h"), last_moment)
+    assert decision.denial is None
+    assert not decision.appointment.has_passed(last_moment)
+    assert decision.appointment.has_passed(over)
+    with pytest.raises(DatePassed, match=str(day + timedelta(1))):
+        ledger.decide(asks("c2", day, "h"), over)
+    assert ledger.decide(asks("c1", day + timedelta(1), "h"), over).denial is None
+
+
+def test_a_release_frees_the_place_once() -> None:
+    ledger, request = books(1), asks()
+    appointment = ledger.decide(request, NOW).appointment
+    for _ in range(3):
+        ledger.release(request.reservation_id, NOW)
+    assert ledger.days["h1", DAY].approved == 0
+    assert ledger.events == [Granted(appointment), Released(appointment, NOW)]
+    assert not ledger.active
+
+
+def test_releasing_a_booking_that_gave_way_leaves_the_newer_one_active() -> None:
+    ledger, old, new = books(1, TODAY, DAY), asks(day=TODAY), asks()
+    ledger.decide(old, NOW)
+    ledger.decide(new, NOW + timedelta(1))
+    ledger.release(old.reservation_id, NOW + timedelta(1))
+    assert ledger.days["h1", TODAY].approved == 0
+    assert ledger.active["c1"].reservation_id == new.reservation_id
+    assert ledger.decide(asks(), NOW + timedelta(1)).denial is Denial.ACTIVE_BOOKING
+
+
+def test_only_what_was_granted_can_be_released() -> None:
+    ledger, denied = books(0), asks()
+    ledger.decide(denied, NOW)
+    for reservation_id in (denied.reservation_id, uuid.uuid4()):
+        with pytest.raises(UnknownDecision):
+            ledger.release(reservation_id, NOW)
+
+
+def test_a_range_of_days_is_one_to_366() -> None:
+    check_range(DAY, DAY)
+    check_range(DAY, DAY + timedelta(365))
+    for last in (DAY - timedelta(1), DAY + timedelta(366)):
+        with pytest.raises(DateRange):
+            check_range(DAY, last)
+
+
+def test_capacity_is_never_set_below_what_is_approved() -> None:
+    days = [Day("h1", DAY, 5, 3), Day("h1", DAY + timedelta(1), 5, 0)]
+    check_capacity(days, 3)
+    with pytest.raises(CapacityBelowApproved, match="has 3 approved"):
+        check_capacity(days, 2)
+
+
+@dataclass
+class Model:
+    """Approval as a list of facts and questions about it, nothing kept up to date."""
+
+    capacity: dict[date, int]
+    granted: dict[int, tuple[str, date]] = field(default_factory=dict)
+    denied: dict[int, Denial] = field(default_factory=dict)
+    released: set[int] = field(default_factory=set)
+
+    def places_taken(self, day: date) -> int:
+        return sum(d == day and i not in self.released for i, (_, d) in self.granted.items())
+
+    def decide(self, number: int, customer: str, day: date, today: date) -> Denial | None:
+        if number in self.granted or number in self.denied:
+            return self.denied.get(number)
+        live = {c for i, (c, d) in self.granted.items() if i not in self.released and d >= today}
+        if customer in live:
+            self.denied[number] = Denial.ACTIVE_BOOKING
+        elif not self.capacity.get(day):
+            self.denied[number] = Denial.DAY_NOT_OFFERED
+        elif self.places_taken(day) >= self.capacity[day]:
+            self.denied[number] = Denial.DAY_FULL
+        else:
+            self.granted[number] = (customer, day)
+        return self.denied.get(number)
+
+
+NUMBERS = st.integers(0, 19)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), NUMBERS),
+        st.tuples(st.just("release"), NUMBERS),
+        st.tuples(st.just("sleep"), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(steps=STEPS, capacities=st.lists(st.integers(0, 3), min_size=4, max_size=4), salt=st.integers(0, 3))
+def test_any_sequence_of_requests_and_releases_ends_as_the_facts_say(
+    steps: list[tuple[str, int]], capacities: list[int], salt: int
+) -> None:
+    days = [TODAY + timedelta(i) for i in range(4)]
+    ledger = books(0, *days)
+    for day, capacity in zip(days, capacities, strict=True):
+        ledger.days["h1", day].capacity = capacity
+    model, now = Model(dict(zip(days, capacities, strict=True))), NOW
+    # What request number n is about is fixed: the same number is the same request.
+    requests = [asks(f"c{(n + salt) % 5}", days[n % 4], reservation_id=uuid.UUID(int=n + 1)) for n in range(20)]
+    for what, n in steps:
+        request, today = requests[n], HOSPITAL.today(now)
+        if what == "sleep":
+            now += timedelta(1)
+        elif what == "release":
+            if n in model.granted:
+                ledger.release(request.reservation_id, now)
+                model.released.add(n)
+            else:
+                with pytest.raises(UnknownDecision):
+                    ledger.release(request.reservation_id, now)
+        elif request.date < today and request.reservation_id not in ledger.decisions:
+            with pytest.raises(DatePassed):
+                ledger.decide(request, now)
+        else:
+            assert ledger.decide(request, now).denial == model.decide(n, request.customer_id, request.date, today)
+        for day in days:
+            assert ledger.days["h1", day].approved == model.places_taken(day) <= model.capacity[day]
+    granted = [e.appointment.reservation_id for e in ledger.events if isinstance(e, Granted)]
+    released = [e.appointment.reservation_id for e in ledger.events if isinstance(e, Released)]
+    assert sorted(granted) == sorted(requests[n].reservation_id for n in model.granted)
+    assert sorted(released) == sorted(requests[n].reservation_id for n in model.released)
+    assert len(ledger.events) == len(model.granted) + len(model.denied) + len(model.released)

@@ -1,0 +1,131 @@
+"""The reservation's rules: which moves are legal, and that the order in which they come does not matter. No servers."""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.reservation.domain import (
+    Appointment,
+    AppointmentPassed,
+    CancellationRequested,
+    Placed,
+    Rejected,
+    Rejection,
+    Request,
+    Reservation,
+    Status,
+    WasRejected,
+)
+
+NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
+APPOINTMENT = Appointment(uuid.UUID(int=1), "c1", "h1", "Han River Clinic", "Asia/Seoul", date(2027, 3, 10), "207", NOW)
+OVER = datetime(2027, 3, 10, 15, tzinfo=UTC)  # midnight in Seoul
+REQUEST = Request("c1", uuid.UUID(int=7), "h1", date(2027, 3, 10), "207")
+
+MOVES: dict[str, Callable[[Reservation], None]] = {
+    "completed": Reservation.complete,
+    "cancelled": Reservation.cancel,
+    "given up": lambda r: r.request_cancellation(NOW),
+    "given up too late": lambda r: r.request_cancellation(OVER),
+}
+# From each status, where each move leads: a status, or the refusal.
+TABLE: dict[Status, dict[str, Status | type[Exception]]] = {
+    Status.APPROVED: {
+        "completed": Status.COMPLETED,
+        "cancelled": Status.CANCELLED,
+        "given up": Status.CANCEL_REQUESTED,
+        "given up too late": AppointmentPassed,
+    },
+    Status.REJECTED: {
+        "completed": Status.REJECTED,
+        "cancelled": Rejected,
+        "given up": Rejected,
+        "given up too late": Rejected,
+    },
+    Status.COMPLETED: {
+        "completed": Status.COMPLETED,
+        "cancelled": Status.CANCELLED,
+        "given up": Status.CANCEL_REQUESTED,
+        "given up too late": AppointmentPassed,
+    },
+    Status.CANCEL_REQUESTED: {
+        "completed": Status.CANCEL_REQUESTED,
+        "cancelled": Status.CANCELLED,
+        "given up": Status.CANCEL_REQUESTED,
+        "given up too late": Status.CANCEL_REQUESTED,
+    },
+    Status.CANCELLED: dict.fromkeys(MOVES, Status.CANCELLED),
+}
+
+
+def in_status(status: Status) -> Reservation:
+    return Reservation(APPOINTMENT, status, Rejection.DAY_FULL if status is Status.REJECTED else None)
+
+
+@pytest.mark.parametrize(
+    ("status", "move"),
+    [(s, m) for s in Status for m in MOVES],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_each_move_from_each_status_is_legal_or_refused_as_the_table_says(status: Status, move: str) -> None:
+    reservation, expected = in_status(status), TABLE[status][move]
+    if isinstance(expected, Status):
+        MOVES[move](reservation)
+        assert reservation.status is expected
+    else:
+        with pytest.raises(expected):
+            MOVES[move](reservation)
+        assert reservation.status is status
+    gave_up = status is not Status.CANCEL_REQUESTED and expected is Status.CANCEL_REQUESTED
+    assert reservation.events == ([CancellationRequested(APPOINTMENT, NOW)] if gave_up else [])
+
+
+def test_a_reservation_is_approved_exactly_when_approval_granted_it() -> None:
+    approved = Reservation.decided(APPOINTMENT, None)
+    assert (approved.status, approved.rejection) == (Status.APPROVED, None)
+    assert approved.events == [Placed(APPOINTMENT, NOW)]
+    for why in Rejection:
+        rejected = Reservation.decided(APPOINTMENT, why)
+        assert (rejected.status, rejected.rejection) == (Status.REJECTED, why)
+        assert rejected.events == [WasRejected(APPOINTMENT, NOW, why)]
+
+
+def test_a_booking_can_be_given_up_until_its_day_is_over_at_the_hospital() -> None:
+    in_status(Status.COMPLETED).request_cancellation(OVER - timedelta(microseconds=1))
+    with pytest.raises(AppointmentPassed, match="2027-03-10"):
+        in_status(Status.COMPLETED).request_cancellation(OVER)
+
+
+def test_the_same_request_of_the_same_customer_is_the_same_reservation() -> None:
+    assert replace(REQUEST, hospital_id="h2", vaccine_code="").reservation_id == REQUEST.reservation_id
+    assert replace(REQUEST, customer_id="c2").reservation_id != REQUEST.reservation_id
+    assert replace(REQUEST, request_id=uuid.UUID(int=8)).reservation_id != REQUEST.reservation_id
+    assert REQUEST.reservation_id.version == 5
+
+
+def test_a_reservation_is_about_its_request_and_no_other() -> None:
+    reservation = Reservation.decided(APPOINTMENT, None)
+    assert reservation.is_about(REQUEST)
+    for other in ({"hospital_id": "h2"}, {"date": date(2027, 3, 11)}, {"vaccine_code": ""}):
+        assert not reservation.is_about(replace(REQUEST, **other))
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(order=st.lists(st.sampled_from(["completed", "cancelled", "given up"]), max_size=8))
+def test_every_order_and_repetition_of_the_same_events_ends_in_the_same_status(order: list[str]) -> None:
+    reservation = Reservation.decided(APPOINTMENT, None)
+    for move in order:
+        MOVES[move](reservation)
+    if "cancelled" in order:
+        expected = Status.CANCELLED
+    elif "given up" in order:
+        expected = Status.CANCEL_REQUESTED
+    else:
+        expected = Status.COMPLETED if order else Status.APPROVED
+    assert reservation.status is expected
+    assert sum(isinstance(e, CancellationRequested) for e in reservation.events) <= 1

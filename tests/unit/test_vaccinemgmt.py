@@ -1,0 +1,280 @@
+"""The rules of doses: who gets which, and where they go back. No servers."""
+
+import uuid
+from collections import Counter
+from dataclasses import replace
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from services.vaccinemgmt.domain import (
+    Appointment,
+    Cancelled,
+    Completed,
+    Delivery,
+    Dose,
+    ExpiryBeforeProduction,
+    Lot,
+    LotEmpty,
+    LotNotValid,
+    LotOtherVaccine,
+    Status,
+    Vaccination,
+    VaccinationCancelled,
+    Waiting,
+    give_out,
+)
+
+NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)  # noon in Seoul
+DAY = date(2027, 3, 10)
+DELIVERY = Delivery("L1", "207", "MOD", date(2027, 1, 1), date(2027, 6, 30), 3)
+
+
+def lot(number: str = "L1", quantity: int = 3, **changes: object) -> Lot:
+    return Lot.of("h1", replace(DELIVERY, lot_number=number, quantity=quantity, **changes), "deliveries[0]")  # type: ignore[arg-type]
+
+
+def waits(n: int = 1, day: date = DAY, code: str = "", came: int | None = None) -> Vaccination:
+    """Number n, who came `came` (else n) seconds after NOW's hour."""
+    at = NOW - timedelta(hours=1) + timedelta(seconds=n if came is None else came)
+    return Vaccination(Appointment(uuid.UUID(int=n), f"c{n}", "h1", "Clinic", "Asia/Seoul", day, code, at))
+
+
+def balanced(*lots: Lot) -> bool:
+    return all(lot.received == lot.free + lot.used and min(lot.free, lot.used) >= 0 for lot in lots)
+
+
+def test_a_dose_comes_from_the_lot_that_expires_first() -> None:
+    late, soon = lot("late", 1, expiry_date=date(2027, 9, 1)), lot("soon", 1, expiry_date=date(2027, 3, 10))
+    first, second = waits(1), waits(2)
+    give_out([first, second], [late, soon], NOW)
+    assert [v.dose.lot_number for v in (first, second) if v.dose] == ["soon", "late"]
+
+
+def test_a_lot_that_would_have_expired_on_the_day_is_left_alone() -> None:
+    expired, fresh = lot("expired", 5, expiry_date=DAY - timedelta(1)), lot("fresh", 1, expiry_date=DAY)
+    served = waits(1)
+    assert give_out([served, waits(2)], [expired, fresh], NOW) == [served]
+    assert (expired.free, fresh.free) == (5, 0)
+
+
+def test_a_lot_not_yet_produced_on_the_day_is_left_alone() -> None:
+    future = lot(production_date=DAY + timedelta(1))
+    assert give_out([waits()], [future], NOW) == []
+    assert give_out([waits(2, day=DAY + timedelta(1))], [future], NOW) != []
+
+
+def test_first_come_first_served_whatever_the_order_of_the_queue() -> None:
+    late, early = waits(1, came=20), waits(2, came=10)
+    assert give_out([late, early], [lot(quantity=1)], NOW) == [early]
+    assert late.dose is None
+
+
+def test_whoever_came_at_the_same_moment_is_served_in_the_order_of_ids() -> None:
+    a, b = waits(1, came=5), waits(2, came=5)
+    assert give_out([b, a], [lot(quantity=1)], NOW) == [a]
+
+
+def test_a_customer_gets_the_vaccine_asked_for_or_any_if_none_was() -> None:
+    other = lot("other", 2, vaccine_code="208")
+    wants, takes_any = waits(1, code="207"), waits(2)
+    assert give_out([wants, takes_any], [other], NOW) == [takes_any]
+    assert wants.status is Status.WAITING
+    give_out([wants], [other, lot("right")], NOW)
+    assert wants.dose is not None
+    assert wants.dose.vaccine_code == "207"
+
+
+def test_one_whom_no_lot_suits_keeps_nobody_else_waiting() -> None:
+    picky, easy = waits(1, code="999"), waits(2)
+    assert give_out([picky, easy], [lot()], NOW) == [easy]
+
+
+def test_whose_day_has_passed_gets_no_dose() -> None:
+    over = datetime(2027, 3, 10, 15, tzinfo=UTC)  # midnight in Seoul
+    assert give_out([waits(1)], [lot()], over) == []
+    assert len(give_out([waits(1)], [lot()], over - timedelta(microseconds=1))) == 1
+
+
+def test_a_completed_vaccination_has_one_dose_with_the_lots_details() -> None:
+    vaccination, shelf = waits(), lot()
+    give_out([vaccination], [shelf], NOW)
+    dose = Dose(shelf.lot_id, "L1", "207", "MOD", DELIVERY.production_date, DELIVERY.expiry_date)
+    assert (vaccination.status, vaccination.dose, vaccination.quantity) == (Status.COMPLETED, dose, 1)
+    assert vaccination.events == [Completed(vaccination.appointment, dose, 1)]
+    assert (shelf.free, shelf.used) == (2, 1)
+
+
+def test_waiting_is_told_and_later_events_have_higher_versions() -> None:
+    vaccination = waits()
+    vaccination.wait()
+    give_out([vaccination], [lot()], NOW)
+    vaccination.cancel()
+    assert [type(e) for e in vaccination.events] == [Waiting, Completed, Cancelled]
+    assert [e.version for e in vaccination.events] == [1, 2, 3]
+
+
+def test_a_cancellation_resets_the_vaccines_details_and_names_the_lot_to_put_back_into() -> None:
+    vaccination, shelf = waits(), lot()
+    give_out([vaccination], [shelf], NOW)
+    assert vaccination.cancel() == shelf.lot_id
+    shelf.put_back()
+    assert (vaccination.status, vaccination.dose, vaccination.quantity) == (Status.CANCELLED, None, 0)
+    assert (shelf.free, shelf.used) == (3, 0)
+
+
+def test_a_repeated_cancellation_changes_nothing() -> None:
+    vaccination = waits()
+    give_out([vaccination], [lot()], NOW)
+    vaccination.cancel()
+    told = list(vaccination.events)
+    assert vaccination.cancel() is None
+    assert (vaccination.events, vaccination.version) == (told, 2)
+
+
+def test_a_cancellation_before_approvals_word_leaves_a_tombstone() -> None:
+    tombstone = waits()
+    assert tombstone.cancel() is None
+    assert tombstone.status is Status.CANCELLED
+    assert tombstone.events == [Cancelled(tombstone.appointment, 1)]
+
+
+def test_a_manager_chooses_the_lot_and_the_dose_before_goes_back() -> None:
+    vaccination, first, chosen = waits(), lot("first", 1), lot("chosen", 1)
+    give_out([vaccination], [first], NOW)
+    vaccination.assign(chosen, first)
+    assert vaccination.dose is not None
+    assert vaccination.dose.lot_number == "chosen"
+    assert (first.free, chosen.free) == (1, 0)
+    assert vaccination.version == 2
+
+
+def test_choosing_the_lot_it_has_changes_nothing() -> None:
+    vaccination, shelf = waits(), lot("only", 1)
+    give_out([vaccination], [shelf], NOW)
+    vaccination.assign(shelf, shelf)
+    assert (vaccination.version, shelf.free, shelf.used) == (1, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "refusal"),
+    [
+        (lot("empty", 0), LotEmpty),
+        (lot("expired", expiry_date=DAY - timedelta(1)), LotNotValid),
+        (lot("future", production_date=DAY + timedelta(1)), LotNotValid),
+        (lot("other", vaccine_code="208"), LotOtherVaccine),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else value.lot_number,
+)
+def test_a_lot_that_does_not_do_is_refused_and_nothing_changes(chosen: Lot, refusal: type[Exception]) -> None:
+    vaccination, present, free = waits(code="207"), lot("present", 1), chosen.free
+    give_out([vaccination], [present], NOW)
+    with pytest.raises(refusal, match=chosen.lot_number):
+        vaccination.assign(chosen, present)
+    assert vaccination.dose is not None
+    assert (vaccination.dose.lot_number, vaccination.version) == ("present", 1)
+    assert (chosen.free, present.free) == (free, 0)
+
+
+def test_a_cancelled_booking_gets_no_dose() -> None:
+    vaccination, shelf = waits(), lot()
+    vaccination.cancel()
+    with pytest.raises(VaccinationCancelled):
+        vaccination.assign(shelf, None)
+    assert shelf.free == 3
+
+
+def test_a_lot_that_expires_before_it_was_made_is_refused_by_its_place_in_the_request() -> None:
+    with pytest.raises(ExpiryBeforeProduction) as refusal:
+        lot(expiry_date=DELIVERY.production_date - timedelta(1))
+    assert refusal.value.field == "deliveries[0].expiry_date"
+    assert lot(expiry_date=DELIVERY.production_date).is_valid_on(DELIVERY.production_date)
+
+
+def test_a_lot_is_the_same_when_hospital_vaccine_manufacturer_and_number_are() -> None:
+    assert lot().lot_id == lot(quantity=99, expiry_date=date(2028, 1, 1)).lot_id
+    others = [lot("L2"), lot(vaccine_code="208"), lot(manufacturer="PFR"), Lot.of("h2", DELIVERY, "")]
+    assert len({lot().lot_id, *(other.lot_id for other in others)}) == 5
+
+
+def test_a_delivery_registered_once_more_is_known_by_its_dates_and_quantity() -> None:
+    assert lot().is_same_delivery(lot())
+    used = lot()
+    used.take()
+    assert used.is_same_delivery(lot())  # whatever has been used since
+    for other in (lot(quantity=4), lot(expiry_date=date(2027, 7, 1)), lot(production_date=date(2027, 1, 2))):
+        assert not lot().is_same_delivery(other)
+
+
+DAYS = st.integers(0, 6).map(lambda n: DAY + timedelta(n))
+CODES = st.sampled_from(["207", "208"])
+LOTS = st.lists(st.tuples(DAYS, DAYS, CODES, st.integers(0, 3)), max_size=4)
+QUEUE = st.lists(st.tuples(DAYS, st.one_of(st.just(""), CODES), st.integers(0, 5)), max_size=12)
+
+
+def shelf_of(lots: list[tuple[date, date, str, int]]) -> list[Lot]:
+    return [
+        lot(f"L{i}", quantity, vaccine_code=code, production_date=min(a, b), expiry_date=max(a, b))
+        for i, (a, b, code, quantity) in enumerate(lots)
+    ]
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(lots=LOTS, queue=QUEUE, today=st.integers(0, 6))
+def test_doses_go_as_if_each_in_turn_searched_every_single_dose(
+    lots: list[tuple[date, date, str, int]], queue: list[tuple[date, str, int]], today: int
+) -> None:
+    shelf, now = shelf_of(lots), NOW + timedelta(9 + today)
+    people = [waits(i + 1, day, code, came) for i, (day, code, came) in enumerate(queue)]
+
+    doses = [one for one in shelf_of(lots) for _ in range(one.free)]
+    expected: dict[UUID, UUID] = {}
+    for person in sorted(people, key=lambda p: (p.appointment.decide_time, p.appointment.reservation_id)):
+        a = person.appointment
+        fitting = [
+            d for d in doses if d.production_date <= a.date <= d.expiry_date and a.vaccine_code in ("", d.vaccine_code)
+        ]
+        if fitting and a.date >= DAY + timedelta(today):
+            chosen = min(fitting, key=lambda d: (d.expiry_date, d.lot_id))
+            doses.remove(chosen)
+            expected[a.reservation_id] = chosen.lot_id
+
+    served = give_out(people, shelf, now)
+    assert {v.appointment.reservation_id: v.dose.lot_id for v in served if v.dose} == expected
+    assert Counter(one.lot_id for one in doses) == Counter({one.lot_id: one.free for one in shelf if one.free})
+    assert balanced(*shelf)
+
+
+@settings(max_examples=75, deadline=None, derandomize=True)
+@given(
+    lots=LOTS,
+    queue=QUEUE,
+    steps=st.lists(st.tuples(st.sampled_from(["give", "cancel", "assign"]), st.integers(0, 99), st.integers(0, 9))),
+)
+def test_received_is_free_plus_used_whatever_happens(
+    lots: list[tuple[date, date, str, int]], queue: list[tuple[date, str, int]], steps: list[tuple[str, int, int]]
+) -> None:
+    shelf = shelf_of(lots)
+    by_id = {one.lot_id: one for one in shelf}
+    people = [waits(i + 1, day, code, came) for i, (day, code, came) in enumerate(queue)]
+    for what, who, which in steps:
+        if what == "give":
+            give_out([p for p in people if p.status is Status.WAITING], shelf, NOW)
+        elif people:
+            person = people[who % len(people)]
+            if what == "cancel":
+                if back := person.cancel():
+                    by_id[back].put_back()
+            elif shelf:
+                try:
+                    person.assign(shelf[which % len(shelf)], by_id[person.dose.lot_id] if person.dose else None)
+                except (VaccinationCancelled, LotNotValid, LotOtherVaccine, LotEmpty):
+                    pass
+        assert balanced(*shelf)
+        held = Counter(p.dose.lot_id for p in people if p.dose)
+        assert all(one.used == held[one.lot_id] for one in shelf)
+        assert all((p.dose is not None) == (p.status is Status.COMPLETED) for p in people)
+        assert all([e.version for e in p.events] == list(range(1, p.version + 1)) for p in people)
