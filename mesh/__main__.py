@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mesh.home import ROOT, SERVICES, STORES
+from mesh.home import DEFAULT_HOME, SERVICES, STORES
 
 if TYPE_CHECKING:
     from mesh.machine import Mesh
@@ -78,23 +78,10 @@ def _show_status(mesh: "Mesh") -> int:
     return 0 if all(s.state == "ready" for s in states) else 1
 
 
-def how_to_call(mesh: "Mesh", options: str = "") -> str:
-    """Lines to paste into a shell. `options` go to ./dev where the home is not the default one."""
-    grpcurl = 'grpcurl -plaintext -H "authorization: Bearer $TOKEN"'
-    return f"""\
-[bold]The gateway is {mesh.gateway}[/]: gRPC, gRPC-Web and REST.
-  PATH=$PATH:{os.path.relpath(Path(sys.executable).parent)}
-  TOKEN=$(./dev{options} token --customer C1)
-  {grpcurl} {mesh.gateway} list
-  {grpcurl} {mesh.gateway} vaccination.approval.v1.HospitalService/ListHospitals
-  curl -H "authorization: Bearer $TOKEN" http://{mesh.gateway}/v1/my/reservations"""
-
-
 def main() -> int:
     """Returns the exit code."""
     arguments = _arguments().parse_args()
-    default = ROOT / ".mesh"
-    home: Path = getattr(arguments, "home", Path(os.environ.get("MESH_HOME", default)))
+    home: Path = getattr(arguments, "home", Path(os.environ.get("MESH_HOME", DEFAULT_HOME)))
     if arguments.command == "token":
         _token(arguments, home)
         return 0
@@ -106,7 +93,6 @@ def main() -> int:
 
     console = Console(highlight=False)
     external = {s: url for s in STORES if (url := getattr(arguments, f"{s}_url", None))}
-    options = "" if home.resolve() == default else f" --home {home}"
     try:
         mesh = Mesh(home, getattr(arguments, "base_port", None), external)
 
@@ -117,7 +103,7 @@ def main() -> int:
             case "up":
                 with console.status("starting the mesh"):
                     mesh.up(report=report)
-                console.print(how_to_call(mesh, options), soft_wrap=True)
+                console.print(mesh.how_to_call(), soft_wrap=True)
             case "down":
                 mesh.down(report)
             case "status":
@@ -141,7 +127,7 @@ def main() -> int:
             case "demo":
                 from mesh import demo
 
-                return demo.run(mesh, console, report, options, stop=arguments.stop)
+                return demo.run(mesh, console, report, stop=arguments.stop)
     except MeshError as error:
         console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
         return 1

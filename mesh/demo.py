@@ -234,27 +234,7 @@ class Demo:
         return bool(await self._lots())
 
 
-def _by_hand(mesh: Mesh, options: str, day: str) -> str:
-    """The same journey as lines for a shell."""
-    booking = f'{{"request_id": "{uuid.uuid4()}", "hospital_id": "{LARGE}", "date": "{day}"}}'
-    grpcurl = 'grpcurl -plaintext -H "authorization: Bearer $TOKEN"'
-    curl, url = 'curl -H "authorization: Bearer $TOKEN"', f"http://{mesh.gateway}/v1"
-    package = "vaccination"
-    return f"""
-[bold]The same by hand[/], as a customer of your own (grpcurl is in .venv/bin):
-  export PATH="$PATH:$PWD/.venv/bin" TOKEN=$(./dev{options} token --customer me)
-  {grpcurl} {mesh.gateway} list
-  {grpcurl} -d '{booking}' \\
-    {mesh.gateway} {package}.reservation.v1.ReservationService/CreateReservation
-  {grpcurl} {mesh.gateway} {package}.mypage.v1.MypageService/ListMyReservations
-or by REST:
-  {curl} {url}/reservations -d '{booking}'
-  {curl} {url}/my/reservations
-  {curl} -N {url}/my/reservations:watch
-  {curl} {url}/reservations/RESERVATION_ID:cancel -d '{{}}'"""
-
-
-def run(mesh: Mesh, console: Console, report: Report, options: str, *, stop: bool) -> int:
+def run(mesh: Mesh, console: Console, report: Report, *, stop: bool) -> int:
     """Starts the mesh, shows the journey, and stops the mesh again if asked to. Returns the exit code."""
     if not console.is_terminal:
         console.width = 110  # a pipe has no width; the tables need this much
@@ -277,7 +257,7 @@ def run(mesh: Mesh, console: Console, report: Report, options: str, *, stop: boo
                     return code
             await demo.journey()
             if not stop:
-                console.print(_by_hand(mesh, options, demo.other_day), soft_wrap=True)
+                console.print("\nIt keeps running.", mesh.how_to_call(LARGE, demo.other_day), soft_wrap=True)
             return 0
 
     try:
@@ -288,7 +268,5 @@ def run(mesh: Mesh, console: Console, report: Report, options: str, *, stop: boo
         if stop:
             console.print("\n[bold]Stopping the mesh[/]")
             mesh.down(report)
-    if not stop:
-        console.print(f"\nThe mesh keeps running: ./dev{options} status, ./dev{options} down")
     console.print(f"[dim]{time.monotonic() - begin:.0f} s in all[/]")
     return code

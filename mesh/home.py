@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_HOME = ROOT / ".mesh"
 DEFAULT_BASE_PORT = 18080
 SERVICES = ("reservation", "approval", "vaccinemgmt", "mypage")
 STORES = ("postgres", "mongo", "nats")

@@ -15,7 +15,7 @@ LOCK_FD = 3
 
 
 def main(record: str, directory: str, user: str, *command: str) -> None:
-    os.closerange(LOCK_FD + 1, 1024)
+    os.closerange(LOCK_FD + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(LOCK_FD, False)
     # Field 22 of proc(5)'s stat, in clock ticks since boot; the name before it may hold spaces and parentheses.
     start = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])

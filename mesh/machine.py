@@ -17,13 +17,14 @@ import sys
 import threading
 import time
 import urllib.request
+import uuid
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 from mesh import envoy
-from mesh.home import ROOT, SERVICES, STORES, Home
+from mesh.home import DEFAULT_HOME, ROOT, SERVICES, STORES, Home
 from mesh.processes import MeshError, Processes, holder_of
 from mesh.stores import STORE_OF, Stores, package_file
 
@@ -296,6 +297,27 @@ class Mesh:
 
         with ThreadPoolExecutor(len(self.components)) as pool:
             return list(pool.map(state, self.components.values()))
+
+    def how_to_call(self, hospital: str = "HOSPITAL", day: str = "YYYY-MM-DD") -> str:
+        """Lines for a shell in the repo's folder, to book a place oneself."""
+        dev = "./dev" if self.home.path == DEFAULT_HOME else f"./dev --home {self.home.path}"
+        booking = f'{{"request_id": "{uuid.uuid4()}", "hospital_id": "{hospital}", "date": "{day}"}}'
+        grpcurl = 'grpcurl -plaintext -H "authorization: Bearer $TOKEN"'
+        curl, url = 'curl -H "authorization: Bearer $TOKEN"', f"http://{self.gateway}/v1"
+        return f"""\
+[bold]The gateway is {self.gateway}[/]: gRPC with reflection, gRPC-Web, REST. By hand:
+  export PATH="$PATH:$PWD/.venv/bin" TOKEN=$({dev} token --customer me)
+  {grpcurl} {self.gateway} list
+  {grpcurl} {self.gateway} vaccination.approval.v1.HospitalService/ListHospitals
+  {grpcurl} -d '{booking}' \\
+    {self.gateway} vaccination.reservation.v1.ReservationService/CreateReservation
+  {grpcurl} {self.gateway} vaccination.mypage.v1.MypageService/ListMyReservations
+or, the same reservation once more, by REST:
+  {curl} {url}/reservations -d '{booking}'
+  {curl} {url}/my/reservations
+  {curl} -N {url}/my/reservations:watch
+  {curl} {url}/reservations/RESERVATION_ID:cancel -d '{{}}'
+Then: {dev} status | logs NAME | down"""
 
     # Repairing
 

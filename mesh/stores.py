@@ -50,7 +50,7 @@ class Stores:
     @property
     def postgres_url(self) -> str:
         """Superuser's URL of the database `postgres`."""
-        return self._url("postgres", "postgresql", "postgres", "/postgres")
+        return self._url("postgres", "postgresql", "postgres", "/postgres?sslmode=disable")
 
     @property
     def mongo_url(self) -> str:
