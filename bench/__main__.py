@@ -1,0 +1,389 @@
+"""How fast bookings are: `python -m bench`, on a mesh of its own in a temporary folder.
+
+The real path (gateway, reservation, Envoy, approval, their stores) and the same two hops with handlers that do nothing
+take turns under the same load, so that a slow spell of the machine meets both: the ratio of a pair says more than the
+figures. Before the other's turn everything that the load has set off is completed. All processes share the machine's
+cores, load generator included. Times are in milliseconds.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import platform
+import resource
+import signal
+import statistics
+import sys
+import tempfile
+import time
+import uuid
+from asyncio.subprocess import PIPE, STDOUT
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import asyncpg
+import grpc.aio
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from mesh import identity
+from mesh.contracts import IMAGE
+from mesh.home import ROOT, SERVICES
+from mesh.machine import Mesh
+from mesh.processes import MeshError
+from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2, hospital_service_pb2_grpc
+from vaccination.mypage.v1 import mypage_service_pb2, mypage_service_pb2_grpc
+from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2, reservation_service_pb2_grpc
+from vaccination.vaccinemgmt.v1 import lot_pb2, vaccinemgmt_service_pb2, vaccinemgmt_service_pb2_grpc
+
+Json = dict[str, Any]
+# Below the range from which the kernel takes ports for outgoing connections, of which there are many here.
+BASE_PORT, NULL_BASE_PORT = 14000, 14100
+SLICE = 15.0  # seconds of one turn
+IDLE = 10.0  # seconds of sampling without load
+SAMPLES = 5.0  # bookings per second that are followed to COMPLETED: too few to be a load
+PATIENCE = 120.0  # seconds until everything has to be completed
+HOSPITALS = [f"bench-{i:02}" for i in range(20)]
+DAYS = [date.today() + timedelta(days=2 + i) for i in range(30)]
+PLENTY = 1_000_000  # places on a day, doses in a lot: nobody is turned away
+COMPLETED = reservation_pb2.RESERVATION_STATUS_COMPLETED
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What came of one turn."""
+
+    per_second: float
+    ms: dict[str, float]  # p50, p90, p99, max
+    answers: int
+    errors: dict[str, int]
+    cpu: dict[str, float]  # seconds by component, from the first request until all is completed
+    foreign: float  # cores that processes which are none of ours kept busy meanwhile: the noise
+    waiting: int = 0  # events on their way when the load ended
+    drain: float = 0.0  # seconds from then until all was completed
+    completed: Sequence[float | None] = ()  # from request to COMPLETED of those followed; None: it failed
+
+
+def null_mesh(home: Path, real: Mesh) -> Mesh:
+    """Envoy with the real one's configuration and keys, and before it the handlers that do nothing."""
+    home.mkdir()
+    (home / "keys").symlink_to(real.home.path / "keys")
+    mesh = Mesh(home, NULL_BASE_PORT)
+    for name in ("reservation", "approval"):
+        command: list[str | Path] = [sys.executable, "-m", "bench.null", name]
+        mesh.components[name] = replace(
+            mesh.components[name], needs=(), check=lambda: None, prepare=lambda: None, command=command.copy
+        )
+    return mesh
+
+
+def measured(mesh: Mesh, measure: Callable[[psutil.Process], float]) -> dict[str, float]:
+    """The measure of every component, its children included."""
+    found: dict[str, float] = defaultdict(float)
+    for name in mesh.components:
+        if running := mesh.processes.find(name):
+            parent = psutil.Process(running.pid)
+            for process in [parent, *parent.children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):  # Postgres' helpers come and go
+                    found[name] += measure(process)
+    return found
+
+
+def cpu(mesh: Mesh) -> dict[str, float]:
+    """CPU seconds that every component has used so far."""
+    return measured(mesh, lambda process: sum(process.cpu_times()[:4]))
+
+
+def memory(mesh: Mesh) -> dict[str, float]:
+    """MB in RAM of every component; what processes share is divided among them (PSS)."""
+    return measured(mesh, lambda process: process.memory_full_info().pss / 1e6)
+
+
+class Bench:
+    """One run against a mesh that is up."""
+
+    def __init__(self, real: Mesh, null: Mesh, channel: grpc.aio.Channel, vus: int, folder: Path) -> None:
+        self.real, self.null, self.vus, self.folder = real, null, vus, folder
+        self.hospital = hospital_service_pb2_grpc.HospitalServiceStub(channel)
+        self.vaccinemgmt = vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceStub(channel)
+        self.reservation = reservation_service_pb2_grpc.ReservationServiceStub(channel)
+        self.mypage = mypage_service_pb2_grpc.MypageServiceStub(channel)
+        self._customers = self._approved = 0
+
+    def customers(self, count: int) -> list[str]:
+        """Tokens of people whom nobody has met."""
+        self._customers += count
+        who = range(self._customers - count, self._customers)
+        return [identity.token(self.real.home.path, subject=f"customer-{i:07}", roles=["customer"]) for i in who]
+
+    async def stock(self) -> None:
+        """Hospitals with places and doses for everybody."""
+        token = identity.token(self.real.home.path, subject="operator", roles=["operator"])
+        metadata = [("authorization", f"Bearer {token}")]
+        today = date.today()
+        for name in HOSPITALS:
+            hospital = hospital_pb2.Hospital(hospital_id=name, name=f"Bench hospital {name}", time_zone="Asia/Seoul")
+            await self.hospital.UpsertHospital(
+                hospital_service_pb2.UpsertHospitalRequest(hospital=hospital), metadata=metadata
+            )
+            capacity = hospital_service_pb2.SetDailyCapacityRequest(
+                hospital_id=name, first_date=str(DAYS[0]), last_date=str(DAYS[-1]), capacity=PLENTY
+            )
+            await self.hospital.SetDailyCapacity(capacity, metadata=metadata)
+            lots = [
+                lot_pb2.Delivery(
+                    lot_number=f"{name}-{i}", vaccine_code="207", manufacturer="MOD", quantity=PLENTY,
+                    production_date=str(today - timedelta(days=90)), expiry_date=str(today + timedelta(days=300 + i)),
+                )
+                for i in range(3)
+            ]  # fmt: skip
+            delivery = vaccinemgmt_service_pb2.RegisterLotsRequest(hospital_id=name, deliveries=lots)
+            await self.vaccinemgmt.RegisterLots(delivery, metadata=metadata)
+
+    async def turn(self, mesh: Mesh, tokens: list[str], seconds: float) -> Turn:
+        """Load on one path; on the real one some bookings are followed meanwhile, and all is completed in the end."""
+        file, result, real = self.folder / "tokens.json", self.folder / "k6.json", mesh is self.real
+        file.write_text(json.dumps(tokens))
+        env = os.environ | {
+            "GATEWAY": mesh.gateway, "IMAGE": str(IMAGE), "TOKENS": str(file), "RESULT": str(result),
+            "VUS": str(self.vus), "SECONDS": f"{seconds:g}", "REUSE": "" if real else "1",
+            "HOSPITALS": ",".join(HOSPITALS), "DAYS": ",".join(map(str, DAYS)),
+            "REQUEST_PREFIX": str(uuid.uuid4())[:24],
+        }  # fmt: skip
+        k6, options = Path(sys.executable).parent / "k6", ["--quiet", "--no-usage-report", "--no-color", "--address="]
+        script = Path(__file__).with_name("load.js")
+        process = await asyncio.create_subprocess_exec(k6, "run", *options, script, env=env, stdout=PIPE, stderr=STDOUT)
+        assert process.stdout is not None
+        try:
+            output = await process.stdout.readline()  # setup's: from now on there is load
+            before, begin = self._used(mesh, process.pid), time.monotonic()
+            following = asyncio.create_task(self.follow(seconds)) if real else None
+            output += await process.stdout.read()
+            if await process.wait() or b"level=error" in output:
+                raise MeshError(f"k6 ended with {process.returncode}:\n{output.decode()[-2000:]}")
+        finally:
+            if process.returncode is None:
+                process.kill()
+                await process.wait()
+        load = json.loads(result.read_text())
+        approved, waiting, drain, completed = load["outcomes"].pop("OK", 0), 0, 0.0, list[float | None]()
+        if following is not None:
+            self._approved += approved
+            waiting, drain = await self.drain()
+            completed = await following
+        cpu_ours, cpu_other, cpu_all = (
+            {n: after[n] - was[n] for n in was} for was, after in zip(before, self._used(mesh), strict=True)
+        )
+        foreign = sum(cpu_all.values()) - sum(cpu_ours.values()) - sum(cpu_other.values())
+        wall = time.monotonic() - begin
+        return Turn(
+            approved / load["seconds"], load["ms"], approved, load["outcomes"], cpu_ours, foreign / wall,
+            waiting, drain, completed,
+        )  # fmt: skip
+
+    def _used(
+        self, mesh: Mesh, running: int | None = None
+    ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+        """CPU seconds so far: of the path measured and the tools, of the other path, which idles, and of the machine.
+        `running` is a child that does not count as ended yet."""
+        tools = resource.getrusage(resource.RUSAGE_CHILDREN)
+        k6 = tools.ru_utime + tools.ru_stime + (sum(psutil.Process(running).cpu_times()[:2]) if running else 0)
+        machine = psutil.cpu_times()
+        busy = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
+        other = self.null if mesh is self.real else self.real
+        return cpu(mesh) | {"k6": k6, "bench": time.process_time()}, cpu(other), {"": busy}
+
+    async def follow(self, seconds: float) -> list[float | None]:
+        """Bookings at a fixed rate, each followed to COMPLETED; None: it failed."""
+        loop, tasks = asyncio.get_running_loop(), []
+        begin = loop.time()
+        for i, token in enumerate(self.customers(max(2, round(seconds * SAMPLES)))):
+            await asyncio.sleep(begin + i / SAMPLES - loop.time())
+            tasks.append(asyncio.create_task(self._follow(token, HOSPITALS[i % len(HOSPITALS)])))
+        return list(await asyncio.gather(*tasks))
+
+    async def _follow(self, token: str, hospital_id: str) -> float | None:
+        """From sending CreateReservation until MyPage's stream, opened before, shows COMPLETED."""
+        metadata = [("authorization", f"Bearer {token}")]
+        watched = mypage_service_pb2.WatchMyReservationsRequest()
+        stream = self.mypage.WatchMyReservations(watched, metadata=metadata, timeout=PATIENCE)
+
+        async def completed() -> float | None:
+            while isinstance(update := await stream.read(), mypage_service_pb2.WatchMyReservationsResponse):
+                if any(r.status == COMPLETED for r in update.reservations):
+                    return time.perf_counter()
+            return None  # the stream has ended
+
+        request = reservation_service_pb2.CreateReservationRequest(
+            request_id=str(uuid.uuid4()), hospital_id=hospital_id, date=str(DAYS[0])
+        )
+        try:
+            await stream.read()  # nothing yet
+            begin = time.perf_counter()
+            create = self.reservation.CreateReservation(request, metadata=metadata, timeout=15)
+            seen, _ = await asyncio.gather(completed(), create)
+        except grpc.aio.AioRpcError:
+            return None
+        finally:
+            stream.cancel()
+        self._approved += 1
+        return None if seen is None else (seen - begin) * 1000
+
+    async def drain(self) -> tuple[int, float]:
+        """Waits until every approved booking is COMPLETED on MyPage and no event is on its way; returns how many were
+        at first, and the seconds it took."""
+
+        def waiting() -> int:
+            return sum(self.real.stores.pending("VACCINATION", name) for name in SERVICES)
+
+        begin = time.monotonic()
+        left = first = await asyncio.to_thread(waiting)
+        database = await asyncpg.connect(self.real.stores.postgres_url, database="mypage")
+        try:
+            count = "SELECT count(*) FROM my_reservations WHERE status = $1"
+            # An event may still be in an outbox, where no consumer counts it: hence both.
+            while left or await database.fetchval(count, COMPLETED) < self._approved:
+                if time.monotonic() - begin > PATIENCE:
+                    raise MeshError(f"not all bookings were completed within {PATIENCE} s; {left} events are waiting")
+                await asyncio.sleep(0.05)
+                left = await asyncio.to_thread(waiting)
+        finally:
+            await database.close()
+        return first, time.monotonic() - begin
+
+
+async def run(real: Mesh, null: Mesh, arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> Json:
+    """The whole benchmark; returns what is written to latest.json."""
+    pairs = max(1, round(arguments.seconds / SLICE))
+    seconds = arguments.seconds / pairs
+    async with grpc.aio.insecure_channel(real.gateway, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        bench = Bench(real, null, channel, arguments.vus, folder)
+        say("stocking hospitals")
+        await bench.stock()
+        before = memory(real)
+        say("warming up")
+        tokens = bench.customers(round(2000 * arguments.warmup))
+        warm = await bench.turn(real, tokens, arguments.warmup)
+        await bench.turn(null, tokens, arguments.warmup)
+        say("following bookings without load")
+        idle = await bench.follow(IDLE)
+        await bench.drain()
+        turns = []
+        for i in range(pairs):
+            say(f"pair {i + 1} of {pairs}")
+            tokens = bench.customers(round(3 * max(warm.per_second, 100) * seconds))  # a spell may be faster
+            turns.append((await bench.turn(real, tokens, seconds), await bench.turn(null, tokens, seconds)))
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg()[0],
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "arguments": vars(arguments),
+        "pairs": [{"real": asdict(a), "null": asdict(b), "ratio": a.per_second / b.per_second} for a, b in turns],
+        "idle": idle,
+        "memory_mb": {"before": before, "after": memory(real)},
+    }
+
+
+def show(result: Json, console: Console) -> None:
+    """Tables for people."""
+
+    def table(title: str, *columns: str) -> Table:
+        made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        for i, column in enumerate(columns):
+            made.add_column(column, justify="right" if i else "left")
+        return made
+
+    pairs = result["pairs"]
+    names = ("p50", "p90", "p99", "max")
+    load = table("CreateReservation through the gateway, median of the pairs", "", "per s", *names, "answers", "errors")
+    for kind in ("real", "null"):
+        turns = [pair[kind] for pair in pairs]
+        figures = [median(t["per_second"] for t in turns), *(median(t["ms"][n] for t in turns) for n in names)]
+        errors = sum((Counter(t["errors"]) for t in turns), Counter[str]())
+        told = ", ".join(f"{n} {code}" for code, n in errors.items()) or "0"
+        load.add_row(kind, *(f"{f:.1f}" for f in figures), str(sum(t["answers"] for t in turns)), told)
+    console.print(load)
+    console.print(f"[bold]real/null: {median(pair['ratio'] for pair in pairs):.3f}[/] of the throughput\n")
+    each = table(
+        "Each pair: real / null", "", "per s", "ratio", "p50", "others' cores", "events waiting", "drained in s"
+    )
+    for i, pair in enumerate(pairs, 1):
+        r, n = pair["real"], pair["null"]
+        both = [f"{r['per_second']:.0f} / {n['per_second']:.0f}", f"{pair['ratio']:.3f}"]
+        both += [f"{r['ms']['p50']:.0f} / {n['ms']['p50']:.0f}", f"{r['foreign']:.2f} / {n['foreign']:.2f}"]
+        each.add_row(str(i), *both, str(r["waiting"]), f"{r['drain']:.1f}")
+    console.print(each, "")
+
+    waits = table("From request to COMPLETED on MyPage", "", "p50", "p95", "p99", "max", "bookings", "failed")
+    samples = {"idle": result["idle"], "under load": [s for pair in pairs for s in pair["real"]["completed"]]}
+    for name, times in samples.items():
+        good = [t for t in times if t is not None]
+        cuts = statistics.quantiles(good or [0.0, 0.0], n=100, method="inclusive")
+        figures = [cuts[49], cuts[94], cuts[98], max(good, default=0.0)]
+        waits.add_row(name, *(f"{f:.1f}" for f in figures), str(len(good)), str(len(times) - len(good)))
+    console.print(waits, "")
+
+    parts = table("CPU ms a booking with all that follows, and memory", "", "real", "null", "MB", "MB after")
+    spent = {
+        k: {n: sum(p[k]["cpu"].get(n, 0) for p in pairs) for n in pairs[0]["real"]["cpu"]} for k in ("real", "null")
+    }
+    per = {kind: 1000 / sum(p[kind]["answers"] for p in pairs) for kind in spent}
+    for name in pairs[0]["real"]["cpu"]:
+        cells = [f"{spent[kind][name] * per[kind]:.2f}" if spent[kind][name] else "" for kind in spent]
+        parts.add_row(name, *cells, *(f"{m[name]:.0f}" if name in m else "" for m in result["memory_mb"].values()))
+    parts.add_row("all", *(f"{sum(spent[kind].values()) * per[kind]:.2f}" for kind in spent), style="bold")
+    console.print(parts, "")
+    console.print(
+        f"{result['arguments']['vus']} customers at a time; {result['cores']} cores, load average "
+        f"{result['load_average']:.1f}, Python {result['python']}, Linux {result['kernel']}"
+    )
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser("bench", description="Measures reservations through the gateway.")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of load on each of the two paths (60)")
+    parser.add_argument("--vus", type=int, default=64, help="customers at a time (64)")
+    parser.add_argument("--warmup", type=float, default=5.0, help="seconds of load before (5)")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    with tempfile.TemporaryDirectory(prefix="bench-") as name:
+        folder = Path(name)
+        real = Mesh(folder / "real", BASE_PORT)
+        null = null_mesh(folder / "null", real)
+        try:
+            with console.status("starting a mesh") as status:
+                real.up()
+                null.up(only=("reservation", "approval", "envoy"))
+                result = asyncio.run(run(real, null, arguments, folder, status.update))
+        except MeshError as error:
+            console.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=False)
+            return 1
+        except KeyboardInterrupt:
+            console.print("interrupted")
+            return 130
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on nothing keeps it from cleaning up
+            null.down()
+            real.down()
+    show(result, console)
+    file = ROOT / "bench" / "results" / "latest.json"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(result, indent=1))
+    console.print(f"written to {file.relative_to(ROOT)}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
