@@ -39,16 +39,20 @@ class Batcher(Generic[T, R]):
         return await future
 
     async def _run(self) -> None:
-        while self._waiting:
-            batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
-            batch_size.labels(self._name).observe(len(batch))
-            await self._one(batch)
-        self._writer = None
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
+                batch_size.labels(self._name).observe(len(batch))
+                await self._one(batch)
+        finally:  # however it ends: with a dead writer remembered, every later caller would wait for ever
+            self._writer = None
 
     async def _one(self, batch: list[tuple[T, str, asyncio.Future[R]]]) -> None:
         traces_by_key.set({self._key(item): trace for item, trace, _ in batch})
         try:
             results = await self._write([item for item, _, _ in batch])
+            if len(results) != len(batch):
+                raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, StoreUnavailable):
                 for single in batch:
