@@ -2,10 +2,12 @@
 
 import os
 import sys
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
 
 
 class Settings(BaseSettings):
@@ -13,9 +15,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
-    listen: str = "0.0.0.0:8080"
+    listen: Address = "0.0.0.0:8080"
     """Address of the gRPC server, host:port."""
-    metrics_listen: str = "0.0.0.0:9090"
+    metrics_listen: Address = "0.0.0.0:9090"
     """Address of the Prometheus endpoint, host:port."""
     database_url: SecretStr
     """The service's own store; a file in SECRETS_DIR."""
@@ -26,7 +28,7 @@ class Settings(BaseSettings):
     """A file in SECRETS_DIR."""
     stream_replicas: int = 1
     """Copies of each stream: 1 on one machine, 3 in a cluster."""
-    log_level: str = "INFO"
+    log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error|critical)$")] = "INFO"
     drain_seconds: float = 0.0
     """From readiness off to the server's stop: time for load balancers to notice."""
     shutdown_seconds: float = 25.0
