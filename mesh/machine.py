@@ -238,6 +238,8 @@ class Mesh:
                 why = "it ended"
             elif time.monotonic() < deadline and not given_up.wait(0.05):
                 continue
+            if name in self.home.external:
+                raise MeshError(f"{name} at the URL given did not get ready: {why}")
             text = self.processes.log(name).read_bytes()[logged:].decode(errors="replace")
             lines = "\n".join(f"  {line[:500]}" for line in text.splitlines()[-15:])
             raise MeshError(f"{name} did not get ready: {why}\nlast lines of {self.processes.log(name)}:\n{lines}")

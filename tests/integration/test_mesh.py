@@ -171,6 +171,14 @@ class TestProcesses:
         guest.down()
         assert {s.name for s in machine.status() if s.state == "ready"} == {*STORES}
 
+    def test_a_server_that_should_be_there_and_is_not_is_named(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("mesh.machine.READY_WITHIN", 0.2)
+        guest = Mesh(tmp_path, _free_base_port(), {"nats": "nats://127.0.0.1:1"})
+        with pytest.raises(MeshError, match="nats at the URL given did not get ready"):
+            guest.up(only=["nats"])
+
     async def test_a_service_cannot_reach_the_database_or_the_subjects_of_another(self, machine: Mesh) -> None:
         machine.up(only=["postgres", "nats"])
         password = machine.home.passwords["mypage"]
