@@ -16,7 +16,8 @@ from .events import outgoing
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
 
-# Locks are always taken in this order, days before customers, each sorted: no two transactions can deadlock.
+# Locks are always taken in this order, days before customers before new decisions, each sorted: no two transactions can
+# deadlock.
 LOCK_DAYS = """
 SELECT hospital_id, date, capacity, approved FROM days
 WHERE (hospital_id, date) IN (SELECT * FROM unnest($1::text[], $2::date[]))
@@ -181,7 +182,7 @@ async def _load(
 async def _write_decisions(
     connection: Connection, ledger: Ledger, replaceable: set[UUID], places: dict[tuple[str, date], int]
 ) -> None:
-    made = [e.appointment for e in ledger.events]
+    made = sorted((e.appointment for e in ledger.events), key=lambda a: a.reservation_id)
     if not made:
         return
     denials = [d.value if (d := ledger.decisions[a.reservation_id].denial) else None for a in made]
