@@ -1,0 +1,176 @@
+"""Real stores of these tests' own, apart from the e2e tests'; and for each test its own database and streams."""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import nats
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from mesh.home import PORTS, ROOT, STORES
+from mesh.machine import Mesh
+from mesh.processes import holder_of
+from services.chassis.jetstream import DEAD_LETTERS, STREAM, Bus
+from services.chassis.mongo import Mongo
+from services.chassis.postgres import Database
+from services.vaccinemgmt.adapters.mongo import COLLECTIONS, INDEXES
+from tests.e2e.conftest import eventually
+
+__all__ = ["MIGRATIONS", "OpenBus", "OpenDatabase", "OpenMongo", "Servers", "eventually", "within"]
+
+MIGRATIONS = {service: ROOT / "services" / service / "migrations" for service in ("approval", "reservation", "mypage")}
+OpenDatabase = Callable[[str], Awaitable[Database]]
+OpenMongo = Callable[[], Awaitable[Mongo]]
+OpenBus = Callable[[str], Awaitable[Bus]]
+
+
+class Servers:
+    """The three stores, and how to get into them as superuser."""
+
+    def __init__(self, mesh: Mesh) -> None:
+        self.mesh, self.stores = mesh, mesh.stores
+        self._templates: dict[str, str] = {}
+
+    def postgres_url(self, database: str) -> str:
+        """A superuser's URL of a database."""
+        return urlsplit(self.stores.postgres_url)._replace(path=f"/{database}").geturl()
+
+    def mongo_url(self, database: str) -> str:
+        """A superuser's URL of a database."""
+        return urlsplit(self.stores.mongo_url)._replace(path=f"/{database}").geturl()
+
+    async def clone(self, service: str) -> str:
+        """The URL of a new database with the service's schema: copied from one that was migrated once."""
+        admin = await asyncpg.connect(self.stores.postgres_url)
+        try:
+            if service not in self._templates:
+                template = f"template_{service}"
+                await admin.execute(f"CREATE DATABASE {template}")
+                database = Database(self.postgres_url(template))
+                await database.open(MIGRATIONS[service])
+                await database.close()
+                self._templates[service] = template
+            name = f"{service}_{uuid.uuid4().hex[:8]}"
+            await admin.execute(f"CREATE DATABASE {name} TEMPLATE {self._templates[service]}")
+        finally:
+            await admin.close()
+        return self.postgres_url(name)
+
+    async def stop(self, name: str) -> None:
+        """Stops a store."""
+        await asyncio.to_thread(self.mesh.stop, name)
+
+    async def start(self, name: str) -> None:
+        """Starts it again, as it was."""
+        await asyncio.to_thread(self.mesh.start, name)
+
+
+def _free_base_port() -> int:
+    while True:
+        base = random.SystemRandom().randrange(12000, 17900, 40)
+        if not any(holder_of(base + offset) for offset in PORTS.values()):
+            return base
+
+
+@pytest.fixture(scope="session")
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
+    """Postgres, MongoDB and NATS for all integration tests."""
+    mesh = Mesh(tmp_path_factory.mktemp("integration"), _free_base_port())
+    try:
+        mesh.up(only=STORES)
+        yield Servers(mesh)
+    finally:
+        mesh.down()
+
+
+@pytest.fixture
+async def open_database(servers: Servers) -> AsyncIterator[OpenDatabase]:
+    """Opens the test's own database of a service; a second call opens it once more, as another replica does."""
+    urls: dict[str, str] = {}
+    opened: list[Database] = []
+
+    async def open_one(service: str) -> Database:
+        if service not in urls:
+            urls[service] = await servers.clone(service)
+        database = Database(urls[service])
+        await database.open(MIGRATIONS[service])
+        opened.append(database)
+        return database
+
+    yield open_one
+    for database in opened:
+        await database.close()
+
+
+@pytest.fixture
+async def open_mongo(servers: Servers) -> AsyncIterator[OpenMongo]:
+    """Opens the test's own MongoDB database, with vaccinemgmt's collections."""
+    name, opened = f"test_{uuid.uuid4().hex[:8]}", list[Mongo]()
+
+    async def open_one() -> Mongo:
+        mongo = Mongo(servers.mongo_url(name))
+        await mongo.open(COLLECTIONS, INDEXES)
+        opened.append(mongo)
+        return mongo
+
+    yield open_one
+    for mongo in opened:
+        mongo.close()
+    client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(servers.stores.mongo_url)
+    await client.drop_database(name)
+    client.close()
+
+
+@pytest.fixture
+async def nats_admin(servers: Servers) -> AsyncIterator[Client]:
+    """NATS' superuser, who finds no streams and no consumers of earlier tests."""
+
+    async def quiet(_: Exception) -> None: ...
+
+    client = await nats.connect(servers.stores.nats_url, error_cb=quiet, reconnect_time_wait=0.1)
+    for stream in (STREAM, DEAD_LETTERS):
+        try:
+            await client.jetstream().delete_stream(stream)
+        except nats.js.errors.NotFoundError:
+            pass
+    yield client
+    await client.close()
+
+
+@pytest.fixture
+def jetstream(nats_admin: Client) -> JetStreamContext:
+    """JetStream as superuser."""
+    return nats_admin.jetstream()
+
+
+@pytest.fixture
+async def open_bus(servers: Servers, nats_admin: Client) -> AsyncIterator[OpenBus]:
+    """Connects to the streams, newly made, as a service."""
+    opened: list[Bus] = []
+
+    async def open_one(service: str) -> Bus:
+        bus = Bus(servers.stores.nats_address, *servers.stores.nats_login(service), service, 1)
+        await bus.connect()
+        opened.append(bus)
+        return bus
+
+    yield open_one
+    for bus in opened:
+        await bus.close()
+
+
+async def within(seconds: float, holds: Callable[[], bool]) -> None:
+    """Waits until something in this process holds."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {seconds} s")
+        await asyncio.sleep(0.005)
