@@ -37,6 +37,22 @@ WATCHERS = 10_000  # streams that stay open, almost idle
 CLOCK_SKEW = 5  # seconds; the default of 60 would keep an expired token alive for a minute
 
 INVALID_TOKEN = "the bearer token is expired or not valid: get a new one"  # noqa: S105
+# What Envoy itself refuses, by HTTP status: code over gRPC, code in REST's JSON, ErrorReason of vaccination.edge.
+REFUSALS = {
+    400: (code_pb2.INVALID_ARGUMENT, code_pb2.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
+    401: (code_pb2.UNAUTHENTICATED, code_pb2.UNAUTHENTICATED, "TOKEN_INVALID"),
+    404: (code_pb2.UNIMPLEMENTED, code_pb2.NOT_FOUND, "UNKNOWN_METHOD"),
+    413: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE"),
+    431: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE"),
+}
+# What it cannot do, by HTTP status, in REST's JSON; over gRPC its own choice is right.
+FAILURES = {
+    408: code_pb2.DEADLINE_EXCEEDED,
+    429: code_pb2.RESOURCE_EXHAUSTED,
+    502: code_pb2.UNAVAILABLE,
+    503: code_pb2.UNAVAILABLE,
+    504: code_pb2.DEADLINE_EXCEEDED,
+}
 
 
 def _typed(kind: str, **fields: Any) -> Json:
@@ -117,33 +133,40 @@ def _local_replies() -> Json:
     def both(*filters: Json) -> Json:
         return {"and_filter": {"filters": filters}}
 
+    def set_header(name: str, value: str) -> Json:
+        return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+
     # After the transcoder a REST request looks like gRPC, but for this header.
     not_rest = header("x-envoy-original-path", present_match=True, invert_match=True)
     is_grpc = both(header("content-type", string_match={"prefix": "application/grpc"}), not_rest)
 
-    info = error_details_pb2.ErrorInfo(reason="TOKEN_INVALID", domain="vaccination.edge")
-    status = status_pb2.Status(code=code_pb2.UNAUTHENTICATED, message=INVALID_TOKEN)
-    status.details.add().Pack(info)
-    details = {"key": "grpc-status-details-bin", "value": base64.b64encode(status.SerializeToString()).decode()}
     # jwt_authn answers 403 to a token for another audience; to the caller it is one more token that is not valid.
-    token_refused = {"or_filter": {"filters": [http_status(401), http_status(403)]}}
-    to_grpc: list[Json] = [
-        {
-            "filter": both(is_grpc, token_refused),
-            "status_code": 401,
-            "body_format_override": {"text_format_source": {"inline_string": INVALID_TOKEN}},
-            "headers_to_add": [{"header": details}],
-        },
-        {"filter": is_grpc},
-    ]
-    to_rest: list[Json] = [
-        {
-            "filter": token_refused,
-            "status_code": 401,
-            "body_format_override": {"json_format": json_format.MessageToDict(status)},
+    refusals = {403: (401, *REFUSALS[401])} | {http: (http, *refusal) for http, refusal in REFUSALS.items()}
+    to_grpc: list[Json] = []
+    to_rest: list[Json] = []
+    for met, (answered, grpc_code, rest_code, reason) in refusals.items():
+        text = INVALID_TOKEN if answered == 401 else "%LOCAL_REPLY_BODY%"
+        status = status_pb2.Status(code=grpc_code)
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="vaccination.edge"))
+        details = base64.b64encode(status.SerializeToString()).decode()
+        as_trailers = {
+            "filter": both(is_grpc, http_status(met)),
+            "headers_to_add": [
+                set_header("grpc-status", str(grpc_code)),
+                set_header("grpc-status-details-bin", details),
+            ],
+            "body_format_override": {"text_format_source": {"inline_string": text}},
         }
-    ]
-    for http, code in {400: 3, 404: 5, 408: 4, 413: 8, 415: 3, 429: 8, 431: 8, 502: 14, 503: 14, 504: 4}.items():
+        as_json = {
+            "filter": http_status(met),
+            "body_format_override": {
+                "json_format": json_format.MessageToDict(status) | {"code": rest_code, "message": text}
+            },
+        }
+        to_grpc.append(as_trailers | {"status_code": answered})
+        to_rest.append(as_json | {"status_code": answered})
+    to_grpc.append({"filter": is_grpc})
+    for http, code in FAILURES.items():
         body = {"code": code, "message": "%LOCAL_REPLY_BODY%"}
         to_rest.append({"filter": http_status(http), "body_format_override": {"json_format": body}})
     return {"mappers": to_grpc + to_rest}

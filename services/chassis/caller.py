@@ -1,14 +1,13 @@
 """Who is calling: the JWT's claims as the gateway verified them, and which roles a method is for."""
 
 import base64
-import binascii
 import json
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import OtherScope, RoleNotAllowed, Unauthenticated
+from .errors import InvalidToken, OtherScope, RoleNotAllowed, Unauthenticated
 
 CLAIMS_HEADER = "x-jwt-payload"
 """Set by the gateway alone: it strips what comes from outside and forwards the payload it verified."""
@@ -66,15 +65,24 @@ def admit(metadata: Mapping[str, str], roles: frozenset[str]) -> None:
         _current.set(None)
         caller()
         return
-    try:
-        claims = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
-        who = Caller(claims["sub"], frozenset(claims.get("roles", ())), claims)
-    except (binascii.Error, ValueError, KeyError, TypeError):
-        raise Unauthenticated("the token has no subject") from None
-    if not 1 <= len(who.subject) <= 128:
-        raise Unauthenticated("the token's subject must have 1 to 128 characters")
+    who = _bearer(header)
     if not who.roles & roles:
         raise RoleNotAllowed(
             f"this call is for {' or '.join(sorted(roles))}; the token has {', '.join(sorted(who.roles)) or 'no role'}"
         )
     _current.set(who)
+
+
+def _bearer(header: str) -> Caller:
+    """The caller that the verified claims describe; raises InvalidToken if they describe none."""
+    try:
+        claims = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+        subject, roles = claims.get("sub"), claims.get("roles", [])
+    except (ValueError, AttributeError):
+        raise InvalidToken("the token's claims cannot be read") from None
+    # Printable: a subject is stored, and no store keeps every control character.
+    if not (isinstance(subject, str) and 1 <= len(subject) <= 128 and subject.isprintable()):
+        raise InvalidToken("the token's subject must be 1 to 128 printable characters")
+    if not (isinstance(roles, list) and all(isinstance(role, str) for role in roles)):
+        raise InvalidToken("the token's roles must be a list of names")
+    return Caller(subject, frozenset(roles), claims)

@@ -45,9 +45,13 @@ def from_message(message: Message, cls: type[D]) -> D:
 def calendar_day(field: str, text: str) -> date:
     """A date of the contract; raises InvalidFields for 2026-02-30."""
     try:
-        return date.fromisoformat(text)
+        day = date.fromisoformat(text)
     except ValueError:
         raise InvalidFields([(field, f"{text} is not a calendar day")]) from None
+    # asyncpg writes the calendar's first and last day as infinity: a series of days up to there never ends.
+    if day in (date.min, date.max):
+        raise InvalidFields([(field, f"{text} is out of range")])
+    return day
 
 
 @lru_cache

@@ -8,11 +8,11 @@ from typing import Any
 import grpc
 import protovalidate
 import structlog
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from .caller import admit
-from .errors import Errors, InvalidFields, RoleNotAllowed, to_status
+from .errors import Errors, InvalidFields, MalformedRequest, RoleNotAllowed, to_status
 from .telemetry import log, new_traceparent, rpc_seconds, traceparent
 
 _validator = protovalidate.Validator()
@@ -60,20 +60,25 @@ class Edge(grpc.aio.ServerInterceptor):
         serving = handler.unary_unary or handler.unary_stream
         roles: frozenset[str] | None = getattr(serving, "allowed_roles", None)
 
-        def enter(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        def enter(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
             metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             traceparent.set(metadata.get("traceparent") or new_traceparent())
             structlog.contextvars.bind_contextvars(trace=traceparent.get()[3:35])
             if roles is None:
                 raise RoleNotAllowed("this call is for nobody")
             admit(metadata, roles)
+            try:
+                request: Message = handler.request_deserializer(raw)
+            except DecodeError:
+                raise MalformedRequest("the request cannot be read as the message of this method") from None
             if broken := violations(request):
                 raise InvalidFields(broken)
+            return request
 
-        async def unary(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+        async def unary(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with _Observed(method) as observed:
                 try:
-                    enter(request, context)
+                    request = enter(raw, context)
                     # grpc.aio cancels the handler at the client's deadline; what may have begun to commit must finish.
                     task = asyncio.create_task(serving(request, context))
                     self._running.add(task)
@@ -82,22 +87,19 @@ class Edge(grpc.aio.ServerInterceptor):
                 except Exception as error:
                     await self._abort(error, context, observed)
 
-        async def stream(request: Message, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+        async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with _Observed(method) as observed:
                 try:
-                    enter(request, context)
+                    request = enter(raw, context)
                     async for response in serving(request, context):
                         yield response
                 except Exception as error:
                     await self._abort(error, context, observed)
 
-        codec = {
-            "request_deserializer": handler.request_deserializer,
-            "response_serializer": handler.response_serializer,
-        }
+        # Without a deserializer: gRPC's own answer to what cannot be read is UNKNOWN with the exception's text.
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(stream, **codec)
-        return grpc.unary_unary_rpc_method_handler(unary, **codec)
+            return grpc.unary_stream_rpc_method_handler(stream, response_serializer=handler.response_serializer)
+        return grpc.unary_unary_rpc_method_handler(unary, response_serializer=handler.response_serializer)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -44,7 +43,7 @@ class MypageServicer(mypage_service_pb2_grpc.MypageServiceServicer):
         self, request: pb.ListMyReservationsRequest, context: Context
     ) -> pb.ListMyReservationsResponse:
         listing = f"my reservations of {caller().subject}"
-        after = paging.decode(listing, request.page_token, datetime.fromisoformat, UUID)
+        after = paging.decode(listing, request.page_token, paging.instant, UUID)
         found, last = await queries.page(
             self._database, caller().subject, (after[0], after[1]) if after else None, request.page_size or 20
         )

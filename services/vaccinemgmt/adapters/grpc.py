@@ -1,6 +1,6 @@
 """Vaccine management over gRPC."""
 
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 from uuid import UUID
 
@@ -76,7 +76,7 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
     async def ListWaiting(self, request: pb.ListWaitingRequest, context: Context) -> pb.ListWaitingResponse:
         _own(request.hospital_id)
         limit, listing = request.page_size or 100, f"waiting at {request.hospital_id}"
-        after = paging.decode(listing, request.page_token, datetime.fromisoformat, UUID)
+        after = paging.decode(listing, request.page_token, paging.instant, UUID)
         waiting = await self._vaccines.waiting(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
         token = ""
         if len(waiting) > limit:
