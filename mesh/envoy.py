@@ -37,13 +37,14 @@ WATCHERS = 10_000  # streams that stay open, almost idle
 CLOCK_SKEW = 5  # seconds; the default of 60 would keep an expired token alive for a minute
 
 INVALID_TOKEN = "the bearer token is expired or not valid: get a new one"  # noqa: S105
-# What Envoy itself refuses, by HTTP status: code over gRPC, code in REST's JSON, ErrorReason of vaccination.edge.
+# What Envoy itself refuses, by HTTP status: code over gRPC, code in REST's JSON, ErrorReason of vaccination.edge, and the
+# message over gRPC: a fixed one, because clients reject details that have another message than the call.
 REFUSALS = {
-    400: (code_pb2.INVALID_ARGUMENT, code_pb2.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
-    401: (code_pb2.UNAUTHENTICATED, code_pb2.UNAUTHENTICATED, "TOKEN_INVALID"),
-    404: (code_pb2.UNIMPLEMENTED, code_pb2.NOT_FOUND, "UNKNOWN_METHOD"),
-    413: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE"),
-    431: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE"),
+    400: (code_pb2.INVALID_ARGUMENT, code_pb2.INVALID_ARGUMENT, "MALFORMED_REQUEST", "the request is malformed"),
+    401: (code_pb2.UNAUTHENTICATED, code_pb2.UNAUTHENTICATED, "TOKEN_INVALID", INVALID_TOKEN),
+    404: (code_pb2.UNIMPLEMENTED, code_pb2.NOT_FOUND, "UNKNOWN_METHOD", "no such method or path"),
+    413: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "the request is too large"),
+    431: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "its headers are too large"),
 }
 # What it cannot do, by HTTP status, in REST's JSON; over gRPC its own choice is right.
 FAILURES = {
@@ -144,9 +145,8 @@ def _local_replies() -> Json:
     refusals = {403: (401, *REFUSALS[401])} | {http: (http, *refusal) for http, refusal in REFUSALS.items()}
     to_grpc: list[Json] = []
     to_rest: list[Json] = []
-    for met, (answered, grpc_code, rest_code, reason) in refusals.items():
-        text = INVALID_TOKEN if answered == 401 else "%LOCAL_REPLY_BODY%"
-        status = status_pb2.Status(code=grpc_code)
+    for met, (answered, grpc_code, rest_code, reason, message) in refusals.items():
+        status = status_pb2.Status(code=grpc_code, message=message)
         status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="vaccination.edge"))
         details = base64.b64encode(status.SerializeToString()).decode()
         as_trailers = {
@@ -155,8 +155,9 @@ def _local_replies() -> Json:
                 set_header("grpc-status", str(grpc_code)),
                 set_header("grpc-status-details-bin", details),
             ],
-            "body_format_override": {"text_format_source": {"inline_string": text}},
+            "body_format_override": {"text_format_source": {"inline_string": message}},
         }
+        text = INVALID_TOKEN if answered == 401 else "%LOCAL_REPLY_BODY%"
         as_json = {
             "filter": http_status(met),
             "body_format_override": {

@@ -289,9 +289,9 @@ class Stores:
 
             async def quiet(_: Exception) -> None: ...
 
-            client = await nats.connect(
-                self.nats_url, allow_reconnect=False, connect_timeout=int(ATTEMPT), error_cb=quiet
-            )
+            # Its own limits are for one server and one try: it would go on for two minutes.
+            async with asyncio.timeout(ATTEMPT):
+                client = await nats.connect(self.nats_url, allow_reconnect=False, error_cb=quiet)
             try:
                 return await question(client.jetstream())
             finally:
