@@ -162,10 +162,11 @@ class Bus:
 class Consumer:
     """A durable pull consumer, shared by a service's replicas, and its handlers by message class.
 
-    Messages are handled in batches, one batch of one type at a time, in the stream's order; a batch is acknowledged
-    after its handler has returned, that is after its commit. When the store is away the batch in hand is kept and tried
-    again, without counting. When a batch fails otherwise its messages are tried one by one; one that still fails is
-    delivered again after growing pauses, and moves to the dead letters after MAX_TRIES; nothing behind it waits.
+    Messages are handled in batches, all of a handler's in one call (order does not matter to it); a batch is
+    acknowledged after its handler has returned, that is after its commit. When the store is away the batch in hand is
+    kept and tried again, without counting. When a batch fails otherwise its messages are tried one by one; one that
+    still fails is delivered again after growing pauses, and moves to the dead letters after MAX_TRIES; nothing behind
+    it waits.
     """
 
     def __init__(self, bus: Bus, name: str, handlers: Mapping[type[Message], Handler]) -> None:
@@ -231,7 +232,6 @@ class Consumer:
 
     async def _listen(self) -> Any:
         connection = self._bus._connection()
-        self._inbox = asyncio.Queue()
         self._requested, self._heard = 0, time.monotonic()
         subscription = await connection.subscribe(connection.new_inbox(), cb=self._on_message)
         await self._request(subscription.subject)
@@ -268,18 +268,16 @@ class Consumer:
             return None
 
     async def _handle(self, messages: Sequence[Msg]) -> None:
-        runs: list[tuple[str, list[tuple[Msg, Event]]]] = []
+        runs: dict[Handler, list[tuple[Msg, Event]]] = {}
         for message in messages:
             try:
                 event = self._decode(message)
             except Unprocessable as error:
                 await self._quietly(self._bury(message, error))
                 continue
-            if not runs or runs[-1][0] != event.type:
-                runs.append((event.type, []))
-            runs[-1][1].append((message, event))
-        for kind, run in runs:
-            await self._handle_run(self._handlers[kind][1], run)
+            runs.setdefault(self._handlers[event.type][1], []).append((message, event))
+        for handler, run in runs.items():
+            await self._handle_run(handler, run)
 
     async def _handle_run(self, handler: Handler, run: Sequence[tuple[Msg, Event]]) -> None:
         pause = 0.1

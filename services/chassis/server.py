@@ -66,7 +66,7 @@ class Service:
         close_store: Callable[[], Awaitable[None]],
         relay: Relay | None = None,
         consumer: Consumer | None = None,
-        background: Iterable[Coroutine[Any, Any, None]] = (),
+        background: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> None:
         """Serves until SIGTERM or SIGINT, then drains; raises if a background task fails for good."""
         stop = asyncio.Event()
@@ -92,7 +92,7 @@ class Service:
             if consumer is not None:
                 consuming = asyncio.create_task(consumer.run())
                 tasks.append(consuming)
-            tasks += [asyncio.create_task(work) for work in background]
+            tasks += [asyncio.create_task(work()) for work in background]
             await self._health.set(self.name, health_pb2.HealthCheckResponse.SERVING)
             log.info("ready")
             await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)

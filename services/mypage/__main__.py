@@ -25,7 +25,7 @@ async def mypage() -> None:
         open_store=lambda: database.open(MIGRATIONS),
         close_store=database.close,
         consumer=Consumer(service.bus, service.name, projector.handlers(database)),
-        background=[changes.run()],
+        background=[changes.run],
     )
 
 

@@ -47,7 +47,7 @@ async def vaccinemgmt() -> None:
         close_store=close,
         relay=relay,
         consumer=Consumer(service.bus, service.name, events.handlers(vaccines)),
-        background=[serve_waiting(vaccines)],
+        background=[lambda: serve_waiting(vaccines)],
     )
 
 

@@ -45,7 +45,7 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     (
         "vaccinations",
         [("status", 1), ("hospital_id", 1), *IN_ORDER],
-        {"name": "waiting_list", "partialFilterExpression": {"status": Status.WAITING.value}},
+        {"partialFilterExpression": {"status": Status.WAITING.value}},
     ),
     ("outbox", [("time", 1)], {}),
 ]
