@@ -37,8 +37,8 @@ WATCHERS = 10_000  # streams that stay open, almost idle
 CLOCK_SKEW = 5  # seconds; the default of 60 would keep an expired token alive for a minute
 
 INVALID_TOKEN = "the bearer token is expired or not valid: get a new one"  # noqa: S105
-# What Envoy itself refuses, by HTTP status: code over gRPC, code in REST's JSON, ErrorReason of vaccination.edge, and the
-# message over gRPC: a fixed one, because clients reject details that have another message than the call.
+# What Envoy itself refuses, by HTTP status: code over gRPC, code in REST's JSON, ErrorReason of vaccination.edge, and
+# the message over gRPC: a fixed one, because clients reject details that have another message than the call.
 REFUSALS = {
     400: (code_pb2.INVALID_ARGUMENT, code_pb2.INVALID_ARGUMENT, "MALFORMED_REQUEST", "the request is malformed"),
     401: (code_pb2.UNAUTHENTICATED, code_pb2.UNAUTHENTICATED, "TOKEN_INVALID", INVALID_TOKEN),
