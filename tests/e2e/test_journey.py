@@ -28,7 +28,9 @@ async def test_an_approved_request_is_completed_with_a_dose_and_cancelling_gives
     assert (completed.hospital_id, completed.date, completed.quantity) == (hospital, str(day), 1)
     assert (completed.vaccine_code, completed.lot_number) == (lot.vaccine_code, lot.lot_number)
     assert (completed.production_date, completed.expiry_date) == (lot.production_date, lot.expiry_date)
-    assert (await customer.get(reservation.reservation_id)).status == Status.RESERVATION_STATUS_COMPLETED
+    await eventually(  # each service follows the events at its own pace
+        lambda: customer.get(reservation.reservation_id), lambda r: r.status == Status.RESERVATION_STATUS_COMPLETED
+    )
 
     assert (await customer.cancel(reservation.reservation_id)).status == Status.RESERVATION_STATUS_CANCEL_REQUESTED
     cancelled = await customer.reaches(reservation.reservation_id, Status.RESERVATION_STATUS_CANCELLED)
