@@ -2,9 +2,12 @@
 
 import asyncio
 import random
+import signal
+import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -81,14 +84,19 @@ def _free_base_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
-    """Postgres, MongoDB and NATS for all integration tests."""
-    mesh = Mesh(tmp_path_factory.mktemp("integration"), _free_base_port())
-    try:
-        mesh.up(only=STORES)
-        yield Servers(mesh)
-    finally:
-        mesh.down()
+def servers() -> Iterator[Servers]:
+    """Postgres, MongoDB and NATS for all integration tests.
+
+    Not in pytest's folder: each session that begins takes away the others' way in there, and Postgres is another user.
+    """
+    with tempfile.TemporaryDirectory(prefix="integration-") as home:
+        mesh = Mesh(Path(home), _free_base_port())
+        try:
+            mesh.up(only=STORES)
+            yield Servers(mesh)
+        finally:
+            mesh.stop("postgres", signal.SIGQUIT)  # at once: nobody needs on the disk what a checkpoint would write
+            mesh.down()
 
 
 @pytest.fixture

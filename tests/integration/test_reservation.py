@@ -1,0 +1,371 @@
+"""Reservations in a real Postgres, and the way to a real approval over gRPC."""
+
+import asyncio
+import itertools
+import random
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, date, datetime, timedelta
+from uuid import UUID
+
+import asyncpg
+import grpc.aio
+import pytest
+
+from services.approval.adapters import grpc as approval_grpc
+from services.approval.adapters.postgres import PostgresBooks
+from services.approval.application import Approval
+from services.approval.domain import Hospital
+from services.chassis.edge import Edge
+from services.chassis.errors import StoreUnavailable
+from services.chassis.postgres import Database
+from services.reservation.adapters.approval import GrpcApproval
+from services.reservation.adapters.postgres import PostgresReservations
+from services.reservation.application import Followup, ReservationDesk
+from services.reservation.domain import (
+    Appointment,
+    ApprovalBusy,
+    DatePassed,
+    Rejected,
+    Rejection,
+    Request,
+    RequestIdReused,
+    Reservation,
+    Status,
+    UnknownHospital,
+    UnknownReservation,
+)
+
+from .conftest import OpenDatabase, eventually
+
+NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)  # noon in Seoul
+DAY = date(2027, 3, 10)
+
+
+@dataclass
+class Shelf:
+    """The reservations of two replicas on one database."""
+
+    replicas: Sequence[PostgresReservations]
+    database: Database
+    woken: list[None]
+
+    @property
+    def followup(self) -> Followup:
+        return Followup(self.replicas[0])
+
+    async def rows(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        async with self.database.connection() as connection:
+            return list(await connection.fetch(sql, *arguments))
+
+    async def statuses(self) -> dict[UUID, Status]:
+        return {r["reservation_id"]: Status(r["status"]) for r in await self.rows("SELECT * FROM reservations")}
+
+    async def events(self) -> Counter[tuple[UUID, str]]:
+        """The outbox, by reservation and what it tells."""
+        rows = await self.rows("SELECT key, subject FROM outbox")
+        return Counter((UUID(row["key"]), row["subject"].split(".")[-1]) for row in rows)
+
+
+def appointment(customer: str = "c1", seconds: int = 0) -> Appointment:
+    at = NOW + timedelta(seconds=seconds)
+    return Appointment(uuid.uuid4(), customer, "h1", "Han River Clinic", "Asia/Seoul", DAY, "", at)
+
+
+@pytest.fixture
+async def shelf(open_database: OpenDatabase) -> Shelf:
+    woken = list[None]()
+    databases = [await open_database("reservation") for _ in range(2)]
+    replicas = [PostgresReservations(database, lambda: woken.append(None)) for database in databases]
+    return Shelf(replicas, databases[0], woken)
+
+
+async def test_a_reservation_is_stored_once_and_told_once(shelf: Shelf) -> None:
+    granted, denied = appointment(), appointment()
+    for _ in range(2):
+        await shelf.replicas[0].add(
+            [
+                Reservation.decided(granted, None),
+                Reservation.decided(denied, Rejection.DAY_FULL),
+                Reservation.decided(granted, None),
+            ]
+        )
+    assert await shelf.statuses() == {
+        granted.reservation_id: Status.APPROVED,
+        denied.reservation_id: Status.REJECTED,
+    }
+    assert await shelf.events() == {
+        (granted.reservation_id, "ReservationPlaced"): 1,
+        (denied.reservation_id, "ReservationRejected"): 1,
+    }
+    assert len(shelf.woken) == 1
+    stored = await shelf.replicas[1].get(denied.reservation_id)
+    assert stored == Reservation(denied, Status.REJECTED, Rejection.DAY_FULL)
+
+
+async def test_events_of_what_is_new_alone_are_told_from_a_batch(shelf: Shelf) -> None:
+    old, new = appointment(), appointment()
+    await shelf.replicas[0].add([Reservation.decided(old, None)])
+    await shelf.replicas[0].change([old.reservation_id], lambda r: r.request_cancellation(NOW))
+    await shelf.replicas[0].add([Reservation.decided(a, None) for a in (old, new)])
+    assert await shelf.statuses() == {old.reservation_id: Status.CANCEL_REQUESTED, new.reservation_id: Status.APPROVED}
+    assert (await shelf.events())[old.reservation_id, "ReservationPlaced"] == 1
+
+
+async def test_the_answer_and_the_event_that_repairs_it_make_one_reservation_at_once(shelf: Shelf) -> None:
+    many = [appointment() for _ in range(30)]
+    await asyncio.gather(
+        *(
+            shelf.replicas[i % 2].add([Reservation.decided(a, None) for a in random.Random(i).sample(many, len(many))])
+            for i in range(6)
+        )
+    )
+    assert await shelf.events() == {(a.reservation_id, "ReservationPlaced"): 1 for a in many}
+
+
+async def test_a_cancellation_asked_for_many_times_at_once_is_told_once(shelf: Shelf) -> None:
+    a = appointment()
+    await shelf.replicas[0].add([Reservation.decided(a, None)])
+    found = await asyncio.gather(
+        *(shelf.replicas[i % 2].change([a.reservation_id], lambda r: r.request_cancellation(NOW)) for i in range(10))
+    )
+    assert {r.status for [r] in found} == {Status.CANCEL_REQUESTED}
+    assert (await shelf.events())[a.reservation_id, "CancellationRequested"] == 1
+
+
+async def test_changing_leaves_out_what_is_not_there_and_holds_all_or_nothing(shelf: Shelf) -> None:
+    known, rejected = appointment(), appointment()
+    await shelf.replicas[0].add([Reservation.decided(known, None), Reservation.decided(rejected, Rejection.DAY_FULL)])
+    [changed] = await shelf.replicas[0].change([uuid.uuid4(), known.reservation_id], Reservation.complete)
+    assert (changed.appointment, changed.status) == (known, Status.COMPLETED)
+    with pytest.raises(Rejected):
+        await shelf.replicas[0].change(
+            [known.reservation_id, rejected.reservation_id], lambda r: r.request_cancellation(NOW)
+        )
+    assert (await shelf.statuses())[known.reservation_id] is Status.COMPLETED
+    assert (known.reservation_id, "CancellationRequested") not in await shelf.events()
+
+
+async def test_changes_of_the_same_reservations_in_other_orders_at_once_do_not_block_each_other(shelf: Shelf) -> None:
+    many = [appointment() for _ in range(40)]
+    await shelf.replicas[0].add([Reservation.decided(a, None) for a in many])
+    orders = [random.Random(i).sample(many, len(many)) for i in range(6)]
+    await asyncio.gather(
+        *(shelf.replicas[i % 2].change([a.reservation_id for a in o], Reservation.cancel) for i, o in enumerate(orders))
+    )
+    assert set((await shelf.statuses()).values()) == {Status.CANCELLED}
+
+
+FULL = ["decided", "decided", "completed", "completed", "cancelled", "cancelled"]
+
+
+async def follow(shelf: Shelf, what: str, appointments: Sequence[Appointment]) -> None:
+    match what:
+        case "decided":
+            await shelf.followup.decided([(a, None) for a in appointments])
+        case "completed":
+            await shelf.followup.completed(appointments)
+        case "cancelled":
+            await shelf.followup.cancelled(appointments)
+
+
+@pytest.mark.parametrize(
+    ("events", "end"), [(FULL, Status.CANCELLED), (FULL[:4], Status.COMPLETED), (FULL[:2], Status.APPROVED)]
+)
+async def test_every_order_and_repetition_of_the_events_ends_in_the_same_row(
+    shelf: Shelf, events: list[str], end: Status
+) -> None:
+    orders = sorted({*itertools.permutations(events), *itertools.permutations(sorted(set(events)))})
+    told = {order: replace(appointment(), reservation_id=UUID(int=i)) for i, order in enumerate(orders)}
+    # Step by step through all orders at once: each step is a batch of the reservations whose turn it is.
+    for step in range(len(events)):
+        for what in sorted(set(events)):
+            batch = [a for order, a in told.items() if len(order) > step and order[step] == what]
+            if batch:
+                await follow(shelf, what, batch)
+    rows = await shelf.rows("SELECT * FROM reservations ORDER BY reservation_id")
+    assert len(rows) == len(orders)
+    assert len({tuple(row.values())[1:] for row in rows}) == 1
+    assert {Status(row["status"]) for row in rows} == {end}
+    assert await shelf.events() == {(a.reservation_id, "ReservationPlaced"): 1 for a in told.values()}
+
+
+async def test_a_dose_that_comes_after_the_customer_gave_up_does_not_complete(shelf: Shelf) -> None:
+    for order in itertools.permutations(["given up", "completed", "cancelled"]):
+        a = appointment()
+        await shelf.followup.decided([(a, None)])
+        for what in order:
+            if what == "given up":
+                await shelf.replicas[0].change([a.reservation_id], lambda r: r.request_cancellation(NOW))
+            else:
+                await follow(shelf, what, [a])
+        end = (await shelf.statuses())[a.reservation_id]
+        assert end is Status.CANCELLED, order
+
+
+async def test_a_batch_of_known_and_unknown_reservations_completes_both(shelf: Shelf) -> None:
+    known, unknown = appointment(), appointment()
+    await shelf.followup.decided([(known, None)])
+    await shelf.followup.completed([unknown, known, unknown])
+    assert await shelf.statuses() == dict.fromkeys([known.reservation_id, unknown.reservation_id], Status.COMPLETED)
+
+
+async def test_a_customers_own_are_listed_newest_first_page_by_page(shelf: Shelf) -> None:
+    mine = [appointment(seconds=i // 2) for i in range(7)]
+    await shelf.replicas[0].add([Reservation.decided(a, None) for a in [*mine, appointment("c2")]])
+    expected = sorted(mine, key=lambda a: (a.decide_time, a.reservation_id), reverse=True)
+    seen: list[Appointment] = []
+    while page := await shelf.replicas[0].page(
+        "c1", (seen[-1].decide_time, seen[-1].reservation_id) if seen else None, 3
+    ):
+        seen += [r.appointment for r in page]
+    assert seen == expected
+
+
+FORBIDDEN = [
+    ("UPDATE reservations SET status = 6", "reservations_status_check"),
+    ("UPDATE reservations SET status = 0", "reservations_status_check"),
+    ("UPDATE reservations SET status = 2", "rejected_exactly_with_a_reason"),
+    ("UPDATE reservations SET rejection = 1", "rejected_exactly_with_a_reason"),
+    ("UPDATE reservations SET status = 2, rejection = 4", "reservations_rejection_check"),
+    ("INSERT INTO reservations SELECT * FROM reservations", "reservations_pkey"),
+]
+
+
+async def test_the_store_itself_refuses_what_the_rules_forbid(shelf: Shelf) -> None:
+    await shelf.followup.decided([(appointment(), None)])
+    for sql, constraint in FORBIDDEN:
+        with pytest.raises(asyncpg.IntegrityConstraintViolationError, match=constraint):
+            await shelf.rows(sql)
+
+
+@pytest.mark.parametrize("act", ["add", "change"])
+async def test_a_connection_lost_before_the_commit_leaves_neither_state_nor_event(shelf: Shelf, act: str) -> None:
+    a = appointment()
+    if act == "change":
+        await shelf.followup.decided([(a, None)])
+    before = await shelf.statuses(), await shelf.events()
+
+    async def acting() -> None:
+        if act == "add":
+            await shelf.replicas[1].add([Reservation.decided(a, None)])
+        else:
+            await shelf.replicas[1].change([a.reservation_id], lambda r: r.request_cancellation(NOW))
+
+    async with shelf.database.transaction() as blocker:
+        await blocker.execute("LOCK TABLE outbox IN ACCESS EXCLUSIVE MODE")
+        task = asyncio.create_task(acting())
+
+        async def waiting() -> list[asyncpg.Record]:
+            return await shelf.rows("SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'outbox'::regclass")
+
+        [victim] = await eventually(waiting, bool)
+        await shelf.rows("SELECT pg_terminate_backend($1)", victim["pid"])
+        with pytest.raises(StoreUnavailable):
+            await task
+    assert (await shelf.statuses(), await shelf.events()) == before
+    await acting()
+    assert sum((await shelf.events()).values()) == sum(before[1].values()) + 1
+
+
+@dataclass
+class Town:
+    """A reservation desk, and a real approval behind a real channel."""
+
+    desk: ReservationDesk
+    shelf: Shelf
+    approval: Approval
+    server: grpc.aio.Server
+
+    async def create(self, request: Request) -> Reservation:
+        return await self.desk.create(request)
+
+
+def wants(customer: str = "c1", day: date = DAY, hospital_id: str = "h1", code: str = "") -> Request:
+    return Request(customer, uuid.uuid4(), hospital_id, day, code)
+
+
+@pytest.fixture
+async def town(shelf: Shelf, open_database: OpenDatabase) -> AsyncIterator[Town]:
+    approval = Approval(PostgresBooks(await open_database("approval"), lambda: None), lambda: NOW)
+    await approval.put_hospital(Hospital("h1", "Han River Clinic", "Asia/Seoul"))
+    await approval.set_capacity("h1", DAY, DAY + timedelta(1), 1)
+    server = grpc.aio.server(interceptors=[Edge(approval_grpc.ERRORS)])
+    approval_grpc.register(server, approval)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_retries", 0)]) as channel:
+        desk = ReservationDesk(shelf.replicas[0], GrpcApproval(channel, 2.0, lambda: 0.5), lambda: NOW)
+        yield Town(desk, shelf, approval, server)
+    await server.stop(None)
+
+
+async def test_a_request_is_approved_or_rejected_as_approval_decided(town: Town) -> None:
+    granted, full = await town.create(wants("c1")), await town.create(wants("c2"))
+    assert (granted.status, granted.appointment.hospital_name) == (Status.APPROVED, "Han River Clinic")
+    assert (full.status, full.rejection) == (Status.REJECTED, Rejection.DAY_FULL)
+    assert (await town.create(wants("c1", DAY + timedelta(1)))).rejection is Rejection.ACTIVE_BOOKING
+    assert (await town.create(wants("c3", DAY + timedelta(2)))).rejection is Rejection.DAY_NOT_OFFERED
+    assert await town.desk.get("c1", granted.appointment.reservation_id) == Reservation(
+        granted.appointment, Status.APPROVED
+    )
+
+
+async def test_many_requests_at_once_are_decided_in_batches_each_with_its_own_answer(town: Town) -> None:
+    await town.approval.set_capacity("h1", DAY, DAY, 20)
+    requests = [wants(f"c{i}") for i in range(50)]
+    made = await asyncio.gather(*(town.create(request) for request in requests))
+    assert [r.appointment.customer_id for r in made] == [f"c{i}" for i in range(50)]
+    assert Counter(r.status for r in made) == {Status.APPROVED: 20, Status.REJECTED: 30}
+
+
+async def test_what_approval_refuses_to_decide_is_refused_in_its_words_and_not_stored(town: Town) -> None:
+    request = wants()
+    await town.create(request)
+    for refused, error, text in (
+        (wants(hospital_id="nowhere"), UnknownHospital, "no hospital nowhere"),
+        (wants(day=date(2027, 2, 28)), DatePassed, "has passed at the hospital"),
+        (replace(request, vaccine_code="207"), RequestIdReused, "used before"),
+    ):
+        with pytest.raises(error, match=text):
+            await town.create(refused)
+    assert len(await town.shelf.statuses()) == 1
+
+
+async def test_a_repeat_gets_the_recorded_answer_and_one_reservation(town: Town) -> None:
+    request = wants()
+    first, *others = await asyncio.gather(*(town.create(request) for _ in range(5)))
+    assert all((o.appointment, o.status) == (first.appointment, first.status) for o in others)
+    assert await town.shelf.events() == {(request.reservation_id, "ReservationPlaced"): 1}
+
+
+async def test_when_approval_cannot_answer_a_known_request_is_answered_and_a_new_one_turned_away_growingly(
+    town: Town,
+) -> None:
+    request = wants()
+    approved = await town.create(request)
+    await town.server.stop(None)
+    known = await town.create(request)
+    assert (known.appointment, known.status) == (approved.appointment, Status.APPROVED)
+    with pytest.raises(RequestIdReused):
+        await town.create(replace(request, vaccine_code="207"))
+    pauses = []
+    for _ in range(3):
+        with pytest.raises(ApprovalBusy) as busy:
+            await town.create(wants("c2"))
+        pauses.append(busy.value.retry_after)
+    assert pauses == sorted(pauses)
+    assert len(set(pauses)) == 3
+    assert len(await town.shelf.statuses()) == 1
+
+
+async def test_only_ones_own_reservation_can_be_seen_and_given_up(town: Town) -> None:
+    reservation_id = (await town.create(wants())).appointment.reservation_id
+    for stranger in (town.desk.get("c2", reservation_id), town.desk.cancel("c2", reservation_id)):
+        with pytest.raises(UnknownReservation):
+            await stranger
+    assert (await town.desk.cancel("c1", reservation_id)).status is Status.CANCEL_REQUESTED
+    assert (await town.desk.cancel("c1", reservation_id)).status is Status.CANCEL_REQUESTED
+    assert (await town.shelf.events())[reservation_id, "CancellationRequested"] == 1
