@@ -59,8 +59,8 @@ class Stock(Protocol):
     ) -> Sequence[Vaccination]:
         """Reads a hospital's waiting list, first come first, behind a position."""
 
-    async def hospitals_to_serve(self) -> Sequence[str]:
-        """Hospitals where somebody waits while a dose is free."""
+    async def hospitals_to_serve(self, since: date) -> Sequence[str]:
+        """Hospitals where somebody with an appointment on `since` or later waits while a dose is free."""
 
 
 class Vaccines:
@@ -168,7 +168,7 @@ class Vaccines:
     async def serve_waiting(self) -> int:
         """Gives free doses to those who wait, everywhere; returns how many got one."""
         total = 0
-        for hospital_id in await self._stock.hospitals_to_serve():
+        for hospital_id in await self._stock.hospitals_to_serve(_earliest(self._clock())):
 
             async def work(ward: Ward, hospital_id: str = hospital_id) -> int:
                 served, lots = await self._serve(ward, hospital_id, [])
@@ -193,8 +193,14 @@ class Vaccines:
         if not lots:
             return [], []
         now = self._clock()
-        earliest = (now - timedelta(days=1)).date()  # today somewhere on earth; the domain knows where
-        queue = [*await ward.waiting(hospital_id, lots, earliest, GIVE_OUT), *newcomers]
+        waiting = await ward.waiting(hospital_id, lots, _earliest(now), GIVE_OUT)
+        if len(waiting) == GIVE_OUT:  # behind these more may wait, whom nobody may overtake
+            newcomers = [v for v in newcomers if v.place_in_queue < waiting[-1].place_in_queue]
         before = {lot.lot_id: lot.free for lot in lots}
-        served = give_out(queue, lots, now)
+        served = give_out([*waiting, *newcomers], lots, now)
         return served, [lot for lot in lots if lot.free != before[lot.lot_id]]
+
+
+def _earliest(now: datetime) -> date:
+    """Today somewhere on earth, or before: the domain knows where. Whose day is earlier waits for nothing."""
+    return (now - timedelta(days=1)).date()

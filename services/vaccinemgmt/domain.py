@@ -218,6 +218,11 @@ class Vaccination:
         """1 with a dose, else 0."""
         return 0 if self.dose is None else 1
 
+    @property
+    def place_in_queue(self) -> tuple[datetime, UUID]:
+        """First come, first served; the reservation's id decides between those who came at the same moment."""
+        return self.appointment.decide_time, self.appointment.reservation_id
+
     def wait(self) -> None:
         """Joins the waiting list, for all to see."""
         self.version += 1
@@ -272,7 +277,7 @@ def give_out(queue: Iterable[Vaccination], lots: Sequence[Lot], now: datetime) -
     """
     served = []
     shelf = sorted((lot for lot in lots if lot.free), key=lambda lot: (lot.expiry_date, lot.lot_id))
-    for vaccination in sorted(queue, key=lambda v: (v.appointment.decide_time, v.appointment.reservation_id)):
+    for vaccination in sorted(queue, key=lambda v: v.place_in_queue):
         if vaccination.appointment.has_passed(now):
             continue
         lot = next((lot for lot in shelf if lot.free and lot.suits(vaccination.appointment)), None)

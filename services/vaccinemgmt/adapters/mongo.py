@@ -33,7 +33,12 @@ COLLECTIONS: dict[str, Document] = {
         "$expr": {  # a dose exactly when completed, and then exactly one
             "$and": [
                 {"$in": ["$status", [s.value for s in Status]]},
-                {"$eq": [{"$eq": ["$status", Status.COMPLETED.value]}, {"$ne": ["$dose", None]}]},
+                {
+                    "$eq": [
+                        {"$type": "$dose"},
+                        {"$cond": [{"$eq": ["$status", Status.COMPLETED.value]}, "object", "null"]},
+                    ]
+                },
                 {"$eq": ["$quantity", {"$cond": [{"$eq": ["$status", Status.COMPLETED.value]}, 1, 0]}]},
             ]
         }
@@ -94,10 +99,11 @@ class MongoStock:
         async with self._mongo.boundary():
             return [_vaccination(row) async for row in self._vaccinations.find(query).sort(IN_ORDER).limit(limit)]
 
-    async def hospitals_to_serve(self) -> Sequence[str]:
+    async def hospitals_to_serve(self, since: date) -> Sequence[str]:
         """See Stock."""
+        query = {"status": Status.WAITING.value, "date": {"$gte": since.isoformat()}}
         async with self._mongo.boundary():
-            waiting = await self._vaccinations.distinct("hospital_id", {"status": Status.WAITING.value})
+            waiting = await self._vaccinations.distinct("hospital_id", query)
             stocked = {"hospital_id": {"$in": waiting}, "free": {"$gt": 0}}
             return sorted(await self._lots.distinct("hospital_id", stocked)) if waiting else []
 
