@@ -33,7 +33,7 @@ def _codes(errors: chassis.Errors) -> dict[str, str]:
 def _edge() -> dict[str, str]:
     known = _codes(chassis._CHASSIS)
     scoped = known.pop("OTHER_")
-    gateway = {reason: code_pb2.Code.Name(rest) for _, rest, reason in envoy.REFUSALS.values()}
+    gateway = {reason: code_pb2.Code.Name(rest) for _, rest, reason, *_ in envoy.REFUSALS.values()}
     return known | {f"OTHER_{claim}": scoped for claim in CLAIMS} | gateway
 
 
@@ -55,7 +55,8 @@ class Context(NamedTuple):
 
 
 def _contract(name: str) -> Context:
-    reasons, rpcs = {}, {}
+    reasons: dict[str, str] = {}
+    rpcs: dict[str, str] = {}
     for file in descriptor_pb2.FileDescriptorSet.FromString(Path(IMAGE).read_bytes()).file:
         if file.package != f"vaccination.{name}.v1":
             continue

@@ -1,0 +1,140 @@
+"""The gateway is the one way in: every public RPC by gRPC, REST, gRPC-Web and grpcurl, and nothing else."""
+
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import pytest
+
+from vaccination.approval.v1 import approval_service_pb2
+
+from .conftest import Refusal, Status, World, delivery, eventually, refusal
+from .ways import ROUTES, RPCS, SERVICES, Ways, grpcurl, ways_into
+
+
+@pytest.fixture
+async def ways(world: World) -> AsyncIterator[Ways]:
+    async with ways_into(world) as ways:
+        yield ways
+
+
+async def test_reflection_lists_every_public_service_with_its_methods_and_nothing_internal(world: World) -> None:
+    listed = (await grpcurl(world.mesh.gateway, "list")).split()
+    services = {service.full_name for service in SERVICES.values()}
+    assert {name for name in listed if name.startswith("vaccination.")} == services
+    methods = {method for name in services for method in (await grpcurl(world.mesh.gateway, "list", name)).split()}
+    assert methods == {rpc.path[1:].replace("/", ".") for rpc in RPCS.values()}
+    assert ROUTES.keys() == RPCS.keys()
+
+
+@pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web", "grpcurl"])
+async def test_every_public_rpc_can_be_called_by(way: str, world: World, ways: Ways) -> None:
+    hospital, day = await world.new_hospital()
+    customer, manager, called = world.customer(), world.manager(hospital), set()
+
+    async def call(token: str | None, rpc: str, **request: Any) -> Any:
+        called.add(rpc)
+        answer = await getattr(ways, way)(token, rpc, request)
+        assert not isinstance(answer, Refusal)
+        return answer
+
+    content = {"hospital_id": hospital, "name": "보건소 №1", "time_zone": "Asia/Seoul"}
+    assert (await call(world.operator.token, "UpsertHospital", hospital=content)).changed
+    found = (await call(customer.token, "ListHospitals", page_size=1000)).hospitals
+    assert "보건소 №1" in [h.name for h in found if h.hospital_id == hospital]
+    days = {"hospital_id": hospital, "first_date": str(day), "last_date": str(day)}
+    assert (await call(manager.token, "SetDailyCapacity", **days, capacity=2)).days_changed == 1
+    [places] = (await call(customer.token, "ListAvailability", **days)).days
+    assert (places.date, places.left) == (str(day), 2)
+
+    created = await call(
+        customer.token, "CreateReservation", request_id=str(uuid.uuid4()), hospital_id=hospital, date=str(day)
+    )
+    assert created.reservation.status == Status.RESERVATION_STATUS_APPROVED
+    mine = {"reservation_id": created.reservation.reservation_id}
+    assert (await call(customer.token, "GetReservation", **mine)).reservation.date == str(day)
+    assert len((await call(customer.token, "ListReservations")).reservations) == 1
+    await eventually(lambda: manager.waiting(hospital), lambda queue: len(queue) == 1)
+    [waiting] = (await call(manager.token, "ListWaiting", hospital_id=hospital)).vaccinations
+    assert waiting.reservation_id == mine["reservation_id"]
+
+    lots = [
+        {f.name: value for f, value in lot.ListFields()} for lot in (delivery(1, expiry_date=str(day)), delivery(5))
+    ]
+    registered = (await call(manager.token, "RegisterLots", hospital_id=hospital, deliveries=lots)).lots
+    assert [lot.received for lot in registered] == [1, 5]
+    assert len((await call(manager.token, "ListLots", hospital_id=hospital)).lots) == 2
+    await customer.reaches(mine["reservation_id"], Status.RESERVATION_STATUS_COMPLETED)
+    assert (await call(manager.token, "GetVaccination", **mine)).vaccination.dose.lot_id == registered[0].lot_id
+    chosen = await call(manager.token, "AssignLot", **mine, lot_id=registered[1].lot_id)
+    assert chosen.vaccination.dose.lot_id == registered[1].lot_id
+
+    assert (await call(customer.token, "GetMyReservation", **mine)).reservation.quantity == 1
+    assert len((await call(customer.token, "ListMyReservations")).reservations) == 1
+    assert len((await call(customer.token, "WatchMyReservations")).reservations) == 1
+    cancelled = (await call(customer.token, "CancelReservation", **mine)).reservation
+    assert cancelled.status == Status.RESERVATION_STATUS_CANCEL_REQUESTED
+    await customer.reaches(mine["reservation_id"], Status.RESERVATION_STATUS_CANCELLED)
+    assert called == RPCS.keys()
+
+
+APPROVE = "vaccination.approval.v1.ApprovalService/Approve"
+PUBLIC = "vaccination.approval.v1.HospitalService"
+# Spellings with which a route that looks at another text than the service would let Approve through.
+DISGUISES = [
+    f"/{APPROVE}",
+    f"/{APPROVE}/",
+    f"//{APPROVE}",
+    f"/{APPROVE}".replace("/", "//"),
+    f"/./{APPROVE}",
+    f"/{APPROVE}".lower(),
+    f"/{APPROVE}".upper(),
+    f"/{APPROVE}".replace("A", "%41"),
+    f"/{APPROVE}".replace("/Approve", "%2FApprove"),
+    f"/{APPROVE}".replace("/Approve", "\\Approve"),
+    f"/{APPROVE}?x=1",
+    f"/{APPROVE};x=1",
+    f"/{APPROVE}%00",
+    f"/{APPROVE}%20",
+    f"/{PUBLIC}/Approve",
+    f"/{PUBLIC}/{APPROVE}",
+    f"/{PUBLIC}/../{APPROVE}",
+    f"/{PUBLIC}/%2e%2e/{APPROVE}",
+    f"/{PUBLIC}/..%2f{APPROVE}",
+    f"/{PUBLIC}/..\\{APPROVE}",
+    f"/{PUBLIC}/ListHospitals/../../{APPROVE}",
+    "/v1/approvals",
+    "/v1/reservations:approve",
+    f"/v1/{APPROVE}",
+]
+
+
+async def test_approve_cannot_be_reached_from_outside(world: World, ways: Ways) -> None:
+    hospital, day = await world.new_hospital(capacity=5)
+    request = approval_service_pb2.ApproveRequest(
+        reservation_id=str(uuid.uuid4()), customer_id="intruder", hospital_id=hospital, date=str(day)
+    )
+    body = request.SerializeToString()
+    frame = b"\0" + len(body).to_bytes(4, "big") + body
+    everything = world.token("intruder", ["customer", "manager", "operator"], hospital=hospital)
+    bearer = {"authorization": f"Bearer {everything}"}
+    as_json = f'{{"reservation_id":"{uuid.uuid4()}","customer_id":"x","hospital_id":"{hospital}","date":"{day}"}}'
+    async with grpc.aio.insecure_channel(world.mesh.gateway) as channel:
+        for path in DISGUISES:
+            for metadata in ((), tuple(bearer.items())):
+                call: Any = channel.unary_unary(path)
+                with pytest.raises(grpc.aio.AioRpcError) as error:
+                    await call(body, metadata=metadata, timeout=15)
+                refused = refusal(error.value)
+                assert refused.code.name in ("UNIMPLEMENTED", "INVALID_ARGUMENT"), (path, refused)
+            for kind, content in (
+                ("application/json", as_json.encode()),
+                ("application/grpc", frame),
+                ("application/grpc-web+proto", frame),
+            ):
+                headers = bearer | {"content-type": kind, "te": "trailers"}
+                response = await ways.http.post(path, content=content, headers=headers)
+                told = int(response.headers.get("grpc-status", "0"))
+                assert response.status_code in (400, 404) or told in (3, 5, 12), (path, kind, response)
+    assert not await world.query("approval", "SELECT * FROM decisions WHERE hospital_id = $1", hospital)
