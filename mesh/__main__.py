@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mesh.home import DEFAULT_HOME, SERVICES, STORES
+from mesh.home import DEFAULT_HOME, MAX_REPLICAS, STORES
 
 if TYPE_CHECKING:
     from mesh.machine import Mesh
@@ -25,15 +25,21 @@ def _arguments() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=about, description=about, parents=[common])
 
     up = command("up", "start what is not running, and wait until all is ready")
+    up.add_argument(
+        "--replicas",
+        type=int,
+        choices=range(1, MAX_REPLICAS + 1),
+        help="processes of each service (1, or as last time)",
+    )
     for store in STORES:
         up.add_argument(f"--{store}-url", help=f"superuser's URL of a {store} server that is there already")
     command("down", "stop everything that up has started")
     command("status", "what runs; exit code 0 only if all is ready")
     logs = command("logs", "the last lines of a component's log; `access` is the gateway's access log")
-    logs.add_argument("name", choices=[*STORES, *SERVICES, "envoy", "access"])
+    logs.add_argument("name", help="a component, see status; or access")
     logs.add_argument("-f", "--follow", action="store_true")
     for verb in ("start", "stop"):
-        command(verb, f"{verb} one component").add_argument("name", choices=[*STORES, *SERVICES, "envoy"])
+        command(verb, f"{verb} one component").add_argument("name", help="see status")
     token = command("token", "a JWT for calls to the gateway")
     who = token.add_mutually_exclusive_group(required=True)
     who.add_argument("--customer", metavar="ID", help="the customer with this id")
@@ -94,7 +100,7 @@ def main() -> int:
     console = Console(highlight=False)
     external = {s: url for s in STORES if (url := getattr(arguments, f"{s}_url", None))}
     try:
-        mesh = Mesh(home, getattr(arguments, "base_port", None), external)
+        mesh = Mesh(home, getattr(arguments, "base_port", None), external, getattr(arguments, "replicas", None))
 
         def report(name: str, what: str) -> None:
             console.print(f"  [bold]{name:<12}[/] {escape(what)}")

@@ -64,12 +64,15 @@ def _filter(name: str, kind: str, **fields: Any) -> Json:
     return {"name": f"envoy.filters.http.{name}", "typed_config": _typed(f"filters.http.{kind}", **fields)}
 
 
-def _cluster(name: str, address: str, port: int, max_requests: int = 1024, max_pending: int = 1024) -> Json:
+def _cluster(name: str, addresses: list[tuple[str, int]], max_requests: int = 1024, max_pending: int = 1024) -> Json:
     """A service. Each caller has its own cluster, as each would have its own Envoy: a crowd at the gateway's queries
     does not open the breaker in front of Approve."""
     http2 = {"connection_keepalive": {"interval": "30s", "timeout": "5s"}}
     options = {"explicit_http_config": {"http2_protocol_options": http2}}
-    endpoint = {"address": {"socket_address": {"address": address, "port_value": port}}}
+    endpoints = [
+        {"endpoint": {"address": {"socket_address": {"address": address, "port_value": port}}}}
+        for address, port in addresses
+    ]
     return {
         "name": name,
         "type": "STATIC",
@@ -80,7 +83,7 @@ def _cluster(name: str, address: str, port: int, max_requests: int = 1024, max_p
             )
         },
         "circuit_breakers": {"thresholds": [{"max_requests": max_requests, "max_pending_requests": max_pending}]},
-        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": [{"endpoint": endpoint}]}]},
+        "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]},
     }
 
 
@@ -256,9 +259,10 @@ def config(home: Home) -> Json:
         "route_config": _routes("to-approval", [{"match": {"prefix": APPROVE}, "route": approve}]),
     }
     many = {"mypage": WATCHERS}
-    clusters = [_cluster(s, "127.0.0.1", home.port(s), many.get(s, 1024)) for s in SERVICES]
+    replicas = {s: [("127.0.0.1", home.port(name)) for name in home.processes_of(s)] for s in SERVICES}
+    clusters = [_cluster(s, replicas[s], many.get(s, 1024)) for s in SERVICES]
     breaker = {"max_requests": APPROVE_MAX_REQUESTS, "max_pending": APPROVE_MAX_PENDING}
-    clusters.append(_cluster("to-approval", "127.0.0.1", home.port("approval"), **breaker))
+    clusters.append(_cluster("to-approval", replicas["approval"], **breaker))
     listeners: list[tuple[str, Json]] = [("gateway", gateway), ("to-approval", to_approval)]
     return {
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": home.port("envoy-admin")}}},

@@ -3,6 +3,7 @@
 import json
 import os
 import secrets
+import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,19 @@ DEFAULT_HOME = ROOT / ".mesh"
 DEFAULT_BASE_PORT = 18080
 SERVICES = ("reservation", "approval", "vaccinemgmt", "mypage")
 STORES = ("postgres", "mongo", "nats")
+MAX_REPLICAS = 5
 
 # Every port is the base port plus this, on 127.0.0.1.
 PORTS = (
     {"gateway": 0, "envoy-admin": 1, "to-approval": 2, "postgres": 30, "mongo": 31, "nats": 32}
     | {service: 10 + i for i, service in enumerate(SERVICES)}
     | {f"{service}-metrics": 20 + i for i, service in enumerate(SERVICES)}
+    | {f"{service}-{r}": 24 + 8 * r + i for i, service in enumerate(SERVICES) for r in range(2, MAX_REPLICAS + 1)}
+    | {
+        f"{service}-{r}-metrics": 28 + 8 * r + i
+        for i, service in enumerate(SERVICES)
+        for r in range(2, MAX_REPLICAS + 1)
+    }
 )
 
 
@@ -27,13 +35,24 @@ class Home:
     `external` are superuser URLs by store's name: servers that are somebody else's. A store without one is embedded.
     """
 
-    def __init__(self, path: Path, base_port: int | None = None, external: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        base_port: int | None = None,
+        external: Mapping[str, str] | None = None,
+        replicas: int | None = None,
+    ) -> None:
         self.path = path.resolve()
         self._settings = self.path / "mesh.json"
         remembered = json.loads(self._settings.read_text()) if self._settings.exists() else {}
         self.remembered_port: int | None = remembered.get("base_port")
         self.base_port = base_port or self.remembered_port or DEFAULT_BASE_PORT
+        self.replicas: int = replicas or remembered.get("replicas") or 1
         self.external: dict[str, str] = remembered.get("external", {}) | dict(external or {})
+
+    def processes_of(self, service: str) -> list[str]:
+        """Names of a service's processes: the service's own, then SERVICE-2 and so on."""
+        return [service, *(f"{service}-{r}" for r in range(2, self.replicas + 1))]
 
     def port(self, name: str) -> int:
         """The port of a listener, see PORTS."""
@@ -55,7 +74,10 @@ class Home:
     def save(self) -> None:
         """Makes the folder, or brings it up to date."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_secret(self._settings, json.dumps({"base_port": self.base_port, "external": self.external}))
+        write_secret(
+            self._settings,
+            json.dumps({"base_port": self.base_port, "replicas": self.replicas, "external": self.external}),
+        )
         self.remembered_port = self.base_port
         _ = self.passwords  # made now, before several threads ask for them
 
@@ -63,7 +85,7 @@ class Home:
 def write_secret(file: Path, text: str) -> None:
     """Writes a file that only its owner reads, all at once."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
     unfinished.unlink(missing_ok=True)
     with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as open_file:
         open_file.write(text)

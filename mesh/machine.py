@@ -65,8 +65,16 @@ class State:
 class Mesh:
     """The mesh of a home. Arguments that are not given are as remembered from the last `up`, see Home."""
 
-    def __init__(self, home: Path, base_port: int | None = None, external: Mapping[str, str] | None = None) -> None:
-        self.home = Home(home, base_port, external)
+    def __init__(
+        self,
+        home: Path,
+        base_port: int | None = None,
+        external: Mapping[str, str] | None = None,
+        replicas: int | None = None,
+        launcher: tuple[str, ...] = (),
+    ) -> None:
+        self.home = Home(home, base_port, external, replicas)
+        self._launcher = launcher  # arguments of Python before the service's module: tests bring faults in with it
         self.stores = Stores(self.home)
         self.processes = Processes(self.home.path)
         self.components = {component.name: component for component in self._components()}
@@ -98,43 +106,49 @@ class Mesh:
             ],
             lambda: envoy.write_config(self.home),
         )  # fmt: skip
-        return [postgres, mongo, nats, *(self._service(name) for name in SERVICES), proxy]
+        return [
+            postgres,
+            mongo,
+            nats,
+            *(self._service(s, name) for s in SERVICES for name in self.home.processes_of(s)),
+            proxy,
+        ]
 
-    def _service(self, name: str) -> Component:
+    def _service(self, service: str, name: str) -> Component:
         return Component(
             name,
             (name, f"{name}-metrics"),
-            (STORE_OF[name], "nats"),
-            lambda: self._check_service(name),
-            lambda: [sys.executable, "-m", f"services.{name}"],
-            lambda: self.stores.write_secrets(name),
-            lambda: self._service_env(name),
+            (STORE_OF[service], "nats"),
+            lambda: self._check_service(service, name),
+            lambda: [sys.executable, "-m", *self._launcher, f"services.{service}"],
+            lambda: self.stores.write_secrets(service),
+            lambda: self._service_env(service, name),
         )
 
-    def _service_env(self, name: str) -> dict[str, str]:
+    def _service_env(self, service: str, name: str) -> dict[str, str]:
         env = {
             "LISTEN": self.home.address(name),
             "METRICS_LISTEN": self.home.address(f"{name}-metrics"),
             "NATS_URL": self.stores.nats_address,
-            "NATS_USER": self.stores.nats_login(name)[0],
-            "SECRETS_DIR": str(self.home.path / "secrets" / name),
+            "NATS_USER": self.stores.nats_login(service)[0],
+            "SECRETS_DIR": str(self.home.path / "secrets" / service),
             "STREAM_REPLICAS": "1",
             "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
             "DRAIN_SECONDS": "0",  # nobody has to notice before the listener closes: Envoy retries what is refused
             "PYTHONUNBUFFERED": "1",
         }
-        if name == "reservation":
+        if service == "reservation":
             env["APPROVAL_TARGET"] = self.home.address("to-approval")
         return env
 
-    def _check_service(self, name: str) -> None:
+    def _check_service(self, service: str, name: str) -> None:
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
         # A pool of its own, else the pauses after earlier refused connections count for this attempt too.
         options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(self.home.address(name), options) as channel:
-            request = health_pb2.HealthCheckRequest(service=name)
+            request = health_pb2.HealthCheckRequest(service=service)
             answer = health_pb2_grpc.HealthStub(channel).Check(request, timeout=2)
         if answer.status != health_pb2.HealthCheckResponse.SERVING:
             raise MeshError("its readiness is NOT_SERVING")
@@ -276,7 +290,8 @@ class Mesh:
             if self.processes.stop(name, component.stop_signal, component.grace):
                 report(name, "stopped")
 
-        for wave in (SERVICES, ("envoy",), STORES):
+        services = [name for name in self.components if name not in (*STORES, "envoy")]
+        for wave in (services, ("envoy",), STORES):
             with ThreadPoolExecutor(len(wave)) as pool:
                 list(pool.map(stop, [name for name in wave if name in names]))
 
@@ -325,13 +340,14 @@ Then: {dev} status | logs NAME | down"""
 
     def rebuild_mypage(self, report: Report = lambda *_: None) -> None:
         """Empties MyPage's view and lets it replay every event from the beginning; returns when it has caught up."""
-        mypage = self.component("mypage")
-        self.stop("mypage")
+        mypage, replicas = self.component("mypage"), self.home.processes_of("mypage")
+        for name in replicas:
+            self.stop(name)
         report("mypage", "emptying the view")
         emptied = subprocess.run(
             [*mypage.command(), "rebuild"], cwd=ROOT, env=os.environ | mypage.env(), capture_output=True, text=True
         )
-        self.start("mypage", report)
+        self.up(replicas, report)
         if emptied.returncode != 0:
             raise MeshError(f"the view could not be emptied and is as it was:\n{emptied.stderr[-2000:]}")
         while pending := self.stores.pending("VACCINATION", "mypage"):

@@ -46,6 +46,7 @@ class Stores:
 
     def __init__(self, home: Home) -> None:
         self.home = home
+        self.via: dict[str, int] = {}  # ports by which services reach a store, when something stands between
 
     @property
     def postgres_url(self) -> str:
@@ -74,7 +75,12 @@ class Stores:
         query = [p for p in parts.query.split("&") if p and not p.startswith("authSource=")]
         if not on_postgres:
             query.append(f"authSource={service}")
-        login = f"{service}:{self.home.passwords[service]}@{parts.netloc.rpartition('@')[2]}"
+        host = parts.netloc.rpartition("@")[2]
+        if port := self.via.get(STORE_OF[service]):
+            host = f"127.0.0.1:{port}"
+            # A client that knows the replica set would go to the member itself.
+            query = ["directConnection=true" if p.startswith("replicaSet=") else p for p in query]
+        login = f"{service}:{self.home.passwords[service]}@{host}"
         folder = self.home.path / "secrets" / service
         write_secret(folder / "database_url", urlunsplit((parts.scheme, login, f"/{service}", "&".join(query), "")))
         write_secret(folder / "nats_password", self.nats_login(service)[1])
@@ -83,7 +89,8 @@ class Stores:
     def nats_address(self) -> str:
         """URL without user and password."""
         parts = urlsplit(self.nats_url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, parts.query, ""))
+        host = f"127.0.0.1:{self.via['nats']}" if "nats" in self.via else parts.netloc.rpartition("@")[2]
+        return urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
 
     def nats_login(self, service: str) -> tuple[str, str]:
         """User and password. NATS keeps users in its own configuration: on somebody else's server all use the URL's."""

@@ -196,6 +196,15 @@ class World:
         finally:
             await connection.close()
 
+    async def stop(self, service: str) -> None:
+        """Stops every process of a service, gracefully."""
+        for name in self.mesh.home.processes_of(service):
+            await asyncio.to_thread(self.mesh.stop, name)
+
+    async def start(self, service: str) -> None:
+        """Starts them, and waits until they are ready."""
+        await asyncio.to_thread(self.mesh.up, self.mesh.home.processes_of(service))
+
     async def quiet(self) -> None:
         """Waits until nothing is on its way: every outbox empty, every consumer at the stream's end."""
         stores = self.mesh.stores

