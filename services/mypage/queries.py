@@ -76,7 +76,11 @@ class Changes:
                     await connection.add_listener(CHANNEL, self._heard)
                     for customer_id in list(self._watchers):
                         self._wake(customer_id)
-                    await lost.wait()
+                    try:
+                        await lost.wait()
+                    finally:
+                        if not connection.is_closed():
+                            await connection.remove_listener(CHANNEL, self._heard)
             except (StoreUnavailable, asyncpg.PostgresError) as error:
                 log.warning("not listening for changes", error=type(error).__name__)
             await asyncio.sleep(0.5)
