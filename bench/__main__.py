@@ -118,17 +118,17 @@ class Bench:
         self.mypage = mypage_service_pb2_grpc.MypageServiceStub(channel)
         self._customers = self._approved = 0
 
-    def customers(self, count: int) -> list[str]:
+    def customers(self, count: int, name: str = "customer") -> list[str]:
         """Tokens of people whom nobody has met."""
         self._customers += count
         who = range(self._customers - count, self._customers)
-        return [identity.token(self.real.home.path, subject=f"customer-{i:07}", roles=["customer"]) for i in who]
+        return [identity.token(self.real.home.path, subject=f"{name}-{i:07}", roles=["customer"]) for i in who]
 
     async def stock(self) -> None:
         """Hospitals with places and doses for everybody."""
         token = identity.token(self.real.home.path, subject="operator", roles=["operator"])
         metadata = [("authorization", f"Bearer {token}")]
-        today = date.today()
+        made, expires = date.today() - timedelta(days=90), date.today() + timedelta(days=300)
         for name in HOSPITALS:
             hospital = hospital_pb2.Hospital(hospital_id=name, name=f"Bench hospital {name}", time_zone="Asia/Seoul")
             await self.hospital.UpsertHospital(
@@ -141,7 +141,7 @@ class Bench:
             lots = [
                 lot_pb2.Delivery(
                     lot_number=f"{name}-{i}", vaccine_code="207", manufacturer="MOD", quantity=PLENTY,
-                    production_date=str(today - timedelta(days=90)), expiry_date=str(today + timedelta(days=300 + i)),
+                    production_date=str(made), expiry_date=str(expires + timedelta(days=i)),
                 )
                 for i in range(3)
             ]  # fmt: skip
@@ -174,38 +174,34 @@ class Bench:
                 process.kill()
                 await process.wait()
         load = json.loads(result.read_text())
-        approved, waiting, drain, completed = load["outcomes"].pop("OK", 0), 0, 0.0, list[float | None]()
+        if not load["outcomes"].get("OK"):
+            raise MeshError(f"nobody was approved: {load['outcomes']}")
+        approved, waiting, drain, completed = load["outcomes"].pop("OK"), 0, 0.0, list[float | None]()
         if following is not None:
             self._approved += approved
             waiting, drain = await self.drain()
             completed = await following
-        cpu_ours, cpu_other, cpu_all = (
-            {n: after[n] - was[n] for n in was} for was, after in zip(before, self._used(mesh), strict=True)
-        )
-        foreign = sum(cpu_all.values()) - sum(cpu_ours.values()) - sum(cpu_other.values())
-        wall = time.monotonic() - begin
-        return Turn(
-            approved / load["seconds"], load["ms"], approved, load["outcomes"], cpu_ours, foreign / wall,
-            waiting, drain, completed,
-        )  # fmt: skip
+        spent = {name: used - before[name] for name, used in self._used(mesh).items()}
+        foreign = (spent.pop("machine") - sum(spent.values())) / (time.monotonic() - begin)
+        del spent["idle path"]
+        rate, errors = approved / load["seconds"], load["outcomes"]
+        return Turn(rate, load["ms"], approved, errors, spent, foreign, waiting, drain, completed)
 
-    def _used(
-        self, mesh: Mesh, running: int | None = None
-    ) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-        """CPU seconds so far: of the path measured and the tools, of the other path, which idles, and of the machine.
-        `running` is a child that does not count as ended yet."""
-        tools = resource.getrusage(resource.RUSAGE_CHILDREN)
-        k6 = tools.ru_utime + tools.ru_stime + (sum(psutil.Process(running).cpu_times()[:2]) if running else 0)
-        machine = psutil.cpu_times()
-        busy = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
-        other = self.null if mesh is self.real else self.real
-        return cpu(mesh) | {"k6": k6, "bench": time.process_time()}, cpu(other), {"": busy}
+    def _used(self, mesh: Mesh, running: int | None = None) -> dict[str, float]:
+        """CPU seconds so far, of the machine too. `running` is a child that the kernel does not add up yet."""
+        tools, machine = resource.getrusage(resource.RUSAGE_CHILDREN), psutil.cpu_times()
+        return cpu(mesh) | {
+            "k6": tools.ru_utime + tools.ru_stime + (sum(psutil.Process(running).cpu_times()[:2]) if running else 0),
+            "bench": time.process_time(),
+            "idle path": sum(cpu(self.null if mesh is self.real else self.real).values()),
+            "machine": machine.user + machine.nice + machine.system + machine.irq + machine.softirq,
+        }
 
     async def follow(self, seconds: float) -> list[float | None]:
         """Bookings at a fixed rate, each followed to COMPLETED; None: it failed."""
         loop, tasks = asyncio.get_running_loop(), []
         begin = loop.time()
-        for i, token in enumerate(self.customers(max(2, round(seconds * SAMPLES)))):
+        for i, token in enumerate(self.customers(round(seconds * SAMPLES), "followed")):
             await asyncio.sleep(begin + i / SAMPLES - loop.time())
             tasks.append(asyncio.create_task(self._follow(token, HOSPITALS[i % len(HOSPITALS)])))
         return list(await asyncio.gather(*tasks))
@@ -234,7 +230,6 @@ class Bench:
             return None
         finally:
             stream.cancel()
-        self._approved += 1
         return None if seen is None else (seen - begin) * 1000
 
     async def drain(self) -> tuple[int, float]:
@@ -248,7 +243,7 @@ class Bench:
         left = first = await asyncio.to_thread(waiting)
         database = await asyncpg.connect(self.real.stores.postgres_url, database="mypage")
         try:
-            count = "SELECT count(*) FROM my_reservations WHERE status = $1"
+            count = "SELECT count(*) FROM my_reservations WHERE status = $1 AND customer_id LIKE 'customer-%'"
             # An event may still be in an outbox, where no consumer counts it: hence both.
             while left or await database.fetchval(count, COMPLETED) < self._approved:
                 if time.monotonic() - begin > PATIENCE:
@@ -298,7 +293,8 @@ def show(result: Json, console: Console) -> None:
     """Tables for people."""
 
     def table(title: str, *columns: str) -> Table:
-        made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+        console.print(f"\n[bold]{title}[/]")
+        made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
         for i, column in enumerate(columns):
             made.add_column(column, justify="right" if i else "left")
         return made
@@ -306,14 +302,16 @@ def show(result: Json, console: Console) -> None:
     pairs = result["pairs"]
     names = ("p50", "p90", "p99", "max")
     load = table("CreateReservation through the gateway, median of the pairs", "", "per s", *names, "answers", "errors")
+    medians = {}
     for kind in ("real", "null"):
         turns = [pair[kind] for pair in pairs]
-        figures = [median(t["per_second"] for t in turns), *(median(t["ms"][n] for t in turns) for n in names)]
+        medians[kind] = [median(t["per_second"] for t in turns), *(median(t["ms"][n] for t in turns) for n in names)]
         errors = sum((Counter(t["errors"]) for t in turns), Counter[str]())
         told = ", ".join(f"{n} {code}" for code, n in errors.items()) or "0"
-        load.add_row(kind, *(f"{f:.1f}" for f in figures), str(sum(t["answers"] for t in turns)), told)
+        load.add_row(kind, *(f"{f:.1f}" for f in medians[kind]), str(sum(t["answers"] for t in turns)), told)
+    ratios = [median(pair["ratio"] for pair in pairs), *(a / b for a, b in zip(*medians.values(), strict=True))]
+    load.add_row("real/null", f"{ratios[0]:.3f}", *(f"{ratio:.1f}" for ratio in ratios[2:]), style="bold")
     console.print(load)
-    console.print(f"[bold]real/null: {median(pair['ratio'] for pair in pairs):.3f}[/] of the throughput\n")
     each = table(
         "Each pair: real / null", "", "per s", "ratio", "p50", "others' cores", "events waiting", "drained in s"
     )
@@ -322,18 +320,20 @@ def show(result: Json, console: Console) -> None:
         both = [f"{r['per_second']:.0f} / {n['per_second']:.0f}", f"{pair['ratio']:.3f}"]
         both += [f"{r['ms']['p50']:.0f} / {n['ms']['p50']:.0f}", f"{r['foreign']:.2f} / {n['foreign']:.2f}"]
         each.add_row(str(i), *both, str(r["waiting"]), f"{r['drain']:.1f}")
-    console.print(each, "")
+    console.print(each)
 
     waits = table("From request to COMPLETED on MyPage", "", "p50", "p95", "p99", "max", "bookings", "failed")
     samples = {"idle": result["idle"], "under load": [s for pair in pairs for s in pair["real"]["completed"]]}
     for name, times in samples.items():
         good = [t for t in times if t is not None]
-        cuts = statistics.quantiles(good or [0.0, 0.0], n=100, method="inclusive")
+        cuts = statistics.quantiles(good if len(good) > 1 else [0.0, 0.0], n=100, method="inclusive")
         figures = [cuts[49], cuts[94], cuts[98], max(good, default=0.0)]
         waits.add_row(name, *(f"{f:.1f}" for f in figures), str(len(good)), str(len(times) - len(good)))
-    console.print(waits, "")
+    console.print(waits)
 
-    parts = table("CPU ms a booking with all that follows, and memory", "", "real", "null", "MB", "MB after")
+    parts = table(
+        "CPU ms a booking, with all that it sets off, and MB before and after", "", "real", "null", "MB", "MB"
+    )
     spent = {
         k: {n: sum(p[k]["cpu"].get(n, 0) for p in pairs) for n in pairs[0]["real"]["cpu"]} for k in ("real", "null")
     }
@@ -341,11 +341,14 @@ def show(result: Json, console: Console) -> None:
     for name in pairs[0]["real"]["cpu"]:
         cells = [f"{spent[kind][name] * per[kind]:.2f}" if spent[kind][name] else "" for kind in spent]
         parts.add_row(name, *cells, *(f"{m[name]:.0f}" if name in m else "" for m in result["memory_mb"].values()))
-    parts.add_row("all", *(f"{sum(spent[kind].values()) * per[kind]:.2f}" for kind in spent), style="bold")
-    console.print(parts, "")
+    all_real, all_null = (sum(spent[kind].values()) * per[kind] for kind in spent)
+    parts.add_row("all", f"{all_real:.2f}", f"{all_null:.2f}", style="bold")
+    console.print(parts)
     console.print(
+        f"[bold]real/null: {all_real / all_null:.1f} times[/] the CPU, which others on the machine disturb least\n\n"
         f"{result['arguments']['vus']} customers at a time; {result['cores']} cores, load average "
-        f"{result['load_average']:.1f}, Python {result['python']}, Linux {result['kernel']}"
+        f"{result['load_average']:.1f}, Python {result['python']}, Linux {result['kernel']}",
+        soft_wrap=True,
     )
 
 
@@ -357,6 +360,7 @@ def main() -> int:
     parser.add_argument("--warmup", type=float, default=5.0, help="seconds of load before (5)")
     arguments = parser.parse_args()
     console = Console(highlight=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
@@ -377,10 +381,10 @@ def main() -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on nothing keeps it from cleaning up
             null.down()
             real.down()
-    show(result, console)
     file = ROOT / "bench" / "results" / "latest.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(result, indent=1))
+    show(result, console)
     console.print(f"written to {file.relative_to(ROOT)}")
     return 0
 
