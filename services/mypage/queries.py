@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from services.chassis.errors import StoreUnavailable
-from services.chassis.postgres import Database
+from services.chassis.postgres import Connection, Database
 from services.chassis.telemetry import log
 from vaccination.mypage.v1 import my_reservation_pb2
 
@@ -59,6 +59,20 @@ def _message(row: asyncpg.Record) -> my_reservation_pb2.MyReservation:
     return my_reservation_pb2.MyReservation(**content, timeline=timeline)
 
 
+# Seconds after which a listening connection that has been quiet is asked whether it is still one: one that was cut
+# without a word would be quiet for ever.
+STILL_THERE = 5.0
+
+
+async def _answers(connection: Connection) -> None:
+    """Raises TimeoutError, with the connection given up, if nobody is at its other end."""
+    try:
+        await connection.execute("SELECT 1", timeout=STILL_THERE)
+    except TimeoutError:
+        connection.terminate()  # giving it back to the pool would wait for its answer
+        raise
+
+
 class Changes:
     """Wakes those who watch a customer's reservations; one listening connection for the whole process."""
 
@@ -77,7 +91,11 @@ class Changes:
                     for customer_id in list(self._watchers):
                         self._wake(customer_id)
                     try:
-                        await lost.wait()
+                        while not lost.is_set():
+                            try:
+                                await asyncio.wait_for(lost.wait(), STILL_THERE)
+                            except TimeoutError:
+                                await _answers(connection)
                     finally:
                         if not connection.is_closed():
                             await connection.remove_listener(CHANNEL, self._heard)

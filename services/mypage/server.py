@@ -76,8 +76,10 @@ class MypageServicer(mypage_service_pb2_grpc.MypageServiceServicer):
                         yield pb.WatchMyReservationsResponse(reservations=news)
                     sent = now
                     waiting = asyncio.create_task(changed.wait())
-                    await asyncio.wait([waiting, ending], return_when=asyncio.FIRST_COMPLETED)
-                    waiting.cancel()
+                    try:
+                        await asyncio.wait([waiting, ending], return_when=asyncio.FIRST_COMPLETED)
+                    finally:  # also when the client has gone
+                        waiting.cancel()
         finally:
             ending.cancel()
 
