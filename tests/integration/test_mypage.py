@@ -1,0 +1,381 @@
+"""The customer's screen: the same rows whatever the order of events, and watchers who miss nothing."""
+
+import asyncio
+import base64
+import itertools
+import json
+import os
+import random
+import signal
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import grpc.aio
+import pytest
+from google.protobuf.message import Message
+
+from services.chassis.caller import CLAIMS_HEADER
+from services.chassis.edge import Edge
+from services.chassis.jetstream import Event
+from services.chassis.postgres import Database
+from services.mypage import queries, server
+from services.mypage.projector import project
+from services.mypage.queries import Changes
+from vaccination.approval.v1 import appointment_pb2
+from vaccination.approval.v1 import approval_events_pb2 as approval
+from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc
+from vaccination.reservation.v1 import reservation_events_pb2 as reservation
+from vaccination.reservation.v1 import reservation_pb2
+from vaccination.vaccinemgmt.v1 import vaccination_pb2
+from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2 as vaccinemgmt
+
+from .conftest import MIGRATIONS, OpenDatabase, eventually, within
+
+NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
+Status = reservation_pb2.ReservationStatus
+DOSE = vaccination_pb2.Dose(
+    lot_id=str(uuid.UUID(int=5)),
+    lot_number="L1",
+    vaccine_code="207",
+    manufacturer="MOD",
+    production_date="2027-01-01",
+    expiry_date="2027-06-30",
+)
+OTHER = vaccination_pb2.Dose(
+    lot_id=str(uuid.UUID(int=6)),
+    lot_number="L2",
+    vaccine_code="208",
+    manufacturer="PFR",
+    production_date="2027-01-02",
+    expiry_date="2027-07-01",
+)
+
+
+def appointment(number: int = 1, customer: str = "c1", seconds: int = 0) -> appointment_pb2.Appointment:
+    return appointment_pb2.Appointment(
+        reservation_id=str(uuid.UUID(int=number)),
+        customer_id=customer,
+        hospital_id="h1",
+        hospital_name="Han River Clinic",
+        time_zone="Asia/Seoul",
+        date="2027-03-10",
+        decide_time=NOW + timedelta(seconds=seconds),  # type: ignore[arg-type]
+    )
+
+
+def journey(a: appointment_pb2.Appointment) -> dict[str, Message]:
+    """The events of a booking that is completed and cancelled, in the order in which they happen."""
+    return {
+        "granted": approval.ApprovalGranted(appointment=a),
+        "placed": reservation.ReservationPlaced(appointment=a),
+        "completed": vaccinemgmt.ReservationCompleted(appointment=a, dose=DOSE, quantity=1, version=1),
+        "given up": reservation.CancellationRequested(appointment=a),
+        "cancelled": vaccinemgmt.CancellationCompleted(appointment=a, version=2),
+        "released": approval.ApprovalReleased(appointment=a),
+    }
+
+
+def long_journey(a: appointment_pb2.Appointment) -> dict[str, Message]:
+    """With a wait, and a manager's choice of another lot."""
+    return {
+        "granted": approval.ApprovalGranted(appointment=a),
+        "placed": reservation.ReservationPlaced(appointment=a),
+        "waiting": vaccinemgmt.ReservationWaiting(appointment=a, version=1),
+        "completed": vaccinemgmt.ReservationCompleted(appointment=a, dose=DOSE, quantity=1, version=2),
+        "chosen": vaccinemgmt.ReservationCompleted(appointment=a, dose=OTHER, quantity=1, version=3),
+    }
+
+
+def event(message: Any, at: int = 0) -> Event:
+    """As the consumer hands it over."""
+    kind = message.DESCRIPTOR.full_name
+    return Event(str(uuid.uuid4()), message.appointment.reservation_id, kind, NOW + timedelta(seconds=at), message)
+
+
+def events_of(messages: dict[str, Message]) -> dict[str, Event]:
+    return {name: event(message, i) for i, (name, message) in enumerate(messages.items())}
+
+
+async def rows(database: Database, sql: str, *arguments: object) -> list[asyncpg.Record]:
+    async with database.connection() as connection:
+        return list(await connection.fetch(sql, *arguments))
+
+
+async def contents(database: Database) -> dict[str, tuple[Any, ...]]:
+    """All that the view tells of each reservation."""
+    found = await rows(
+        database,
+        """
+        SELECT r.*, ARRAY(SELECT (event, version, time)::text FROM timeline t
+                          WHERE t.reservation_id = r.reservation_id ORDER BY time, event, version) AS timeline
+        FROM my_reservations r""",
+    )
+    return {str(row["reservation_id"]): tuple(map(str, list(row.values())[1:])) for row in found}
+
+
+def batches(streams: Sequence[Sequence[Event]], rng: random.Random) -> Iterator[list[Event]]:
+    """Interleaves streams, each in its own order, and cuts the result into batches of random sizes."""
+    turns = [i for i, stream in enumerate(streams) for _ in stream]
+    rng.shuffle(turns)
+    iterators = [iter(stream) for stream in streams]
+    mixed = [next(iterators[i]) for i in turns]
+    while mixed:
+        size = rng.choice([1, 7, 60, 256])
+        yield mixed[:size]
+        del mixed[:size]
+
+
+@pytest.fixture
+async def view(open_database: OpenDatabase) -> Database:
+    return await open_database("mypage")
+
+
+async def test_every_order_and_repetition_in_any_batches_ends_in_the_same_rows(
+    view: Database, seeded: random.Random
+) -> None:
+    streams = []
+    for number, order in enumerate(itertools.permutations(range(6)), 1):
+        told = list(events_of(journey(appointment(number))).values())
+        stream = [told[i] for i in order]
+        for _ in range(seeded.randrange(4)):
+            stream.insert(seeded.randrange(len(stream) + 1), seeded.choice(told))
+        streams.append(stream)
+    for batch in batches(streams, seeded):
+        await project(view, batch)
+    found = await contents(view)
+    assert len(found) == 720
+    [same] = set(found.values())
+    await project(view, list(events_of(journey(appointment(9999))).values()))
+    assert (await contents(view))[str(uuid.UUID(int=9999))] == same
+    [row] = await rows(view, "SELECT * FROM my_reservations WHERE reservation_id = $1", uuid.UUID(int=1))
+    assert (row["status"], row["quantity"], row["vaccine_code"]) == (Status.RESERVATION_STATUS_CANCELLED, 0, "")
+
+
+async def test_the_rows_are_a_function_of_the_set_of_events_seen(view: Database, seeded: random.Random) -> None:
+    number, expected, streams = itertools.count(1), {}, []
+    for make in (journey, long_journey):
+        names = list(make(appointment()))
+        for size in range(1, len(names) + 1):
+            for subset in itertools.combinations(names, size):
+                group = []
+                for _ in range(3):
+                    told = events_of(make(appointment(n := next(number))))
+                    stream = [told[name] for name in subset]
+                    stream += seeded.choices(stream, k=2)
+                    seeded.shuffle(stream)
+                    streams.append(stream)
+                    group.append(str(uuid.UUID(int=n)))
+                expected[make.__name__, subset] = group
+    for batch in batches(streams, seeded):
+        await project(view, batch)
+    found = await contents(view)
+    for which, group in expected.items():
+        assert len({found[key] for key in group}) == 1, which
+
+
+async def test_a_screen_shows_the_dose_of_the_highest_version_and_the_furthest_status(view: Database) -> None:
+    told = events_of(long_journey(appointment()))
+    await project(view, [told["chosen"]])
+    await project(view, [told["waiting"], told["granted"]])
+    await project(view, [told["completed"], told["placed"]])
+    [shown], _ = await queries.page(view, "c1", None, 10)
+    assert (shown.lot_number, shown.vaccine_code, shown.quantity) == ("L2", "208", 1)
+    assert (shown.production_date, shown.expiry_date) == ("2027-01-02", "2027-07-01")
+    assert shown.status == Status.RESERVATION_STATUS_COMPLETED
+    assert [entry.event for entry in shown.timeline] == [
+        "ApprovalGranted",
+        "ReservationPlaced",
+        "ReservationWaiting",
+        "ReservationCompleted",
+        "ReservationCompleted",
+    ]
+
+
+async def test_a_rejected_request_shows_why(view: Database) -> None:
+    a, reason = appointment(), appointment_pb2.DenialReason.DENIAL_REASON_DAY_FULL
+    for message in (
+        reservation.ReservationRejected(appointment=a, rejection_reason=reason),
+        approval.ApprovalDenied(appointment=a, denial_reason=reason),
+    ):
+        await project(view, [event(message)])
+        [shown], _ = await queries.page(view, "c1", None, 10)
+        assert (shown.status, shown.rejection_reason) == (Status.RESERVATION_STATUS_REJECTED, reason)
+
+
+async def test_two_replicas_that_project_the_same_events_at_once_do_not_block_each_other(
+    view: Database, open_database: OpenDatabase, seeded: random.Random
+) -> None:
+    other = await open_database("mypage")
+    told = [e for number in range(1, 61) for e in events_of(journey(appointment(number))).values()]
+    shuffled = [seeded.sample(told, len(told)) for _ in range(4)]
+    await asyncio.gather(*(project(view if i % 2 else other, events) for i, events in enumerate(shuffled)))
+    assert len(set((await contents(view)).values())) == 1
+
+
+async def test_ones_own_reservations_are_listed_newest_first_page_by_page(view: Database) -> None:
+    mine = [appointment(n, seconds=n // 2) for n in range(1, 8)]
+    await project(view, [event(journey(a)["granted"]) for a in [*mine, appointment(99, "c2")]])
+    seen: list[my_reservation_pb2.MyReservation] = []
+    position = None
+    while True:
+        page, position = await queries.page(view, "c1", position, 3)
+        seen += page
+        if position is None:
+            break
+    assert [r.reservation_id for r in seen] == [a.reservation_id for a in mine[::-1]]
+    assert await queries.one(view, "c2", uuid.UUID(int=1)) is None
+    found = await queries.one(view, "c1", uuid.UUID(int=1))
+    assert found is not None
+    assert found.hospital_name == "Han River Clinic"
+
+
+async def test_a_reset_view_is_empty_and_fills_again(view: Database) -> None:
+    told = list(events_of(journey(appointment())).values())
+    await project(view, told)
+    before = await contents(view)
+    await view.reset(MIGRATIONS["mypage"])
+    assert await contents(view) == {}
+    await project(view, told)
+    assert await contents(view) == before
+
+
+@contextmanager
+def running(work: Any) -> Iterator[asyncio.Task[None]]:
+    task = asyncio.create_task(work)
+    try:
+        yield task
+    finally:
+        task.cancel()
+
+
+async def heard(changed: asyncio.Event) -> None:
+    """Waits for the watcher to be woken, and makes it ready for the next time."""
+    await asyncio.wait_for(changed.wait(), 10)
+    changed.clear()
+
+
+async def test_a_change_wakes_the_customers_watchers_in_every_replica_and_nobody_else(
+    view: Database, open_database: OpenDatabase
+) -> None:
+    replicas = [Changes(view), Changes(await open_database("mypage"))]
+    with (
+        running(replicas[0].run()),
+        running(replicas[1].run()),
+        replicas[0].of("c1") as mine,
+        replicas[1].of("c1") as mine_too,
+        replicas[0].of("c2") as theirs,
+    ):
+        for changed in (mine, mine_too, theirs):
+            await heard(changed)  # listening begins: something may have been missed before
+        await project(view, [event(journey(appointment())["granted"])])
+        await heard(mine)
+        await heard(mine_too)
+        assert not theirs.is_set()
+
+
+async def listener(view: Database) -> int:
+    """The server's process of the connection that listens."""
+
+    async def look() -> list[asyncpg.Record]:
+        return await rows(
+            view,
+            "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query ~ '^(LISTEN|SELECT 1$)'",
+        )
+
+    [row] = await eventually(look, lambda found: len(found) == 1)
+    return int(row["pid"])
+
+
+async def test_watching_goes_on_after_the_listening_connection_was_lost(view: Database) -> None:
+    changes = Changes(view)
+    with running(changes.run()), changes.of("c1") as changed:
+        await heard(changed)
+        await rows(view, "SELECT pg_terminate_backend($1)", await listener(view))
+        await project(view, [event(journey(appointment())["granted"])])  # while nobody listens
+        await heard(changed)
+        await listener(view)
+        await project(view, [event(journey(appointment())["placed"])])
+        await heard(changed)
+
+
+async def test_a_listening_connection_that_keeps_quiet_for_ever_is_noticed(
+    view: Database, open_database: OpenDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "STILL_THERE", 0.2)
+    changes = Changes(view)
+    writer = await open_database("mypage")
+    with running(changes.run()), changes.of("c1") as changed:
+        await heard(changed)
+        pid = await listener(view)
+        with frozen(pid):  # as after a cable is cut: open, and silent
+            await project(writer, [event(journey(appointment())["granted"])])
+            await heard(changed)  # on another connection
+            await project(writer, [event(journey(appointment())["placed"])])
+            await heard(changed)
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """A process of the tests' own Postgres that does nothing for a while."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+CUSTOMER = (
+    (CLAIMS_HEADER, base64.urlsafe_b64encode(json.dumps({"sub": "c1", "roles": ["customer"]}).encode()).decode()),
+)
+
+
+@asynccontextmanager
+async def watching(view: Database, changes: Changes) -> AsyncIterator[Any]:
+    grpc_server = grpc.aio.server(interceptors=[Edge(server.ERRORS)])
+    server.register(grpc_server, view, changes)
+    port = grpc_server.add_insecure_port("127.0.0.1:0")
+    await grpc_server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        stub = mypage_service_pb2_grpc.MypageServiceStub(channel)
+        yield stub.WatchMyReservations(mypage_service_pb2.WatchMyReservationsRequest(), metadata=CUSTOMER)
+    await grpc_server.stop(None)
+
+
+async def test_a_watcher_gets_all_at_first_then_what_changed_and_a_good_end_when_the_replica_stops(
+    view: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draining = asyncio.Event()
+    monkeypatch.setattr(server, "draining", draining)
+    changes = Changes(view)
+    first, second = appointment(1), appointment(2)
+    await project(view, [event(journey(a)["granted"]) for a in (first, second)])
+    with running(changes.run()):
+        async with watching(view, changes) as call:
+            everything = await asyncio.wait_for(call.read(), 10)
+            assert {r.reservation_id for r in everything.reservations} == {first.reservation_id, second.reservation_id}
+            await project(view, [event(journey(second)["completed"])])
+            [changed] = (await asyncio.wait_for(call.read(), 10)).reservations
+            assert (changed.reservation_id, changed.lot_number) == (second.reservation_id, "L1")
+            await rows(view, "SELECT pg_terminate_backend($1)", await listener(view))
+            await project(view, [event(journey(first)["given up"])])
+            [changed] = (await asyncio.wait_for(call.read(), 10)).reservations
+            assert changed.status == Status.RESERVATION_STATUS_CANCEL_REQUESTED
+            draining.set()
+            assert await asyncio.wait_for(call.read(), 10) == grpc.aio.EOF
+            assert await call.code() is grpc.StatusCode.OK
+
+
+async def test_a_watcher_who_leaves_is_forgotten(view: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "draining", asyncio.Event())
+    changes, before = Changes(view), asyncio.all_tasks()
+    async with watching(view, changes) as call:
+        assert (await asyncio.wait_for(call.read(), 10)).reservations == []  # nothing yet, and it says so
+        await within(10, lambda: bool(changes._watchers))
+        call.cancel()
+        await within(10, lambda: not changes._watchers)
+    # Nothing goes on waiting for changes that it will never hear of.
+    await within(10, lambda: not [t for t in asyncio.all_tasks() - before if "Event.wait" in repr(t)])
