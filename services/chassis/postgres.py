@@ -1,7 +1,8 @@
 """Postgres: the pool, transactions with one error boundary, migrations, and the outbox table."""
 
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -21,6 +22,7 @@ _AWAY = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # also how a connection that was cut between two statements shows in the second
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # the server shuts down or starts up, or cancelled the statement
     asyncpg.InsufficientResourcesError,
@@ -28,6 +30,7 @@ _AWAY = (
     asyncpg.SerializationError,
     asyncpg.LockNotAvailableError,
 )
+CLOSE_WITHIN = 5.0  # seconds for connections in use to be given back
 
 OUTBOX = """
 CREATE TABLE IF NOT EXISTS outbox (
@@ -41,8 +44,10 @@ CREATE TABLE IF NOT EXISTS outbox (
 )"""
 
 # Rows that another relay holds are skipped, so replicas share the work; the delete is undone if publishing fails.
+# An array, since a plan may run a subquery of IN several times: each time it would skip and lock others.
 TAKE = """
-DELETE FROM outbox WHERE sequence IN (SELECT sequence FROM outbox ORDER BY sequence LIMIT $1 FOR UPDATE SKIP LOCKED)
+DELETE FROM outbox
+WHERE sequence = ANY (ARRAY(SELECT sequence FROM outbox ORDER BY sequence LIMIT $1 FOR UPDATE SKIP LOCKED))
 RETURNING sequence, id, key, subject, time, traceparent, payload"""
 
 ENQUEUE = """
@@ -59,15 +64,13 @@ class Database:
 
     async def open(self, migrations: Path) -> None:
         """Connects and brings the schema up to date; raises StoreUnavailable when the server is not there."""
-        try:
+        with _boundary():
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
                     self._url, min_size=1, max_size=self._max, command_timeout=10, max_inactive_connection_lifetime=0
                 )
             async with self._pool.acquire() as connection:
                 await _migrate(connection, migrations)
-        except _AWAY as error:
-            raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
 
     async def reset(self, migrations: Path) -> None:
         """Drops everything the service has stored and makes its schema anew: for views, which can be rebuilt."""
@@ -80,20 +83,21 @@ class Database:
         await self.open(migrations)
 
     async def close(self) -> None:
-        """Closes every connection."""
+        """Closes every connection; what is still in use after CLOSE_WITHIN is cut."""
         if self._pool is not None:
-            await self._pool.close()
+            try:
+                await asyncio.wait_for(self._pool.close(), CLOSE_WITHIN)
+            except TimeoutError:
+                self._pool.terminate()
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection without a transaction: for single statements. Raises StoreUnavailable."""
-        try:
+        with _boundary():
             if self._pool is None:
                 raise OSError("not open yet")
             async with self._pool.acquire(timeout=5) as connection:
                 yield connection
-        except _AWAY as error:
-            raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -110,6 +114,16 @@ class Database:
             yield [
                 Outgoing(str(r["id"]), r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows
             ]
+
+
+@contextmanager
+def _boundary() -> Iterator[None]:
+    try:
+        yield
+    except _AWAY as error:
+        if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
+            raise  # not a URL of Postgres: waiting does not help
+        raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
 
 
 def columns(items: Sequence[object], *names: str) -> list[list[Any]]:

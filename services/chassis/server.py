@@ -101,7 +101,8 @@ class Service:
             await asyncio.wait_for(self._drain(relay, consumer, consuming, tasks), self.settings.shutdown_seconds)
         except TimeoutError:
             log.warning("drain took too long; what is left goes on in another replica")
-        starting.cancel()
+        for task in (starting, *tasks):
+            task.cancel()
         await self.bus.close()
         await close_store()
         log.info("stopped")
@@ -142,6 +143,8 @@ class Service:
             await asyncio.wait([consuming])
         for task in tasks:
             task.cancel()
+        if tasks:  # the relay's too: what it is publishing is held by it until it has ended
+            await asyncio.wait(tasks)
         if relay is not None and consuming is not None:
             try:
                 await relay.flush()

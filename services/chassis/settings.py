@@ -3,8 +3,9 @@
 import os
 import sys
 from typing import Annotated, Self
+from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
@@ -33,6 +34,18 @@ class Settings(BaseSettings):
     """From readiness off to the server's stop: time for load balancers to notice."""
     shutdown_seconds: float = 25.0
     """Bound of the whole drain; less than the pod's terminationGracePeriodSeconds."""
+
+    @field_validator("database_url")
+    @classmethod
+    def _is_a_url(cls, value: SecretStr) -> SecretStr:
+        try:
+            parts = urlsplit(value.get_secret_value())
+            whole = parts.scheme and parts.hostname and parts.path.strip("/")
+        except ValueError:  # whose text quotes the value
+            whole = None
+        if not whole:
+            raise ValueError("should be scheme://user:password@host:port/database")
+        return value
 
     @classmethod
     def load(cls) -> Self:
