@@ -579,6 +579,19 @@ class TestSettings:
         assert line.startswith(f"setting {name} ")
         assert "hunter2" not in line
 
+    @pytest.mark.parametrize(
+        "url", ["hunter2", "hunter2:5432/a", "postgresql://a:hunter2@", "//[hunter2", "x://hunter2\uff0f/a"]
+    )
+    def test_a_database_url_that_is_none_is_not_quoted(
+        self, environment: Path, capsys: pytest.CaptureFixture[str], url: str
+    ) -> None:
+        (environment / "database_url").write_text(url)
+        with pytest.raises(SystemExit):
+            Settings.load()
+        [line] = capsys.readouterr().err.splitlines()
+        assert line.startswith("setting DATABASE_URL (or the file database_url in SECRETS_DIR): ")
+        assert "hunter2" not in line
+
     def test_each_missing_setting_has_a_line(self, environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (environment / "database_url").unlink()
         (environment / "nats_password").unlink()

@@ -1,0 +1,406 @@
+"""What is committed is in the stream, once, whoever dies in between: the relay, both stores and a real JetStream."""
+
+import asyncio
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+
+from services.chassis import jetstream as jetstream_module
+from services.chassis import mongo as mongo_module
+from services.chassis import outbox as outbox_module
+from services.chassis import postgres as postgres_module
+from services.chassis.errors import StoreUnavailable
+from services.chassis.jetstream import STREAM, Bus, PublishFailed
+from services.chassis.mongo import Mongo
+from services.chassis.outbox import BATCH, Outgoing, Relay
+from services.chassis.postgres import Database, enqueue
+from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
+
+from .conftest import MIGRATIONS, OpenBus, OpenDatabase, OpenMongo, Servers, eventually
+
+NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
+Publish = Callable[[Sequence[Outgoing]], Awaitable[None]]
+
+
+def rows(count: int, start: int = 0) -> list[Outgoing]:
+    """Events, one millisecond apart."""
+    made = []
+    for i in range(start, start + count):
+        a = appointment_pb2.Appointment(reservation_id=str(uuid.uuid4()), customer_id=f"c{i}")
+        at = NOW + timedelta(milliseconds=i)
+        made.append(Outgoing.of(a.reservation_id, at, approval_events_pb2.ApprovalGranted(appointment=a)))
+    return made
+
+
+@dataclass
+class Outbox:
+    """The outbox of one service, as its replicas see it."""
+
+    replicas: Sequence[Database | Mongo]
+
+    @property
+    def store(self) -> Database | Mongo:
+        return self.replicas[0]
+
+    async def write(self, items: Sequence[Outgoing]) -> None:
+        """Commits them."""
+        if isinstance(self.store, Database):
+            async with self.store.transaction() as connection:
+                await enqueue(connection, items)
+        else:
+            mongo = self.store
+            await mongo.transaction(lambda session: mongo.enqueue(session, items))
+
+    async def left(self) -> int:
+        """How many have not gone out."""
+        if isinstance(self.store, Database):
+            async with self.store.connection() as connection:
+                return int(await connection.fetchval("SELECT count(*) FROM outbox"))
+        return int(await self.store.outbox.count_documents({}))
+
+    async def empty(self) -> None:
+        await eventually(self.left, lambda left: left == 0)
+
+
+@pytest.fixture(params=["postgres", "mongo"])
+async def outbox(request: pytest.FixtureRequest, open_database: OpenDatabase, open_mongo: OpenMongo) -> Outbox:
+    if request.param == "postgres":
+        return Outbox([await open_database("approval") for _ in range(2)])
+    return Outbox([await open_mongo() for _ in range(2)])
+
+
+@pytest.fixture
+async def bus(open_bus: OpenBus) -> Bus:
+    return await open_bus("approval")
+
+
+async def everything(jetstream: JetStreamContext) -> list[Msg]:
+    """All messages of the stream, in its order."""
+    count = (await jetstream.stream_info(STREAM)).state.messages
+    subscription = await jetstream.subscribe("vaccination.>", ordered_consumer=True)
+    try:
+        return [await subscription.next_msg(timeout=5) for _ in range(count)]
+    finally:
+        await subscription.unsubscribe()
+
+
+async def ids(jetstream: JetStreamContext) -> list[str]:
+    """The events' ids in the stream's order."""
+    return [(message.headers or {})["ce-id"] for message in await everything(jetstream)]
+
+
+class Running:
+    """Relays at work until the end of the block."""
+
+    def __init__(self, *relays: Relay) -> None:
+        self._relays = relays
+
+    async def __aenter__(self) -> None:
+        self._tasks = [asyncio.create_task(relay.run()) for relay in self._relays]
+
+    async def __aexit__(self, *_: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.wait(self._tasks)
+
+
+async def test_two_relays_that_compete_publish_everything_once(
+    outbox: Outbox, bus: Bus, open_bus: OpenBus, jetstream: JetStreamContext
+) -> None:
+    buses = [bus, await open_bus("approval")]
+    relays = [Relay(store, b.publish) for store, b in zip(outbox.replicas, buses, strict=True)]
+    written = [rows(n, 1000 * i) for i, n in enumerate([1, 700, 3, 250, 1, 40, 600])]
+    async with Running(*relays):
+        for i, batch in enumerate(written):
+            await outbox.write(batch)
+            relays[i % 2].wake()
+        await outbox.empty()
+    assert Counter(await ids(jetstream)) == Counter(row.id for batch in written for row in batch)
+
+
+async def test_events_go_out_in_the_order_in_which_they_were_committed(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext
+) -> None:
+    written = rows(30)
+    for i in range(0, 30, 5):
+        await outbox.write(written[i : i + 5])
+    assert await Relay(outbox.store, bus.publish).publish_some() == 30
+    assert await ids(jetstream) == [row.id for row in written]
+
+
+async def test_an_event_arrives_with_the_headers_it_was_written_with(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext
+) -> None:
+    [row] = rows(1)
+    await outbox.write([row])
+    await Relay(outbox.store, bus.publish).flush()
+    [message] = await everything(jetstream)
+    assert (message.headers, message.data, message.subject) == (row.headers(), row.payload, row.subject)
+
+
+async def test_no_batch_is_larger_than_the_stream_takes_at_once(outbox: Outbox) -> None:
+    sizes: list[int] = []
+
+    async def publish(batch: Sequence[Outgoing]) -> None:
+        sizes.append(len(batch))
+
+    await outbox.write(rows(2 * BATCH + 100))
+    await Relay(outbox.store, publish).flush()
+    assert sizes == [BATCH, BATCH, 100]
+
+
+@pytest.mark.parametrize("count", [1, 20])
+async def test_a_row_survives_a_publish_that_fails(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, count: int
+) -> None:
+    async def fails(batch: Sequence[Outgoing]) -> None:
+        raise PublishFailed("no answer")
+
+    await outbox.write(rows(count))
+    with pytest.raises(PublishFailed):
+        await Relay(outbox.store, fails).publish_some()
+    assert await outbox.left() == count
+    assert await Relay(outbox.replicas[1], bus.publish).publish_some() == count  # at once, by another replica too
+    assert len(await ids(jetstream)) == count
+
+
+@pytest.mark.parametrize("count", [1, 20])
+async def test_an_acknowledgement_that_was_lost_does_not_make_an_event_two(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, count: int
+) -> None:
+    async def publishes_and_hears_nothing(batch: Sequence[Outgoing]) -> None:
+        await bus.publish(batch)
+        raise PublishFailed("the acknowledgement is lost")
+
+    first, later = rows(count), rows(30, 100)
+    await outbox.write(first)
+    with pytest.raises(PublishFailed):
+        await Relay(outbox.store, publishes_and_hears_nothing).publish_some()
+    await outbox.write(later)  # the next batch has both, those that the stream has and those that it has not
+    assert await Relay(outbox.store, bus.publish).publish_some() == count + 30
+    assert sorted(await ids(jetstream)) == sorted(row.id for row in [*first, *later])
+    assert await outbox.left() == 0
+
+
+async def test_a_batch_with_an_event_that_the_stream_has_is_refused_whole_and_then_sent_one_by_one(
+    bus: Bus, jetstream: JetStreamContext
+) -> None:
+    seen, new = rows(2), rows(2, 10)
+    assert await bus._publish_atomic(seen)
+    assert not await bus._publish_atomic([*new, seen[0]])
+    assert len(await ids(jetstream)) == 2  # whole: nothing of it is there
+    await bus.publish([*new, seen[0]])
+    assert sorted(await ids(jetstream)) == sorted(row.id for row in [*seen, *new])
+
+
+async def test_a_relay_that_is_woken_does_not_wait_for_its_next_look(
+    outbox: Outbox, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 60.0)
+    relay = Relay(outbox.store, bus.publish)
+    async with Running(relay):
+        for count in (3, 1):
+            await outbox.write(rows(count))
+            relay.wake()
+            await outbox.empty()
+
+
+async def test_rows_of_a_process_that_died_go_out_from_another_by_itself(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+    async with Running(Relay(outbox.replicas[1], bus.publish)):
+        await outbox.write(rows(5))  # and nobody wakes
+        await outbox.empty()
+    assert len(await ids(jetstream)) == 5
+
+
+async def test_what_was_written_while_the_stream_was_away_goes_out_when_it_is_back(
+    outbox: Outbox, bus: Bus, servers: Servers, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+    written = rows(40)
+    relay = Relay(outbox.store, bus.publish)
+    async with Running(relay):
+        await outbox.write(written[:20])
+        await outbox.empty()
+        await servers.stop("nats")
+        try:
+            await outbox.write(written[20:])
+            relay.wake()
+            with pytest.raises(PublishFailed):
+                await bus.publish(written)
+            assert await outbox.left() == 20
+        finally:
+            await servers.start("nats")
+        await outbox.empty()
+    assert sorted(await ids(jetstream)) == sorted(row.id for row in written)
+
+
+async def test_a_relay_keeps_on_after_any_failure(outbox: Outbox, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.02)
+    failures: list[Exception] = [PublishFailed("x"), StoreUnavailable("x"), TimeoutError(), ValueError("a bug")]
+
+    async def publish(batch: Sequence[Outgoing]) -> None:
+        if failures:
+            raise failures.pop()
+        await bus.publish(batch)
+
+    await outbox.write(rows(2))
+    async with Running(Relay(outbox.store, publish)):
+        await outbox.empty()
+    assert not failures
+
+
+async def test_a_relay_that_is_stopped_in_the_middle_leaves_its_rows_to_the_next(outbox: Outbox, bus: Bus) -> None:
+    publishing = asyncio.Event()
+
+    async def hangs(batch: Sequence[Outgoing]) -> None:
+        publishing.set()
+        await asyncio.Event().wait()
+
+    await outbox.write(rows(10))
+    async with Running(Relay(outbox.store, hangs)):
+        await publishing.wait()
+        assert await Relay(outbox.replicas[1], bus.publish).publish_some() == 0  # held
+    assert await Relay(outbox.replicas[1], bus.publish).publish_some() == 10
+
+
+async def test_a_connection_that_dies_while_publishing_leaves_its_rows_to_the_next(
+    open_database: OpenDatabase, bus: Bus, jetstream: JetStreamContext
+) -> None:
+    outbox = Outbox([await open_database("approval") for _ in range(2)])
+    await outbox.write(rows(10))
+    assert isinstance(outbox.store, Database)
+    database = outbox.store
+
+    async def publishes_and_loses_the_store(batch: Sequence[Outgoing]) -> None:
+        await bus.publish(batch)
+        async with database.connection() as connection:
+            sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE '%DELETE FROM outbox%'"
+            assert await connection.fetch(f"{sql} AND pid <> pg_backend_pid()")
+
+    with pytest.raises(StoreUnavailable):
+        await Relay(outbox.replicas[1], publishes_and_loses_the_store).publish_some()
+    assert await outbox.left() == 10
+    await Relay(outbox.store, bus.publish).flush()
+    assert len(await ids(jetstream)) == 10
+
+
+async def test_a_lease_that_ran_out_lets_another_relay_take_over(
+    open_mongo: OpenMongo, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongo_module, "LEASE", 0.3)
+    outbox = Outbox([await open_mongo() for _ in range(2)])
+    written = rows(3)
+    await outbox.write(written)
+    async with AsyncExitStack() as dead:  # a relay that has taken the rows, and is not heard of again
+        assert len(await dead.enter_async_context(outbox.store.taken(10))) == 3
+        other = Relay(outbox.replicas[1], bus.publish)
+        assert await other.publish_some() == 0
+
+        async def attempt() -> int:
+            return await other.publish_some()
+
+        await eventually(attempt, lambda published: published == 3)
+        late = rows(2, 10)
+        await outbox.write(late)
+    # It was only slow: what it believes to be its rows is gone, and what came later is untouched.
+    assert await outbox.left() == 2
+    await other.flush()
+    assert sorted(await ids(jetstream)) == sorted(row.id for row in [*written, *late])
+
+
+async def test_a_relay_whose_lease_was_taken_over_does_not_remove_what_the_other_has_not_published(
+    open_mongo: OpenMongo, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mongo_module, "LEASE", 0.0)
+    outbox = Outbox([await open_mongo() for _ in range(2)])
+    await outbox.write(rows(3))
+
+    async def fails(batch: Sequence[Outgoing]) -> None:
+        raise PublishFailed("no answer")
+
+    async with outbox.store.taken(10) as slow:
+        assert len(slow) == 3
+        with pytest.raises(PublishFailed):
+            await Relay(outbox.replicas[1], fails).publish_some()
+    assert await outbox.left() == 3
+
+
+async def test_events_of_a_transaction_that_is_undone_are_never_seen(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext
+) -> None:
+    store = outbox.store
+
+    async def fails(session: Any = None) -> None:
+        if isinstance(store, Database):
+            async with store.transaction() as connection:
+                await enqueue(connection, rows(3))
+                raise ZeroDivisionError
+        await store.enqueue(session, rows(3))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await (fails() if isinstance(store, Database) else store.transaction(fails))
+    assert await Relay(store, bus.publish).publish_some() == 0
+    assert await ids(jetstream) == []
+
+
+async def test_nothing_is_published_before_its_commit(outbox: Outbox, bus: Bus) -> None:
+    store, relay = outbox.store, Relay(outbox.replicas[1], bus.publish)
+    if isinstance(store, Database):
+        async with store.transaction() as connection:
+            await enqueue(connection, rows(3))
+            assert await relay.publish_some() == 0
+    else:
+        mongo = store
+
+        async def work(session: Any) -> None:
+            await mongo.enqueue(session, rows(3))
+            assert await relay.publish_some() == 0
+
+        await mongo.transaction(work)
+    assert await relay.publish_some() == 3
+
+
+async def test_a_bus_that_is_not_connected_fails_at_once(servers: Servers) -> None:
+    bus = Bus(servers.stores.nats_address, *servers.stores.nats_login("approval"), "approval", 1)
+    for count in (1, 2):
+        with pytest.raises(PublishFailed):
+            await bus.publish(rows(count))
+    await bus.close()
+
+
+async def test_a_service_cannot_publish_in_anothers_name(
+    bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream_module, "PUBLISH_TIMEOUT", 0.3)
+    [row] = rows(1)
+    forged = Outgoing(row.id, row.key, "vaccination.vaccinemgmt.v1.CancellationCompleted", row.time, "", row.payload)
+    with pytest.raises(PublishFailed):
+        await bus.publish([forged])
+    await bus.publish([row])
+    assert await ids(jetstream) == [row.id]
+
+
+async def test_a_url_of_another_kind_of_store_is_not_waited_for(servers: Servers) -> None:
+    with pytest.raises(ValueError, match="invalid DSN"):
+        await Database(servers.mongo_url("approval")).open(MIGRATIONS["approval"])
+
+
+async def test_a_closing_store_does_not_wait_for_ever_for_a_connection_in_use(
+    open_database: OpenDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(postgres_module, "CLOSE_WITHIN", 0.2)
+    database = await open_database("approval")
+    async with database.connection():
+        await asyncio.wait_for(database.close(), 5)
