@@ -71,10 +71,10 @@ class Mesh:
         base_port: int | None = None,
         external: Mapping[str, str] | None = None,
         replicas: int | None = None,
-        launcher: tuple[str, ...] = (),
+        launcher: str | None = None,
     ) -> None:
         self.home = Home(home, base_port, external, replicas)
-        self._launcher = launcher  # arguments of Python before the service's module: tests bring faults in with it
+        self._launcher = launcher  # a module that runs services as `-m LAUNCHER COMPONENT MODULE`: tests bring faults
         self.stores = Stores(self.home)
         self.processes = Processes(self.home.path)
         self.components = {component.name: component for component in self._components()}
@@ -115,12 +115,13 @@ class Mesh:
         ]
 
     def _service(self, service: str, name: str) -> Component:
+        launcher = [self._launcher, name] if self._launcher else []
         return Component(
             name,
             (name, f"{name}-metrics"),
             (STORE_OF[service], "nats"),
             lambda: self._check_service(service, name),
-            lambda: [sys.executable, "-m", *self._launcher, f"services.{service}"],
+            lambda: [sys.executable, "-m", *launcher, f"services.{service}"],
             lambda: self.stores.write_secrets(service),
             lambda: self._service_env(service, name),
         )

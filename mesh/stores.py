@@ -10,6 +10,7 @@ import importlib.util
 import json
 import os
 import pwd
+import random
 import shutil
 import subprocess
 import sys
@@ -289,6 +290,20 @@ class Stores:
     def last_sequence(self, stream: str) -> int:
         """The number of the stream's last message."""
         return self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream)).state.last_seq
+
+    def republish(self, stream: str, count: int, seed: int) -> int:
+        """Publishes up to `count` of the stream's messages once more, as new ones, shuffled: for tests of consumers."""
+
+        async def again(jetstream: "JetStreamContext") -> int:
+            last = (await jetstream.stream_info(stream)).state.last_seq
+            chosen = random.Random(seed).sample(range(1, last + 1), min(count, last))  # noqa: S311 - not a secret
+            for sequence in chosen:
+                message = await jetstream.get_msg(stream, sequence)
+                headers = {k: v for k, v in (message.headers or {}).items() if k != "Nats-Msg-Id"}
+                await jetstream.publish(message.subject or "", message.data or b"", headers=headers)
+            return len(chosen)
+
+        return self._ask_jetstream(again)
 
     def _ask_jetstream(self, question: "Callable[[JetStreamContext], Awaitable[Answer]]") -> Answer:
         async def ask() -> Answer:

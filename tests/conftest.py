@@ -25,7 +25,7 @@ def seeded() -> random.Random:
     return random.Random(SEED)
 
 
-def _free_base_port() -> int:
+def free_base_port() -> int:
     """A base port above which every port of a mesh is free."""
     for base in range(20000, 32000, 100):
         try:
@@ -41,7 +41,7 @@ def _free_base_port() -> int:
 @pytest.fixture(scope="session")
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     home = Path(os.environ.get("TEST_HOME") or tmp_path_factory.mktemp("mesh"))
-    mesh = Mesh(home, None if (home / "mesh.json").exists() else _free_base_port())
+    mesh = Mesh(home, None if (home / "mesh.json").exists() else free_base_port())
     yield mesh
     if "TEST_HOME" not in os.environ:
         mesh.down()

@@ -66,7 +66,7 @@ class Mongo:
             for name, validator in {"outbox": {}, **collections}.items():
                 if name not in existing:
                     try:
-                        await self.database.create_collection(name, validator=validator)
+                        await self.database.create_collection(name, check_exists=False, validator=validator)
                     except OperationFailure as error:
                         if error.code != 48:  # made by another replica meanwhile
                             raise

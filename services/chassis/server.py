@@ -40,7 +40,7 @@ class Service:
             maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
             options=[
                 ("grpc.max_receive_message_length", 4 * 1024 * 1024),
-                ("grpc.max_metadata_size", 32 * 1024),
+                ("grpc.max_metadata_size", 96 * 1024),
                 ("grpc.so_reuseport", 0),
                 # Clients that stay for ever would never see new replicas.
                 ("grpc.max_connection_age_ms", 30 * 60 * 1000),

@@ -205,7 +205,7 @@ class World:
         """Starts them, and waits until they are ready."""
         await asyncio.to_thread(self.mesh.up, self.mesh.home.processes_of(service))
 
-    async def quiet(self) -> None:
+    async def quiet(self, within: float = 20.0) -> None:
         """Waits until nothing is on its way: every outbox empty, every consumer at the stream's end."""
         stores = self.mesh.stores
 
@@ -221,7 +221,7 @@ class World:
             rows = [await self.query(name, "SELECT 1 FROM outbox") for name in ("approval", "reservation")]
             return first, sum(map(len, rows)), await asyncio.to_thread(look)
 
-        await eventually(looks, lambda seen: seen[0] == seen[2] and seen[0][0] == seen[1] == 0)
+        await eventually(looks, lambda seen: seen[0] == seen[2] and seen[0][0] == seen[1] == 0, within)
 
     def token(self, subject: str, roles: list[str], **claims: Any) -> str:
         """A token of the local issuer."""

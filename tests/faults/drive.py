@@ -1,0 +1,202 @@
+"""Customers and managers from a seeded generator, and the complete history of what they asked and were told."""
+
+import asyncio
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any
+
+import grpc.aio
+
+from tests.e2e.conftest import Client, Status, World, delivery
+from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2
+
+# Whether it happened is not known: a client repeats it, which is safe.
+UNKNOWN = {
+    grpc.StatusCode.UNAVAILABLE,
+    grpc.StatusCode.DEADLINE_EXCEEDED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.CANCELLED,
+    grpc.StatusCode.UNKNOWN,
+    grpc.StatusCode.INTERNAL,
+}
+
+
+@dataclass
+class Operation:
+    """One call and its answer. `outcome` is ok, a status code's name, or None while nobody knows."""
+
+    at: float
+    customer: str
+    kind: str
+    key: str
+    arguments: tuple[Any, ...]
+    outcome: str | None = None
+    answer: Any = None
+    seconds: float = 0.0
+
+
+@dataclass
+class History:
+    """Everything that was asked."""
+
+    operations: list[Operation] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def counts(self) -> Counter[tuple[str, str]]:
+        """How many of each kind ended how."""
+        return Counter((o.kind, o.outcome or "unknown") for o in self.operations)
+
+
+class Driver:
+    """The load."""
+
+    def __init__(self, world: World, seed: int, customers: int, hospitals: list[tuple[str, date]]) -> None:
+        self._world, self._hospitals = world, hospitals
+        self._random = random.Random(seed)
+        self._names = [f"c{seed}-{n}" for n in range(customers)]
+        self.history = History()
+        self._stop = asyncio.Event()
+
+    def stop(self) -> None:
+        """Lets everybody finish what they do."""
+        self._stop.set()
+
+    async def run(self) -> None:
+        """Runs until `stop`."""
+        seeds = [self._random.randrange(2**32) for _ in range(len(self._names) + len(self._hospitals))]
+        people = [self._customer(name, random.Random(seed)) for name, seed in zip(self._names, seeds, strict=False)]
+        managers = [
+            self._manager(hospital, random.Random(seed))
+            for (hospital, _), seed in zip(self._hospitals, seeds[len(people) :], strict=True)
+        ]
+        await asyncio.gather(*people, *managers)
+
+    async def _customer(self, name: str, dice: random.Random) -> None:
+        client = self._world.client(name, ["customer"], expires_in=24 * 3600)
+        asked: list[tuple[str, str, date, str]] = []
+        booked: set[str] = set()
+        while not self._stop.is_set():
+            what = dice.random()
+            if booked and what < 0.45:
+                reservation_id = dice.choice(sorted(booked))
+                done = await self._insist(
+                    dice, name, "cancel", reservation_id, lambda i=reservation_id: client.cancel(i)
+                )
+                if done.outcome is not None:
+                    booked.discard(reservation_id)
+            elif asked and what < 0.6:
+                request_id, hospital, day, code = dice.choice(asked)  # once more, perhaps long after
+                await self._create(dice, client, name, request_id, hospital, day, code, booked)
+            elif what < 0.95:
+                hospital, day = dice.choice(self._hospitals)
+                request = (
+                    str(uuid.UUID(int=dice.getrandbits(128), version=4)),
+                    hospital,
+                    day,
+                    dice.choice(["", "", "207", "208"]),
+                )
+                asked.append(request)
+                await self._create(dice, client, name, *request, booked)
+            else:
+                await self._once(name, "screen", name, client.screen)
+            await asyncio.sleep(dice.expovariate(1 / 0.3))
+
+    async def _create(
+        self,
+        dice: random.Random,
+        client: Client,
+        name: str,
+        request_id: str,
+        hospital: str,
+        day: date,
+        code: str,
+        booked: set[str],
+    ) -> None:
+        done = await self._insist(
+            dice,
+            name,
+            "create",
+            request_id,
+            lambda: client.create(hospital, day, request_id, code),
+            hospital,
+            day,
+            code,
+        )
+        if done.outcome == "ok" and done.answer.status == Status.RESERVATION_STATUS_APPROVED:
+            booked.add(done.answer.reservation_id)
+
+    async def _manager(self, hospital: str, dice: random.Random) -> None:
+        client = self._world.client("manager", ["manager"], hospital=hospital, expires_in=24 * 3600)
+        while not self._stop.is_set():
+            what = dice.random()
+            if what < 0.3:
+                code, maker = dice.choice([("207", "MOD"), ("208", "PFR")])
+                lot = delivery(
+                    dice.randrange(1, 30),
+                    lot_number=f"L{dice.getrandbits(40):x}",
+                    vaccine_code=code,
+                    manufacturer=maker,
+                )
+                await self._insist(
+                    dice,
+                    hospital,
+                    "register",
+                    lot.lot_number,
+                    lambda lot=lot: client.register(hospital, lot),
+                    lot.quantity,
+                )
+            elif what < 0.6:
+                await self._assign(dice, client, hospital)
+            else:
+                await self._once(hospital, "waiting", hospital, lambda: client.waiting(hospital))
+            await asyncio.sleep(dice.expovariate(1 / 1.0))
+
+    async def _assign(self, dice: random.Random, client: Client, hospital: str) -> None:
+        """The manager changes somebody's lot."""
+        lots = await self._once(hospital, "lots", hospital, lambda: client.lots(hospital))
+        completed = [
+            o.answer.reservation_id
+            for o in self.history.operations[-200:]
+            if o.kind == "create" and o.outcome == "ok" and o.answer.status == 1 and o.arguments[0] == hospital
+        ]
+        if lots.outcome != "ok" or not lots.answer or not completed:
+            return
+        request = vaccinemgmt_service_pb2.AssignLotRequest(
+            reservation_id=dice.choice(completed), lot_id=dice.choice(list(lots.answer)).lot_id
+        )
+        await self._once(
+            hospital, "assign", request.reservation_id, lambda: client.call(client.vaccinemgmt.AssignLot, request)
+        )
+
+    async def _insist(
+        self, dice: random.Random, who: str, kind: str, key: str, call: Callable[[], Awaitable[Any]], *arguments: Any
+    ) -> Operation:
+        """Repeats a call until its outcome is known; each try is in the history."""
+        for attempt in range(60):
+            done = await self._once(who, kind, key, call, *arguments)
+            if done.outcome is not None:
+                return done
+            await asyncio.sleep(min(0.1 * 2**attempt, 2.0) * (0.5 + dice.random()))
+        return done
+
+    async def _once(
+        self, who: str, kind: str, key: str, call: Callable[[], Awaitable[Any]], *arguments: Any
+    ) -> Operation:
+        operation = Operation(time.time(), who, kind, key, arguments)
+        self.history.operations.append(operation)
+        begin = time.perf_counter()
+        try:
+            operation.answer = await call()
+            operation.outcome = "ok"
+        except grpc.aio.AioRpcError as error:
+            operation.answer = f"{error.code().name}: {error.details()}"
+            operation.outcome = None if error.code() in UNKNOWN else error.code().name
+            if error.code() in (grpc.StatusCode.INTERNAL, grpc.StatusCode.UNKNOWN):
+                self.history.problems.append(f"{kind} {key}: {operation.answer}")
+        operation.seconds = time.perf_counter() - begin
+        return operation

@@ -1,0 +1,189 @@
+"""Starts a service with places at which it can be killed, hung or made wrong: `-m tests.faults.launcher COMPONENT services.NAME`.
+
+The services' code knows nothing of this. A process looks for a file FAULTS/<component> at each named place; when the
+file names the place, the process removes the file and kills itself there. MUTATION makes the service break a rule on
+purpose, to see that the checks find it. CLOCK_OFFSET, a file with seconds, steps the service's clock.
+"""
+
+import asyncio
+import contextlib
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+PLACES = {
+    "approval-after-commit": "approval has committed a decision and not answered yet",
+    "reservation-after-commit": "reservation has stored an answer and not replied yet",
+    "relay-after-publish": "the stream has the events, the outbox still has them too",
+    "consumer-after-commit": "a handler has committed, its messages are not acknowledged",
+}
+MUTATIONS = {
+    "publish-before-commit": "reservation publishes its events before the commit, which then may not come",
+    "ack-before-commit": "consumers acknowledge before the handler has committed",
+    "not-idempotent": "vaccine management takes a dose for every delivery of an approval",
+    "read-then-write": "approval reads the places left without holding the day still",
+}
+
+
+def reached(place: str) -> None:
+    """Dies here, if this process is the one that shall."""
+    file = Path(os.environ["FAULTS"]) / COMPONENT
+    with contextlib.suppress(FileNotFoundError):
+        if file.read_text() == place:
+            file.unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _after(cls: type, method: str, place: str) -> None:
+    """Makes `place` of the moment after a method of a class has done its work."""
+    original = getattr(cls, method)
+
+    async def wrapped(*args: Any, **kwargs: Any) -> Any:
+        result = await original(*args, **kwargs)
+        reached(place)
+        return result
+
+    setattr(cls, method, wrapped)
+
+
+def _places() -> None:
+    from services.approval.adapters.postgres import PostgresBooks
+    from services.chassis import jetstream
+    from services.reservation.adapters.postgres import PostgresReservations
+
+    _after(PostgresBooks, "decide", "approval-after-commit")
+    _after(PostgresReservations, "add", "reservation-after-commit")
+    _after(jetstream.Bus, "publish", "relay-after-publish")
+    original = jetstream.Consumer.__init__
+
+    def init(self: Any, bus: Any, name: str, handlers: dict[type[Any], jetstream.Handler]) -> None:
+        wrapped: dict[jetstream.Handler, jetstream.Handler] = {}
+
+        def then_reached(handler: jetstream.Handler) -> jetstream.Handler:
+            async def handle(events: Sequence[jetstream.Event]) -> None:
+                await handler(events)
+                reached("consumer-after-commit")
+
+            return wrapped.setdefault(handler, handle)
+
+        original(self, bus, name, {cls: then_reached(handler) for cls, handler in handlers.items()})
+
+    jetstream.Consumer.__init__ = init  # type: ignore[method-assign]
+
+
+def _mutate(name: str) -> None:
+    from services.chassis import jetstream
+
+    if name == "ack-before-commit":
+
+        async def handle_run(self: Any, handler: jetstream.Handler, run: Sequence[Any]) -> None:
+            for message, _ in run:
+                await self._quietly(message.ack())
+            await asyncio.sleep(0.05)
+            with contextlib.suppress(Exception):
+                await handler([event for _, event in run])
+
+        jetstream.Consumer._handle_run = handle_run  # type: ignore[method-assign]
+    elif name == "publish-before-commit":
+        from services.reservation.adapters import postgres
+        from services.reservation.adapters.events import outgoing
+
+        add = postgres.PostgresReservations.add
+
+        async def publish_then_add(self: Any, reservations: Sequence[Any]) -> None:
+            events = [outgoing(event) for r in reservations for event in r.events]
+            await _bus().publish(events)
+            await asyncio.sleep(0.02)
+            for reservation in reservations:
+                reservation.events.clear()
+            await add(self, reservations)
+
+        postgres.PostgresReservations.add = publish_then_add  # type: ignore[method-assign]
+        change = postgres.PostgresReservations.change
+
+        async def publish_then_change(self: Any, ids: Sequence[Any], rule: Callable[[Any], None]) -> Any:
+            for reservation_id in ids:
+                reservation = await self.get(reservation_id)
+                if reservation is not None:
+                    rule(reservation)
+                    await _bus().publish([outgoing(event) for event in reservation.events])
+            await asyncio.sleep(0.02)
+            return await change(self, ids, lambda r: (rule(r), r.events.clear())[0])
+
+        postgres.PostgresReservations.change = publish_then_change  # type: ignore[method-assign]
+    elif name == "not-idempotent":
+        from services.vaccinemgmt.adapters.mongo import MongoWard
+
+        async def knows_nothing(self: Any, ids: Sequence[Any]) -> dict[Any, Any]:
+            return {}
+
+        original = MongoWard.vaccinations
+        MongoWard.vaccinations = knows_nothing  # type: ignore[method-assign]
+        del original
+    elif name == "read-then-write":
+        from services.approval.adapters import postgres as books
+
+        books.LOCK_DAYS = books.LOCK_DAYS.replace(" FOR UPDATE", "")
+        books.LOCK_ACTIVE = books.LOCK_ACTIVE.replace(" FOR UPDATE", "")
+        books.TAKE_PLACES = books.TAKE_PLACES.replace(
+            "approved = days.approved + d.n", "approved = least(d.n, capacity)"
+        )
+        write = books._write_places
+
+        async def write_what_was_read(connection: Any, ledger: Any, before: dict[Any, int]) -> None:
+            await asyncio.sleep(0.01)
+            absolute = {key: 0 for key, n in before.items() if ledger.days[key].approved != n}
+            await write(connection, ledger, absolute)
+
+        books._write_places = write_what_was_read
+    else:
+        raise SystemExit(f"no mutation {name}")
+
+
+def _bus() -> Any:
+    import gc
+
+    from services.chassis.jetstream import Bus
+
+    return next(o for o in gc.get_objects() if isinstance(o, Bus))
+
+
+def _clock(file: Path) -> None:
+    """The composition roots ask datetime.now(UTC): they get a class that adds the file's seconds."""
+    import services.approval.application as approval
+    import services.reservation.application as reservation
+
+    def shifted(clock: Callable[[], datetime]) -> Callable[[], datetime]:
+        def now() -> datetime:
+            try:
+                return clock() + timedelta(seconds=float(file.read_text() or 0))
+            except (FileNotFoundError, ValueError):
+                return clock()
+
+        return now
+
+    for cls, position in ((approval.Approval, 1), (reservation.ReservationDesk, 2)):
+        original = cls.__init__
+
+        def init(self: Any, *args: Any, original: Any = original, position: int = position) -> None:
+            original(self, *args[:position], shifted(args[position]), *args[position + 1 :])
+
+        cls.__init__ = init  # type: ignore[method-assign]
+
+
+COMPONENT = ""  # as mesh calls this process
+
+if __name__ == "__main__":
+    COMPONENT, service = sys.argv[1:3]
+    del sys.argv[1:3]
+    _places()
+    if mutation := os.environ.get("MUTATION"):
+        _mutate(mutation)
+    if clock := os.environ.get("CLOCK_OFFSET"):
+        _clock(Path(clock))
+    runpy.run_module(service, run_name="__main__", alter_sys=True)

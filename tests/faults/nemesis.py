@@ -1,0 +1,170 @@
+"""Breaks things on a seeded schedule, one after the other, and heals them."""
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from mesh.home import SERVICES, STORES
+from mesh.machine import Mesh
+from mesh.processes import MeshError
+
+from .launcher import PLACES
+from .proxy import Proxy
+
+PASSES = {  # which services come by a place
+    "approval-after-commit": ("approval",),
+    "reservation-after-commit": ("reservation",),
+    "relay-after-publish": ("approval", "reservation", "vaccinemgmt"),
+    "consumer-after-commit": SERVICES,
+}
+
+
+class Nemesis:
+    """The faults. Each method breaks something, waits a while, and heals it."""
+
+    def __init__(self, mesh: Mesh, seed: int, proxies: dict[str, Proxy], folder: Path) -> None:
+        self._mesh, self._proxies, self._folder = mesh, proxies, folder
+        self._dice = random.Random(seed)
+        self.done: Counter[str] = Counter()
+
+    async def run(self, stop: asyncio.Event, pause: float) -> None:
+        """One fault after the other until `stop`; then everything is whole again."""
+        faults: list[Callable[[], Awaitable[str]]] = [
+            self.kill, self.kill, self.kill, self.hang, self.crash, self.crash, self.crash, self.kill_store,
+            self.restart_store, self.cut, self.refuse, self.slow, self.step_clock, self.stop_service, self.duplicate,
+        ]  # fmt: skip
+        while not stop.is_set():
+            fault = self._dice.choice(faults)
+            self.done[await fault()] += 1
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), self._dice.expovariate(1 / pause))
+        await self.heal()
+
+    async def heal(self) -> None:
+        """Everything runs, at full speed, at the right time."""
+        for proxy in self._proxies.values():
+            proxy.refuse(False)
+            proxy.slow(0)
+        self._clock(0)
+        for file in self._folder.glob("*"):
+            if file.name != "clock":
+                file.unlink(missing_ok=True)
+        await self._up()
+
+    def _replica(self, services: tuple[str, ...] = SERVICES) -> str:
+        return self._dice.choice([name for s in services for name in self._mesh.home.processes_of(s)])
+
+    def _signal(self, name: str, number: signal.Signals) -> bool:
+        process = self._mesh.processes.find(name)
+        if process is None:
+            return False
+        os.kill(process.pid, number)
+        return True
+
+    async def _up(self) -> None:
+        for attempt in range(5):
+            try:
+                await asyncio.to_thread(self._mesh.up)
+                return
+            except MeshError:
+                if attempt == 4:
+                    raise
+
+    async def kill(self) -> str:
+        """SIGKILL of a service's process, at any instant."""
+        name = self._replica()
+        self._signal(name, signal.SIGKILL)
+        await asyncio.sleep(self._dice.random() * 2)
+        await self._up()
+        return f"kill {name.split('-')[0]}"
+
+    async def hang(self) -> str:
+        """A process that stands still for a while, and then goes on as if nothing had been."""
+        name = self._replica()
+        self._signal(name, signal.SIGSTOP)
+        await asyncio.sleep(1 + self._dice.random() * 6)
+        self._signal(name, signal.SIGCONT)
+        return f"hang {name.split('-')[0]}"
+
+    async def crash(self) -> str:
+        """A process that dies at a named place."""
+        place = self._dice.choice(sorted(PLACES))
+        name = self._replica(PASSES[place])
+        file = self._folder / name
+        file.write_text(place)
+        for _ in range(100):
+            await asyncio.sleep(0.05)
+            if not file.exists():
+                break
+        reached = not file.exists()
+        file.unlink(missing_ok=True)
+        await self._up()
+        return f"crash {place}" if reached else "crash not reached"
+
+    async def stop_service(self) -> str:
+        """A graceful stop, as in a rolling restart."""
+        name = self._replica()
+        await asyncio.to_thread(self._mesh.stop, name)
+        await self._up()
+        return f"restart {name.split('-')[0]}"
+
+    async def kill_store(self) -> str:
+        """SIGKILL of a store."""
+        name = self._dice.choice(STORES)
+        number = signal.SIGKILL if name != "postgres" else signal.SIGQUIT  # its own word for a crash: no orphans stay
+        self._signal(name, number)
+        await asyncio.sleep(self._dice.random() * 4)
+        await self._up()
+        return f"kill {name}"
+
+    async def restart_store(self) -> str:
+        """An orderly restart of a store."""
+        name = self._dice.choice(STORES)
+        await asyncio.to_thread(self._mesh.stop, name)
+        await asyncio.sleep(self._dice.random() * 3)
+        await self._up()
+        return f"restart {name}"
+
+    async def cut(self) -> str:
+        """Every connection to a store breaks at once."""
+        name = self._dice.choice(STORES)
+        for _ in range(self._dice.randrange(1, 6)):
+            self._proxies[name].cut()
+            await asyncio.sleep(self._dice.random() * 0.5)
+        return f"cut {name}"
+
+    async def refuse(self) -> str:
+        """A store that cannot be reached for a while."""
+        name = self._dice.choice(STORES)
+        self._proxies[name].refuse(True)
+        await asyncio.sleep(self._dice.random() * 6)
+        self._proxies[name].refuse(False)
+        return f"refuse {name}"
+
+    async def slow(self) -> str:
+        """A line that is slow: clients' deadlines expire while commits are under way."""
+        name = self._dice.choice(STORES)
+        self._proxies[name].slow(self._dice.choice([0.05, 0.3, 1.5]))
+        await asyncio.sleep(2 + self._dice.random() * 5)
+        self._proxies[name].slow(0)
+        return f"slow {name}"
+
+    async def step_clock(self) -> str:
+        """The services' clocks jump, forth and back."""
+        self._clock(self._dice.choice([-3600, -60, 60, 3600]))
+        await asyncio.sleep(1 + self._dice.random() * 4)
+        self._clock(0)
+        return "clock step"
+
+    async def duplicate(self) -> str:
+        """Events of the past come once more, in another order, as messages of their own."""
+        count = await asyncio.to_thread(self._mesh.stores.republish, "VACCINATION", 200, self._dice.randrange(2**32))
+        return "duplicate events" if count else "no events to duplicate"
+
+    def _clock(self, seconds: float) -> None:
+        (self._folder / "clock").write_text(str(seconds))

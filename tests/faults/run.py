@@ -1,0 +1,158 @@
+"""One run: the real stack, load and faults for a while, then rest, then the accounts."""
+
+import asyncio
+import contextlib
+import os
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc.aio
+import psutil
+
+from mesh.home import STORES
+from mesh.machine import Mesh
+from tests.conftest import free_base_port
+from tests.e2e.conftest import World
+
+from . import checks
+from .drive import Driver, History
+from .nemesis import Nemesis
+from .proxy import Proxy
+
+# Rest must come within this many seconds after the last fault has healed.
+QUIESCENCE = 90.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to do."""
+
+    seed: int
+    seconds: float
+    replicas: int = 2
+    customers: int = 24
+    hospitals: int = 3
+    mutation: str | None = None
+    pause: float = 1.5  # mean seconds between faults; 0: no faults
+
+
+@dataclass
+class Report:
+    """What came of it."""
+
+    plan: Plan
+    violations: list[str] = field(default_factory=list)
+    operations: Counter[tuple[str, str]] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    checks: int = 0
+    quiescence: float = 0.0
+    rows: dict[str, int] = field(default_factory=dict)
+    memory: dict[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"seed {self.plan.seed}, {self.plan.seconds:.0f} s, mutation {self.plan.mutation}:"]
+        lines.append(f"  operations {sum(self.operations.values())}: {dict(sorted(self.operations.items()))}")
+        lines.append(f"  faults {sum(self.faults.values())}: {dict(sorted(self.faults.items()))}")
+        lines.append(f"  checks {self.checks}, at rest after {self.quiescence:.1f} s, rows {self.rows}")
+        lines += [f"  VIOLATION {v}" for v in self.violations[:20]] or ["  no violation"]
+        return "\n".join(lines)
+
+
+async def play(plan: Plan, folder: Path) -> Report:
+    """Starts a mesh of its own in the folder, attacks it, and looks at the accounts."""
+    faults = folder / "faults"
+    faults.mkdir()
+    os.environ |= {"FAULTS": str(faults), "CLOCK_OFFSET": str(faults / "clock"), "MUTATION": plan.mutation or ""}
+    base = free_base_port()
+    mesh = Mesh(folder / "mesh", base, replicas=plan.replicas, launcher="tests.faults.launcher")
+    mesh.stores.via = {store: base + 80 + i for i, store in enumerate(STORES)}
+    proxies = {store: Proxy(base + 80 + i, mesh.home.port(store)) for i, store in enumerate(STORES)}
+    for proxy in proxies.values():
+        await proxy.start()
+    try:
+        await asyncio.to_thread(mesh.up)
+        async with grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_retries", 0)]) as channel:
+            return await _play(plan, World(mesh, channel), Nemesis(mesh, plan.seed, proxies, faults))
+    finally:
+        await asyncio.to_thread(mesh.down)
+        for proxy in proxies.values():
+            await proxy.stop()
+
+
+async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
+    report = Report(plan)
+    # Few places and doses: everything that can run out does.
+    hospitals = [
+        await world.new_hospital(capacity=plan.customers // 3, doses=plan.customers // 4) for _ in range(plan.hospitals)
+    ]
+    driver = Driver(world, plan.seed, plan.customers, hospitals)
+    stop = asyncio.Event()
+    watching = asyncio.create_task(_watch(world, report, stop))
+    driving = asyncio.create_task(driver.run())
+    breaking = asyncio.create_task(nemesis.run(stop, plan.pause)) if plan.pause else None
+    done, _ = await asyncio.wait(
+        [driving, *([breaking] if breaking else [])], timeout=plan.seconds, return_when=asyncio.FIRST_EXCEPTION
+    )
+    stop.set()
+    for task in done:
+        task.result()
+    if breaking is not None:
+        await breaking
+    driver.stop()
+    await driving
+    await watching
+    begin = time.monotonic()
+    with contextlib.suppress(BaseException):
+        await world.quiet(QUIESCENCE)
+    report.quiescence = time.monotonic() - begin
+    await _account(world, driver.history, report)
+    report.operations, report.faults = driver.history.counts(), nemesis.done
+    return report
+
+
+async def _watch(world: World, report: Report, stop: asyncio.Event) -> None:
+    """What must hold at every read is read all the time."""
+    while not stop.is_set():
+        try:
+            overbooked = await world.query("approval", "SELECT * FROM days WHERE approved NOT BETWEEN 0 AND capacity")
+            report.violations += [f"at a read: {dict(day)} is overbooked" for day in overbooked]
+            odd = await asyncio.to_thread(_odd_lots, world)
+            report.violations += [f"at a read: {lot} does not add up" for lot in odd]
+            report.checks += 2
+        except Exception:
+            pass  # the store is away; its turn comes
+        await asyncio.sleep(0.2)
+
+
+def _odd_lots(world: World) -> list[checks.Row]:
+    import pymongo
+
+    with pymongo.MongoClient[checks.Row](world.mesh.stores.mongo_url, serverSelectionTimeoutMS=500) as client:
+        adds_up = {"$eq": ["$received", {"$add": ["$free", "$used"]}]}
+        sane = {"$and": [adds_up, {"$gte": ["$free", 0]}, {"$gte": ["$used", 0]}]}
+        return list(client["vaccinemgmt"]["lots"].find({"$expr": {"$not": [sane]}}))
+
+
+async def _account(world: World, history: History, report: Report) -> None:
+    books = await checks.read(world)
+    for check in checks.ALL:
+        found = check(books, history)
+        report.checks += 1
+        report.violations += [f"{check.__name__}: {problem}" for problem in found]
+    await asyncio.to_thread(world.mesh.rebuild_mypage)
+    rebuilt = await checks.read(world)
+    report.checks += 1
+    if rebuilt.screen != books.screen:
+        report.violations.append("mypage differs from its own rebuild")
+    report.rows = {
+        "decisions": len(books.decisions),
+        "granted": sum(d["denial"] is None for d in books.decisions.values()),
+        "cancelled": sum(r["status"] == checks.CANCELLED for r in books.reservations.values()),
+        "waiting": sum(v["status"] == checks.WAITING for v in books.vaccinations.values()),
+        "doses held": sum(v["dose"] is not None for v in books.vaccinations.values()),
+    }
+    for name in world.mesh.components:
+        if process := world.mesh.processes.find(name):
+            report.memory[name] = psutil.Process(process.pid).memory_info().rss
