@@ -4,7 +4,8 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from nats.js.errors import APIError
+from nats.js.errors import NotFoundError
 
 from .edge import violations
 from .errors import StoreUnavailable
@@ -41,6 +42,10 @@ class PublishFailed(Exception):
     """The stream did not acknowledge; the messages may be in it or not."""
 
 
+class _NoHandler(Exception):
+    """Not an event that this process knows. Another replica may: a newer one, while an update is rolled out."""
+
+
 @dataclass(frozen=True)
 class Event:
     """A received event. `message` is the protobuf message of its type, checked against the contract's rules."""
@@ -61,6 +66,8 @@ class Bus:
     def __init__(self, url: str, user: str, password: str, name: str, replicas: int) -> None:
         self._url, self._user, self._password, self._name, self._replicas = url, user, password, name, replicas
         self._nats: Client | None = None
+        self.reconnected: list[Callable[[], None]] = []
+        """Called after each reconnection: the server has forgotten what was asked of it."""
 
     @property
     def js(self) -> JetStreamContext:
@@ -71,47 +78,50 @@ class Bus:
 
     async def connect(self) -> None:
         """Connects, and makes the two streams if they are missing; from then on reconnects by itself for ever."""
-        if self._nats is None:
-            self._nats = await nats.connect(
-                servers=self._url.split(","),
-                user=self._user,
-                password=self._password,
-                name=self._name,
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=0.5,
-                connect_timeout=5,
-                ping_interval=10,
-                max_outstanding_pings=2,
-                # What is published while away must fail and stay in the outbox, not pile up in memory.
-                pending_size=4 * 1024 * 1024,
-                error_cb=self._on_error,
-            )
-        await self._ensure_stream(STREAM, ["vaccination.*.v1.*"], allow_atomic=True)
-        await self._ensure_stream(DEAD_LETTERS, [f"{DEAD_LETTERS}.*"])
+        with _boundary():
+            if self._nats is None:
+                self._nats = await nats.connect(
+                    servers=self._url.split(","),
+                    user=self._user,
+                    password=self._password,
+                    name=self._name,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.5,
+                    connect_timeout=5,
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    # What is published while away must fail and stay in the outbox, not pile up in memory.
+                    pending_size=4 * 1024 * 1024,
+                    error_cb=self._on_error,
+                    reconnected_cb=self._on_reconnected,
+                )
+            await self._ensure_stream(STREAM, ["vaccination.*.v1.*"], allow_atomic=True)
+            await self._ensure_stream(DEAD_LETTERS, [f"{DEAD_LETTERS}.*"])
 
     async def forget(self, consumer: str) -> None:
         """Deletes a durable consumer: made again, it begins at the stream's beginning."""
         try:
             await self.js.delete_consumer(STREAM, consumer)
-        except nats.js.errors.NotFoundError:
+        except NotFoundError:
             pass
 
     async def close(self) -> None:
         """Sends what is buffered (acknowledgements) and closes."""
-        if self._nats is not None and self._nats.is_connected:
-            await self._nats.flush(timeout=2)
         if self._nats is not None:
+            try:
+                if self._nats.is_connected:
+                    await self._nats.flush(timeout=2)
+            except (nats.errors.Error, OSError, TimeoutError):
+                pass  # away: what it did not hear of comes again, to whoever is there then
             await self._nats.close()
 
     async def publish(self, rows: Sequence[Outgoing]) -> None:
         """Returns when the stream has all of them; raises PublishFailed when that is not known."""
-        try:
+        with _boundary():
             if len(rows) == 1 or not await self._publish_atomic(rows):
                 await asyncio.gather(
                     *(self.js.publish(row.subject, row.payload, headers=row.headers()) for row in rows)
                 )
-        except (nats.errors.Error, APIError, OSError, TimeoutError) as error:
-            raise PublishFailed(type(error).__name__) from error
 
     async def _publish_atomic(self, rows: Sequence[Outgoing]) -> bool:
         """All or nothing in one round trip; False when the server has one of them already: then one by one."""
@@ -158,6 +168,18 @@ class Bus:
     async def _on_error(self, error: Exception) -> None:
         log.warning("nats", error=type(error).__name__)
 
+    async def _on_reconnected(self) -> None:
+        for call in self.reconnected:
+            call()
+
+
+@contextmanager
+def _boundary() -> Iterator[None]:
+    try:
+        yield
+    except (nats.errors.Error, OSError, TimeoutError) as error:  # JetStream's own errors are among nats.errors.Error
+        raise PublishFailed(f"{type(error).__name__} {error}") from error
+
 
 class Consumer:
     """A durable pull consumer, shared by a service's replicas, and its handlers by message class.
@@ -172,25 +194,27 @@ class Consumer:
     def __init__(self, bus: Bus, name: str, handlers: Mapping[type[Message], Handler]) -> None:
         self._bus, self._name = bus, name
         self._handlers = {cls.DESCRIPTOR.full_name: (cls, handler) for cls, handler in handlers.items()}
-        self._inbox: asyncio.Queue[Msg] = asyncio.Queue()
+        self._inbox: asyncio.Queue[Msg | None] = asyncio.Queue()  # None: look how the pull request is
         self._stopping = asyncio.Event()
         self._requested = 0
         self._heard = 0.0
+        bus.reconnected.append(self._lost)
 
     async def ensure(self) -> None:
-        """Makes the durable consumer if it is missing."""
-        await self._bus.js.add_consumer(
-            STREAM,
-            ConsumerConfig(
-                durable_name=self._name,
-                filter_subjects=sorted(self._handlers),
-                deliver_policy=DeliverPolicy.ALL,
-                ack_policy=AckPolicy.EXPLICIT,
-                ack_wait=ACK_WAIT,
-                max_deliver=-1,
-                max_ack_pending=8 * BATCH,
-            ),
-        )
+        """Makes the durable consumer if it is missing, or brings it up to date; raises PublishFailed."""
+        with _boundary():
+            await self._bus.js.add_consumer(
+                STREAM,
+                ConsumerConfig(
+                    durable_name=self._name,
+                    filter_subjects=sorted(self._handlers),
+                    deliver_policy=DeliverPolicy.ALL,
+                    ack_policy=AckPolicy.EXPLICIT,
+                    ack_wait=ACK_WAIT,
+                    max_deliver=-1,
+                    max_ack_pending=8 * BATCH,
+                ),
+            )
 
     def stop(self) -> None:
         """Ends `run` after the batch in hand."""
@@ -216,22 +240,28 @@ class Consumer:
                 if getting not in done:
                     getting.cancel()
                     continue
-                messages = [getting.result()]
-                while len(messages) < BATCH and not self._inbox.empty():
-                    messages.append(self._inbox.get_nowait())
-                if self._requested < BATCH / 2:
+                found = [getting.result()]
+                while len(found) < BATCH and not self._inbox.empty():
+                    found.append(self._inbox.get_nowait())
+                if self._heard and self._requested < BATCH / 2:
                     await self._quietly(self._request(subscription.subject))
-                await self._handle([m for m in messages if m.reply])
+                await self._handle([message for message in found if message is not None])
         finally:
             stopping.cancel()
             if subscription is not None:
-                await self._quietly(subscription.unsubscribe())
+                await self._quietly(subscription.drain())  # what is on its way to us arrives, and nothing more
             while not self._inbox.empty():  # not begun: another replica need not wait for the ack to time out
-                message = self._inbox.get_nowait()
-                await self._quietly(message.nak())
+                if message := self._inbox.get_nowait():
+                    await self._quietly(message.nak())
 
     async def _listen(self) -> Any:
         connection = self._bus._connection()
+        try:
+            await self._bus.js.consumer_info(STREAM, self._name)
+        except (
+            NotFoundError
+        ):  # deleted, perhaps to begin anew; what is there is left alone, a newer replica may have made it
+            await self.ensure()
         self._requested, self._heard = 0, time.monotonic()
         subscription = await connection.subscribe(connection.new_inbox(), cb=self._on_message)
         await self._request(subscription.subject)
@@ -256,14 +286,20 @@ class Consumer:
             left = (message.headers or {}).get("Nats-Pending-Messages")
             self._requested = max(0, self._requested - int(left)) if left else 0
             if status not in ("408", "409"):
-                self._heard = 0.0  # consumer or stream gone: listen anew
-            message = Msg(_client=message._client, subject="", reply="")
+                self._lost()  # consumer or stream gone
+            self._inbox.put_nowait(None)
+            return
         self._inbox.put_nowait(message)
+
+    def _lost(self) -> None:
+        """The server does not know of our pull request any more: listens anew."""
+        self._heard = 0.0
+        self._inbox.put_nowait(None)
 
     async def _quietly(self, doing: Awaitable[Any]) -> Any:
         try:
             return await doing
-        except (nats.errors.Error, APIError, PublishFailed, OSError, TimeoutError) as error:
+        except (nats.errors.Error, PublishFailed, OSError, TimeoutError) as error:
             log.warning("stream not reached", consumer=self._name, error=type(error).__name__)
             return None
 
@@ -274,6 +310,9 @@ class Consumer:
                 event = self._decode(message)
             except Unprocessable as error:
                 await self._quietly(self._bury(message, error))
+                continue
+            except _NoHandler as error:
+                await self._quietly(self._failed(message, error))
                 continue
             runs.setdefault(self._handlers[event.type][1], []).append((message, event))
         for handler, run in runs.items():
@@ -310,7 +349,7 @@ class Consumer:
     def _decode(self, message: Msg) -> Event:
         headers = message.headers or {}
         if message.subject not in self._handlers:
-            raise Unprocessable("no handler for this subject")
+            raise _NoHandler(f"{self._name} has no handler for {message.subject}")
         body = self._handlers[message.subject][0]()
         try:
             body.ParseFromString(message.data)
@@ -340,7 +379,8 @@ class Consumer:
         metadata = message.metadata
         reason = f"{type(error).__name__}: {error}"[:500].replace("\n", " ")
         headers = {key: value for key, value in (message.headers or {}).items() if not key.startswith("Nats-")} | {
-            "Nats-Msg-Id": f"{self._name}-{metadata.sequence.stream}-{metadata.sequence.consumer}",
+            # The same however often it is buried: once more if the server does not hear of the end of the delivery.
+            "Nats-Msg-Id": f"{self._name}-{metadata.sequence.stream}",
             "Dead-Letter-Consumer": self._name,
             "Dead-Letter-Subject": message.subject,
             "Dead-Letter-Sequence": str(metadata.sequence.stream),
