@@ -1,0 +1,492 @@
+"""A consumer handles every event's effect and loses none: against a real JetStream, with every fault we know of."""
+
+import asyncio
+import time
+import uuid
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import UTC, date, datetime
+from typing import Any
+
+import pytest
+from google.protobuf.message import Message
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerInfo
+
+from services.approval.domain import Appointment
+from services.chassis import jetstream as chassis
+from services.chassis.convert import to_message
+from services.chassis.errors import StoreUnavailable
+from services.chassis.jetstream import DEAD_LETTERS, STREAM, Bus, Consumer, Event, Handler, PublishFailed, Unprocessable
+from services.chassis.outbox import Outgoing
+from vaccination.approval.v1 import appointment_pb2
+from vaccination.approval.v1.approval_events_pb2 import ApprovalDenied, ApprovalGranted
+from vaccination.reservation.v1.reservation_events_pb2 import CancellationRequested
+
+from .conftest import OpenBus, Servers, eventually, within
+
+NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
+NAME = "vaccinemgmt"
+
+
+def row(number: int, cls: type[Message] = ApprovalGranted, **changes: Any) -> Outgoing:
+    """An event of booking number `number`, as the outbox has it."""
+    a = Appointment(uuid.UUID(int=number), "c1", "h1", "Clinic", "Asia/Seoul", date(2027, 3, 10), "", NOW)
+    appointment = to_message(a, appointment_pb2.Appointment)
+    appointment.MergeFrom(appointment_pb2.Appointment(**changes))
+    for name in [name for name, value in changes.items() if not value]:
+        appointment.ClearField(name)  # type: ignore[arg-type]
+    return Outgoing.of(appointment.reservation_id, NOW, cls(appointment=appointment))
+
+
+def number_of(event: Event) -> int:
+    return uuid.UUID(event.key).int
+
+
+class Handled:
+    """A handler that remembers, and can be told to fail or to wait."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Event]] = []
+        self.tries: Counter[int] = Counter()
+        self.tried_at: list[float] = []
+        self.fails: dict[int, Exception] = {}
+        self.may = asyncio.Event()
+        self.may.set()
+        self.begun = asyncio.Event()
+
+    async def __call__(self, events: Sequence[Event]) -> None:
+        self.begun.set()
+        self.tried_at.append(time.monotonic())
+        self.tries.update(map(number_of, events))
+        await self.may.wait()
+        for event in events:
+            if error := self.fails.get(number_of(event)):
+                raise error
+        self.batches.append(list(events))
+
+    @property
+    def numbers(self) -> list[int]:
+        """Whose effect is committed, as often as it was."""
+        return [number_of(event) for batch in self.batches for event in batch]
+
+    async def have(self, *numbers: int) -> None:
+        """Waits until all of them are handled."""
+        await within(15, lambda: set(numbers) <= set(self.numbers))
+
+
+Replica = Callable[..., Awaitable[tuple[Consumer, "asyncio.Task[None]"]]]
+
+
+class Stream:
+    """Puts events into the stream, and looks at what became of them."""
+
+    def __init__(self, jetstream: JetStreamContext) -> None:
+        self.js = jetstream
+
+    async def put(self, *rows: Outgoing) -> None:
+        """In this order."""
+        for r in rows:
+            await self.js.publish(r.subject, r.payload, headers=r.headers())
+
+    async def info(self) -> ConsumerInfo:
+        info: ConsumerInfo = await self.js.consumer_info(STREAM, NAME)
+        return info
+
+    async def done(self) -> ConsumerInfo:
+        """Waits until every message is acknowledged or ended."""
+        return await eventually(self.info, lambda i: not i.num_pending and not i.num_ack_pending)
+
+    async def dead(self) -> list[Msg]:
+        """The dead letters."""
+        subscription = await self.js.subscribe(f"{DEAD_LETTERS}.>", ordered_consumer=True)
+        count = (await self.js.stream_info(DEAD_LETTERS)).state.messages
+        try:
+            return [await subscription.next_msg(timeout=5) for _ in range(count)]
+        finally:
+            await subscription.unsubscribe()
+
+    async def buried(self, count: int) -> list[Msg]:
+        """Waits for so many dead letters."""
+        return await eventually(self.dead, lambda letters: len(letters) == count)
+
+
+@pytest.fixture
+def stream(jetstream: JetStreamContext) -> Stream:
+    return Stream(jetstream)
+
+
+@pytest.fixture
+async def replica(open_bus: OpenBus) -> AsyncIterator[Replica]:
+    """Starts a replica of the service with these handlers."""
+    tasks = []
+
+    async def start(*handlers: tuple[type[Message], Handler]) -> tuple[Consumer, asyncio.Task[None]]:
+        consumer = Consumer(await open_bus(NAME), NAME, dict(handlers))
+        await consumer.ensure()
+        task = asyncio.create_task(consumer.run())
+        tasks.append(task)
+        return consumer, task
+
+    yield start
+    for task in tasks:
+        task.cancel()
+    if tasks:
+        await asyncio.wait(tasks)
+
+
+@pytest.fixture
+async def bus(open_bus: OpenBus) -> Bus:
+    """Makes the streams."""
+    return await open_bus("approval")
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Small pauses between tries."""
+    monkeypatch.setattr(chassis, "MAX_PAUSE", 0.05)
+    return monkeypatch
+
+
+async def test_an_event_arrives_whole(bus: Bus, stream: Stream, replica: Replica) -> None:
+    handled, sent = Handled(), row(7)
+    await replica((ApprovalGranted, handled))
+    await bus.publish([sent])
+    await handled.have(7)
+    [[event]] = handled.batches
+    assert (event.id, event.key, event.type, event.time) == (sent.id, sent.key, sent.subject, NOW)
+    assert event.message == ApprovalGranted.FromString(sent.payload)
+
+
+async def test_messages_are_acknowledged_when_the_handler_has_returned_and_not_before(
+    bus: Bus, stream: Stream, replica: Replica
+) -> None:
+    handled = Handled()
+    handled.may.clear()
+    await bus.publish([row(i) for i in range(100)])
+    await replica((ApprovalGranted, handled))
+    await handled.begun.wait()
+    assert (await stream.info()).num_ack_pending == 100
+    handled.may.set()
+    info = await stream.done()
+    assert handled.numbers == list(range(100))
+    assert len(handled.batches) <= 2  # what waited came in one batch, and one transaction
+    assert info.num_redelivered == 0
+
+
+async def test_a_handler_gets_all_of_its_messages_of_a_batch_at_once(
+    bus: Bus, stream: Stream, replica: Replica
+) -> None:
+    both, other = Handled(), Handled()
+    both.may.clear()
+    await stream.put(row(0))
+    consumer, _ = await replica((ApprovalGranted, both), (ApprovalDenied, both), (CancellationRequested, other))
+    await both.begun.wait()
+    denied = ApprovalDenied(denial_reason=appointment_pb2.DenialReason.DENIAL_REASON_DAY_FULL)
+    for i in range(1, 7):
+        denied.appointment.CopyFrom(ApprovalGranted.FromString(row(i).payload).appointment)
+        await stream.put([row(i), Outgoing.of(row(i).key, NOW, denied), row(i, CancellationRequested)][i % 3])
+    await within(10, lambda: consumer._inbox.qsize() == 6)
+    both.may.set()
+    await stream.done()
+    assert [[number_of(event) for event in batch] for batch in both.batches] == [[0], [1, 3, 4, 6]]
+    assert [[number_of(event) for event in batch] for batch in other.batches] == [[2, 5]]
+
+
+async def test_a_poisonous_message_goes_to_the_dead_letters_and_nothing_behind_it_waits(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    handled, poison = Handled(), row(5)
+    handled.fails[5] = ValueError("cannot\nbe — done")
+    sent = [poison if i == 5 else row(i) for i in range(10)]
+    await bus.publish(sent)
+    await replica((ApprovalGranted, handled))
+    await handled.have(*{*range(10)} - {5})
+    await stream.put(row(11))
+    await handled.have(11)
+    [letter] = await stream.buried(1)
+    await stream.done()
+    headers = letter.headers or {}
+    assert (letter.subject, letter.data) == (f"{DEAD_LETTERS}.{NAME}", poison.payload)
+    for name, value in poison.headers().items():
+        if name != "Nats-Msg-Id":
+            assert headers[name] == value
+    assert headers["Dead-Letter-Reason"] == "ValueError: cannot be ? done"
+    assert headers["Dead-Letter-Subject"] == poison.subject
+    assert headers["Dead-Letter-Consumer"] == NAME
+    assert headers["Dead-Letter-Sequence"] == "6"
+    assert headers["Dead-Letter-Tries"] == str(chassis.MAX_TRIES)
+    assert not [name for name in headers if name.startswith("Nats-Batch")]
+    assert handled.tries[5] == chassis.MAX_TRIES + 1  # the first with its batch, and then alone
+    assert sorted(handled.numbers) == [0, 1, 2, 3, 4, 6, 7, 8, 9, 11]
+
+
+async def test_a_message_that_fails_for_a_while_is_handled_in_the_end(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    handled = Handled()
+    handled.fails[1] = ValueError("not yet")
+    await replica((ApprovalGranted, handled))
+    await stream.put(row(1))
+    await within(5, lambda: handled.tries[1] == 3)
+    handled.fails.clear()
+    await handled.have(1)
+    await stream.done()
+    assert await stream.dead() == []
+
+
+async def test_the_pauses_between_tries_grow(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "MAX_TRIES", 3)
+    handled = Handled()
+    handled.fails[1] = ValueError("never")
+    await replica((ApprovalGranted, handled))
+    await stream.put(row(1))
+    await stream.buried(1)
+    first, second = (b - a for a, b in zip(handled.tried_at, handled.tried_at[1:], strict=False))
+    assert 0.9 < first < second
+    assert second > 1.9
+
+
+@pytest.mark.parametrize(
+    ("reason", "broken"),
+    [
+        ("DecodeError", {"payload": b"\xff\xff"}),
+        ("KeyError", {"without": "ce-id"}),
+        ("KeyError", {"without": "ce-subject"}),
+        ("KeyError", {"without": "ce-time"}),
+        ("ValueError", {"ce-time": "yesterday"}),
+        ("appointment.customer_id", {"payload": row(1, customer_id="").payload}),
+        ("appointment.reservation_id", {"payload": row(1, reservation_id="7").payload}),
+        ("appointment:", {"payload": b""}),
+    ],
+)
+async def test_what_cannot_be_read_goes_to_the_dead_letters_at_once(
+    bus: Bus, stream: Stream, replica: Replica, reason: str, broken: dict[str, Any]
+) -> None:
+    handled, good = Handled(), row(1)
+    headers = {**good.headers(), **{k: v for k, v in broken.items() if k.startswith("ce-")}}
+    headers.pop(broken.get("without", ""), None)
+    await stream.js.publish(good.subject, broken.get("payload", good.payload), headers=headers)
+    await stream.put(row(2))
+    await replica((ApprovalGranted, handled))
+    await handled.have(2)
+    [letter] = await stream.buried(1)
+    await stream.done()
+    assert (letter.headers or {})["Dead-Letter-Tries"] == "1"
+    assert reason in (letter.headers or {})["Dead-Letter-Reason"]
+    assert handled.numbers == [2]
+
+
+async def test_what_the_handler_calls_unprocessable_is_not_tried_again(
+    bus: Bus, stream: Stream, replica: Replica
+) -> None:
+    handled = Handled()
+    handled.fails[1] = Unprocessable("was never granted")
+    await bus.publish([row(i) for i in range(3)])
+    await replica((ApprovalGranted, handled))
+    [letter] = await stream.buried(1)
+    await stream.done()
+    assert handled.numbers == [0, 2]
+    assert handled.tries[1] <= 2
+    assert (letter.headers or {})["Dead-Letter-Reason"] == "Unprocessable: was never granted"
+
+
+async def test_while_the_store_is_away_events_wait_and_no_try_counts(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    quick.setattr(chassis, "ACK_WAIT", 1.0)  # shorter than the store is away
+    quick.setattr(chassis, "MAX_TRIES", 2)
+    handled = Handled()
+    handled.fails[1] = StoreUnavailable("away")
+    await bus.publish([row(i) for i in range(3)])
+    await replica((ApprovalGranted, handled))
+    begun = time.monotonic()
+    await within(10, lambda: handled.tries[1] > 5 and time.monotonic() - begun > 2)
+    assert handled.numbers == []
+    handled.fails.clear()
+    await handled.have(0, 1, 2)
+    info = await stream.done()
+    assert (handled.numbers, info.num_redelivered) == ([0, 1, 2], 0)
+    assert await stream.dead() == []
+
+
+async def test_a_replica_that_stops_finishes_its_batch_and_hands_the_rest_on_at_once(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "BATCH", 20)
+    first, second = Handled(), Handled()
+    first.may.clear()
+    await bus.publish([row(i) for i in range(100)])
+    consumer, task = await replica((ApprovalGranted, first))
+    await first.begun.wait()
+    consumer.stop()
+    await replica((ApprovalGranted, second))
+    await second.have(99)
+    assert not task.done()
+    first.may.set()
+    await asyncio.wait_for(task, 5)
+    await stream.done()  # within 20 s: nothing had to wait for ACK_WAIT
+    assert len(first.batches) == 1
+    assert sorted(first.numbers + second.numbers) == list(range(100))
+
+
+async def test_a_replica_that_stops_while_the_store_is_away_stops_at_once_and_loses_nothing(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "ACK_WAIT", 1.0)
+    away, back = Handled(), Handled()
+    away.fails[1] = StoreUnavailable("away")
+    await bus.publish([row(0), row(1)])
+    consumer, task = await replica((ApprovalGranted, away))
+    await within(5, lambda: away.tries[1] > 2)
+    consumer.stop()
+    await asyncio.wait_for(task, 5)
+    assert (await stream.info()).num_ack_pending == 2
+    await replica((ApprovalGranted, back))
+    await back.have(0, 1)
+
+
+async def test_events_of_a_replica_that_died_go_to_another(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "ACK_WAIT", 1.0)
+    dies, lives = Handled(), Handled()
+    dies.may.clear()
+    await bus.publish([row(i) for i in range(5)])
+    _, task = await replica((ApprovalGranted, dies))
+    await dies.begun.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    await replica((ApprovalGranted, lives))
+    await lives.have(*range(5))
+    await stream.done()
+    assert dies.numbers == []
+
+
+async def test_two_replicas_share_the_work_and_handle_nothing_twice(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "BATCH", 32)
+    handled = [Handled(), Handled()]
+    for one in handled:
+        await replica((ApprovalGranted, one))
+    for start in range(0, 2000, 250):
+        await bus.publish([row(i) for i in range(start, start + 250)])
+    info = await stream.done()
+    assert sorted(handled[0].numbers + handled[1].numbers) == list(range(2000))
+    assert all(one.numbers for one in handled)
+    assert info.num_redelivered == 0
+
+
+async def test_a_restart_of_the_stream_is_survived_and_noticed_at_once(
+    bus: Bus, stream: Stream, replica: Replica, servers: Servers
+) -> None:
+    handled = Handled()
+    _, task = await replica((ApprovalGranted, handled))
+    await stream.put(row(1))
+    await handled.have(1)
+    await servers.stop("nats")
+    await servers.start("nats")
+    begun = time.monotonic()
+
+    async def put() -> bool:
+        try:
+            await bus.publish([row(2)])
+        except PublishFailed:
+            return False
+        return True
+
+    await eventually(put, bool)
+    await handled.have(1, 2)
+    assert time.monotonic() - begun < 2 * chassis.HEARTBEAT  # not only when heartbeats have been missing for long
+    assert not task.done()
+    await stream.done()
+
+
+async def test_a_silent_pull_request_is_made_anew(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "HEARTBEAT", 0.2)
+    handled = Handled()
+    consumer, _ = await replica((ApprovalGranted, handled))
+    await stream.put(row(1))
+    await handled.have(1)
+    [inbox] = [s for s in consumer._bus._connection()._subs.values() if not s.subject.endswith("*")]
+    await inbox.unsubscribe()  # nobody listens there any more: the server drops the request, and says nothing
+    await stream.put(row(2))
+    await handled.have(2)
+
+
+async def test_a_deleted_consumer_is_made_anew_and_begins_at_the_beginning(
+    bus: Bus, stream: Stream, replica: Replica
+) -> None:
+    handled = Handled()
+    await replica((ApprovalGranted, handled))
+    await bus.publish([row(1), row(2)])
+    await handled.have(1, 2)
+    await bus.forget(NAME)
+    await within(10, lambda: Counter(handled.numbers) == {1: 2, 2: 2})
+    await stream.put(row(3))
+    await handled.have(3)
+
+
+async def test_a_message_is_not_lost_while_there_is_no_place_for_dead_letters(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    quick.setattr(chassis, "ACK_WAIT", 0.5)
+    handled = Handled()
+    handled.fails[1] = Unprocessable("never")
+    await stream.js.delete_stream(DEAD_LETTERS)
+    await stream.put(row(1), row(2))
+    await replica((ApprovalGranted, handled))
+    await handled.have(2)
+    await within(10, lambda: handled.tries[1] > 1)
+    await bus.connect()  # makes the streams
+    await stream.buried(1)
+    await stream.done()
+
+
+async def test_a_message_buried_twice_is_one_dead_letter(bus: Bus, stream: Stream, open_bus: OpenBus) -> None:
+    consumer = Consumer(await open_bus(NAME), NAME, {ApprovalGranted: Handled()})
+    await consumer.ensure()
+    await stream.put(row(1))
+    subscription = await stream.js.pull_subscribe_bind(NAME, STREAM)
+    [message] = await subscription.fetch(1)
+    await consumer._bury(message, Unprocessable("never"))
+    again = Msg(_client=message._client, subject=message.subject, reply=message.reply, data=message.data)
+    await consumer._bury(again, Unprocessable("never"))
+    assert len(await stream.dead()) == 1
+
+
+async def test_an_event_that_only_newer_replicas_know_is_left_to_them(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    quick.setattr(chassis, "MAX_TRIES", 1000)
+    old, new = Handled(), Handled()
+    await replica((ApprovalGranted, old))
+    consumer, task = await replica((ApprovalGranted, new), (CancellationRequested, new))
+    consumer.stop()
+    await task  # only the old one is there, and the durable consumer is the newer one's
+    await stream.put(row(1, CancellationRequested), row(2))
+    await old.have(2)
+    assert await stream.dead() == []
+    await replica((ApprovalGranted, new), (CancellationRequested, new))
+    await new.have(1)
+    await stream.done()
+    assert old.numbers == [2]
+
+
+async def test_an_event_that_nobody_knows_ends_among_the_dead_letters(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    handled = Handled()
+    await replica((ApprovalGranted, handled))
+    consumer, task = await replica((ApprovalGranted, handled), (CancellationRequested, handled))
+    consumer.stop()
+    await task
+    await stream.put(row(1, CancellationRequested))
+    [letter] = await stream.buried(1)
+    assert "no handler" in (letter.headers or {})["Dead-Letter-Reason"]
