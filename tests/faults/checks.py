@@ -46,13 +46,11 @@ async def read(world: World) -> Accounts:
         outboxes = database["outbox"].count_documents({})
     for service in ("approval", "reservation"):
         outboxes += (await world.query(service, "SELECT count(*) AS n FROM outbox"))[0]["n"]
+    active = await world.query("approval", "SELECT customer_id, reservation_id FROM active_bookings")
     return Accounts(
         days=[dict(row) for row in await world.query("approval", "SELECT * FROM days")],
         decisions=await keyed("approval", "decisions", "reservation_id"),
-        active={
-            r["customer_id"]: str(r["reservation_id"])
-            for r in await world.query("approval", "SELECT * FROM active_bookings")
-        },
+        active={row["customer_id"]: str(row["reservation_id"]) for row in active},
         reservations=await keyed("reservation", "reservations", "reservation_id"),
         vaccinations=vaccinations,
         lots=lots,
@@ -78,11 +76,15 @@ def no_overbooking(books: Accounts, _: History) -> list[str]:
     return wrong
 
 
+def _holds_a_place(decision: Row) -> bool:
+    return decision["denial"] is None and not decision["released_at"]
+
+
 def one_active_booking(books: Accounts, _: History) -> list[str]:
     """Nobody holds two places, and the holder's list is what the decisions say."""
     holds = defaultdict(list)
     for key, decision in books.decisions.items():
-        if decision["denial"] is None and not decision["released_at"]:
+        if _holds_a_place(decision):
             holds[decision["customer_id"]].append(key)
     wrong = [f"{who} holds {keys}" for who, keys in holds.items() if len(keys) > 1]
     wrong += [
@@ -94,7 +96,7 @@ def one_active_booking(books: Accounts, _: History) -> list[str]:
 
 
 def one_truth_everywhere(books: Accounts, _: History) -> list[str]:
-    """Each decision is a reservation, a vaccination if granted, and a line on the screen, all in the same final state."""
+    """Each decision is a reservation, a vaccination if granted, and a line on the screen, all in one final state."""
     wrong = []
     if books.reservations.keys() != books.decisions.keys():
         wrong.append(
@@ -109,6 +111,7 @@ def one_truth_everywhere(books: Accounts, _: History) -> list[str]:
         reservation, vaccination, seen = books.reservations.get(key), books.vaccinations.get(key), books.screen.get(key)
         if not reservation or not seen:
             continue
+        expected: set[tuple[int, int | None, bool]]
         if decision["denial"] is not None:
             expected = {(REJECTED, None, False)}
         else:
@@ -193,12 +196,11 @@ def answers_were_kept(books: Accounts, history: History) -> list[str]:
     ]
     registered = {o.key: o for o in history.operations if o.kind == "register" and o.outcome == "ok"}
     there = {lot["lot_number"]: lot for lot in books.lots.values()}
-    wrong += [f"lot {key} was registered and is missing" for key in registered if key not in there]
-    wrong += [
-        f"lot {key} of {o.arguments[0]} became {there[key]['received']}"
-        for key, o in registered.items()
-        if key in there and there[key]["received"] != o.arguments[0]
-    ]
+    for key, operation in registered.items():
+        if key not in there:
+            wrong.append(f"lot {key} was registered and is missing")
+        elif there[key]["received"] != operation.arguments[0]:
+            wrong.append(f"lot {key} of {operation.arguments[0]} became {there[key]['received']}")
     return wrong
 
 

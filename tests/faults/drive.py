@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import date
+from functools import partial
 from typing import Any
 
 import grpc.aio
@@ -84,9 +85,7 @@ class Driver:
             what = dice.random()
             if booked and what < 0.45:
                 reservation_id = dice.choice(sorted(booked))
-                done = await self._insist(
-                    dice, name, "cancel", reservation_id, lambda i=reservation_id: client.cancel(i)
-                )
+                done = await self._insist(dice, name, "cancel", reservation_id, partial(client.cancel, reservation_id))
                 if done.outcome is not None:
                     booked.discard(reservation_id)
             elif asked and what < 0.6:
@@ -147,7 +146,7 @@ class Driver:
                     hospital,
                     "register",
                     lot.lot_number,
-                    lambda lot=lot: client.register(hospital, lot),
+                    partial(client.register, hospital, lot),
                     lot.quantity,
                 )
             elif what < 0.6:

@@ -1,4 +1,6 @@
-"""Starts a service with places at which it can be killed, hung or made wrong: `-m tests.faults.launcher COMPONENT services.NAME`.
+"""Starts a service with places at which it can be killed or made wrong.
+
+usage: -m tests.faults.launcher COMPONENT services.NAME
 
 The services' code knows nothing of this. A process looks for a file FAULTS/<component> at each named place; when the
 file names the place, the process removes the file and kills itself there. MUTATION makes the service break a rule on
@@ -73,7 +75,7 @@ def _places() -> None:
 
         original(self, bus, name, {cls: then_reached(handler) for cls, handler in handlers.items()})
 
-    jetstream.Consumer.__init__ = init  # type: ignore[method-assign]
+    jetstream.Consumer.__init__ = init  # type: ignore[method-assign,assignment]
 
 
 def _mutate(name: str) -> None:
@@ -98,7 +100,7 @@ def _mutate(name: str) -> None:
         async def publish_then_add(self: Any, reservations: Sequence[Any]) -> None:
             events = [outgoing(event) for r in reservations for event in r.events]
             await _bus().publish(events)
-            await asyncio.sleep(0.02)
+            reached("mutant-before-commit")
             for reservation in reservations:
                 reservation.events.clear()
             await add(self, reservations)
@@ -112,8 +114,13 @@ def _mutate(name: str) -> None:
                 if reservation is not None:
                     rule(reservation)
                     await _bus().publish([outgoing(event) for event in reservation.events])
-            await asyncio.sleep(0.02)
-            return await change(self, ids, lambda r: (rule(r), r.events.clear())[0])
+                    reached("mutant-before-commit")
+
+            def silently(reservation: Any) -> None:
+                rule(reservation)
+                reservation.events.clear()
+
+            return await change(self, ids, silently)
 
         postgres.PostgresReservations.change = publish_then_change  # type: ignore[method-assign]
     elif name == "not-idempotent":
@@ -122,9 +129,7 @@ def _mutate(name: str) -> None:
         async def knows_nothing(self: Any, ids: Sequence[Any]) -> dict[Any, Any]:
             return {}
 
-        original = MongoWard.vaccinations
         MongoWard.vaccinations = knows_nothing  # type: ignore[method-assign]
-        del original
     elif name == "read-then-write":
         from services.approval.adapters import postgres as books
 
@@ -173,7 +178,7 @@ def _clock(file: Path) -> None:
         def init(self: Any, *args: Any, original: Any = original, position: int = position) -> None:
             original(self, *args[:position], shifted(args[position]), *args[position + 1 :])
 
-        cls.__init__ = init  # type: ignore[method-assign]
+        cls.__init__ = init  # type: ignore[assignment]
 
 
 COMPONENT = ""  # as mesh calls this process

@@ -6,7 +6,7 @@ import os
 import random
 import signal
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from mesh.home import SERVICES, STORES
@@ -32,12 +32,14 @@ class Nemesis:
         self._dice = random.Random(seed)
         self.done: Counter[str] = Counter()
 
-    async def run(self, stop: asyncio.Event, pause: float) -> None:
-        """One fault after the other until `stop`; then everything is whole again."""
+    async def run(self, stop: asyncio.Event, pause: float, kinds: Sequence[str]) -> None:
+        """One fault after the other until `stop`, of the `kinds` if any are named; then everything is whole again."""
         faults: list[Callable[[], Awaitable[str]]] = [
             self.kill, self.kill, self.kill, self.hang, self.crash, self.crash, self.crash, self.kill_store,
             self.restart_store, self.cut, self.refuse, self.slow, self.step_clock, self.stop_service, self.duplicate,
         ]  # fmt: skip
+        if kinds:
+            faults = [getattr(self, kind) for kind in kinds]
         while not stop.is_set():
             fault = self._dice.choice(faults)
             self.done[await fault()] += 1
@@ -105,6 +107,14 @@ class Nemesis:
         file.unlink(missing_ok=True)
         await self._up()
         return f"crash {place}" if reached else "crash not reached"
+
+    async def crash_mutant(self) -> str:
+        """Reservation dies between its publishing and its commit; only a mutant comes by there."""
+        for name in self._mesh.home.processes_of("reservation"):
+            (self._folder / name).write_text("mutant-before-commit")
+        await asyncio.sleep(1)
+        await self._up()
+        return "crash mutant"
 
     async def stop_service(self) -> str:
         """A graceful stop, as in a rolling restart."""

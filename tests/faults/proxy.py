@@ -50,7 +50,7 @@ class Proxy:
             return
         self._lines |= {writer, far_writer}
         try:
-            done, going = await asyncio.wait(
+            _, going = await asyncio.wait(
                 [asyncio.create_task(self._pump(*way)) for way in ((reader, far_writer), (far_reader, writer))],
                 return_when=asyncio.FIRST_COMPLETED,
             )

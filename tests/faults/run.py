@@ -36,6 +36,8 @@ class Plan:
     hospitals: int = 3
     mutation: str | None = None
     pause: float = 1.5  # mean seconds between faults; 0: no faults
+    settle: float = QUIESCENCE  # seconds
+    faults: tuple[str, ...] = ()  # names of the nemesis' methods; empty: all
 
 
 @dataclass
@@ -91,7 +93,7 @@ async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
     stop = asyncio.Event()
     watching = asyncio.create_task(_watch(world, report, stop))
     driving = asyncio.create_task(driver.run())
-    breaking = asyncio.create_task(nemesis.run(stop, plan.pause)) if plan.pause else None
+    breaking = asyncio.create_task(nemesis.run(stop, plan.pause, plan.faults)) if plan.pause else None
     done, _ = await asyncio.wait(
         [driving, *([breaking] if breaking else [])], timeout=plan.seconds, return_when=asyncio.FIRST_EXCEPTION
     )
@@ -105,7 +107,7 @@ async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
     await watching
     begin = time.monotonic()
     with contextlib.suppress(BaseException):
-        await world.quiet(QUIESCENCE)
+        await world.quiet(plan.settle)
     report.quiescence = time.monotonic() - begin
     await _account(world, driver.history, report)
     report.operations, report.faults = driver.history.counts(), nemesis.done

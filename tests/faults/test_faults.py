@@ -1,0 +1,34 @@
+"""Short attacks with fixed seeds; `./dev faults` runs long ones."""
+
+from pathlib import Path
+
+import pytest
+
+from .run import Plan, Report, play
+
+
+def shown(report: Report) -> Report:
+    """The account, in the test's output."""
+    print(report)
+    return report
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_no_fault_overbooks_loses_or_doubles_anything(tmp_path: Path, seed: int) -> None:
+    report = shown(await play(Plan(seed=seed, seconds=25), tmp_path))
+    assert not report.violations
+    assert sum(report.faults.values()) >= 3
+
+
+@pytest.mark.parametrize(
+    ("mutation", "faults"),
+    [
+        ("publish-before-commit", ("crash_mutant",)),
+        ("ack-before-commit", ("kill",)),
+        ("not-idempotent", ("duplicate",)),
+        ("read-then-write", ()),
+    ],
+)
+async def test_a_broken_rule_is_found(tmp_path: Path, mutation: str, faults: tuple[str, ...]) -> None:
+    plan = Plan(seed=3, seconds=12, mutation=mutation, pause=0.3 if faults else 0, faults=faults, settle=15)
+    assert shown(await play(plan, tmp_path)).violations
