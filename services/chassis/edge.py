@@ -1,6 +1,7 @@
 """The one interceptor: trace, caller, validation, errors, metrics and the log line of every RPC."""
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -12,8 +13,13 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from .caller import admit
-from .errors import Errors, InvalidFields, MalformedRequest, RoleNotAllowed, to_status
+from .errors import Errors, InvalidFields, MalformedRequest, Overloaded, RoleNotAllowed, to_status
 from .telemetry import log, new_traceparent, rpc_seconds, traceparent
+
+# Work in hand at once, of calls and of streams; what comes above is refused at once and never queues. Counted here and
+# not by gRPC's server, which would refuse the probes too: under load the process would be taken for dead, and killed.
+MAX_CALLS = 1000
+MAX_STREAMS = 1000
 
 _validator = protovalidate.Validator()
 # What the chassis itself serves: probes and reflection, for anybody who can reach the port.
@@ -36,10 +42,11 @@ def violations(message: Message) -> list[tuple[str, str]]:
 class Edge(grpc.aio.ServerInterceptor):
     """Stands around every method of the server."""
 
-    def __init__(self, errors: Errors) -> None:
-        self._errors = errors
+    def __init__(self, errors: Errors, jitter: Callable[[], float] = random.random) -> None:
+        self._errors, self._jitter = errors, jitter
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
         self._running: set[asyncio.Task[Any]] = set()
+        self._streams = 0
 
     async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
         """Wraps a method's handler once and remembers it."""
@@ -78,6 +85,8 @@ class Edge(grpc.aio.ServerInterceptor):
         async def unary(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
             with _Observed(method) as observed:
                 try:
+                    if len(self._running) >= MAX_CALLS:
+                        raise Overloaded(1.0 + self._jitter())
                     request = enter(raw, context)
                     # grpc.aio cancels the handler at the client's deadline; what may have begun to commit must finish.
                     task = asyncio.create_task(serving(request, context))
@@ -89,12 +98,17 @@ class Edge(grpc.aio.ServerInterceptor):
 
         async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
             with _Observed(method) as observed:
+                self._streams += 1
                 try:
+                    if self._streams > MAX_STREAMS:
+                        raise Overloaded(1.0 + self._jitter())
                     request = enter(raw, context)
                     async for response in serving(request, context):
                         yield response
                 except Exception as error:
                     await self._abort(error, context, observed)
+                finally:
+                    self._streams -= 1
 
         # Without a deserializer: gRPC's own answer to what cannot be read is UNKNOWN with the exception's text.
         if handler.unary_stream:

@@ -12,6 +12,7 @@ looked up along the exception's MRO. What nobody maps is a bug: INTERNAL, withou
     |- RoleNotAllowed                 -> PERMISSION_DENIED, ROLE_NOT_ALLOWED
     |- OtherScope                     -> PERMISSION_DENIED, OTHER_<CLAIM>
     |- InvalidPageToken               -> INVALID_ARGUMENT, INVALID_PAGE_TOKEN
+    |- Overloaded                     -> RESOURCE_EXHAUSTED, OVERLOADED
     `- StoreUnavailable               -> UNAVAILABLE, STORE_UNAVAILABLE
 """
 
@@ -70,6 +71,14 @@ class InvalidPageToken(Exception):
     field = "page_token"
 
 
+class Overloaded(Exception):
+    """This process has as much in hand as it can take; nothing was begun. Try again after `retry_after` seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("too many calls at once: try again shortly")
+        self.retry_after = retry_after
+
+
 class StoreUnavailable(Exception):
     """The store cannot be reached now. What was under way is committed or not; repeating is safe."""
 
@@ -104,6 +113,7 @@ _CHASSIS = Errors(
         InvalidFields: Answer(StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
         MalformedRequest: Answer(StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
         InvalidPageToken: Answer(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN"),
+        Overloaded: Answer(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
         StoreUnavailable: Answer(StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
         Exception: Answer(StatusCode.INTERNAL, "INTERNAL"),
     },

@@ -24,8 +24,6 @@ from .telemetry import log
 
 draining = asyncio.Event()
 """Set when the process begins to stop: endless streams end, so that their clients go to another replica."""
-# Work accepted at once; what comes above is refused at once with RESOURCE_EXHAUSTED and never queues.
-MAX_CONCURRENT_RPCS = 1000
 
 
 class Service:
@@ -37,7 +35,6 @@ class Service:
         self._edge = Edge(errors)
         self.server = grpc.aio.server(
             interceptors=[self._edge],
-            maximum_concurrent_rpcs=MAX_CONCURRENT_RPCS,
             options=[
                 ("grpc.max_receive_message_length", 4 * 1024 * 1024),
                 ("grpc.max_metadata_size", 96 * 1024),

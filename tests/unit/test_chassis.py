@@ -3,8 +3,9 @@
 import asyncio
 import base64
 import json
+import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, fields
@@ -21,10 +22,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
 from grpc.aio import AioRpcError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.approval.domain import Appointment
+from services.chassis import edge as edge_module
 from services.chassis import paging
 from services.chassis.batch import Batcher
 from services.chassis.caller import CLAIMS_HEADER, Caller, admit, allow, caller, internal
@@ -37,6 +40,7 @@ from services.chassis.errors import (
     InvalidPageToken,
     InvalidToken,
     OtherScope,
+    Overloaded,
     RoleNotAllowed,
     StoreUnavailable,
     Unauthenticated,
@@ -194,6 +198,7 @@ class TestErrors:
             (RoleNotAllowed("no"), StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED"),
             (OtherScope("hospital", "no"), StatusCode.PERMISSION_DENIED, "OTHER_HOSPITAL"),
             (InvalidPageToken("no"), StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN"),
+            (Overloaded(1.0), StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
             (StoreUnavailable("no"), StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
         ],
         ids=lambda value: value if isinstance(value, str) else None,
@@ -317,7 +322,7 @@ class Desk(reservation_service_pb2_grpc.ReservationServiceServicer):
     """A servicer with a method of each kind."""
 
     def __init__(self) -> None:
-        self.begun, self.go_on, self.finished = asyncio.Event(), asyncio.Event(), 0
+        self.begun, self.go_on, self.entered, self.finished = asyncio.Event(), asyncio.Event(), 0, 0
 
     @allow("customer")
     async def GetReservation(self, request: Any, context: Any) -> pb.GetReservationResponse:  # noqa: N802
@@ -326,6 +331,7 @@ class Desk(reservation_service_pb2_grpc.ReservationServiceServicer):
     @allow("customer")
     async def CancelReservation(self, request: Any, context: Any) -> pb.CancelReservationResponse:  # noqa: N802
         self.begun.set()
+        self.entered += 1
         await self.go_on.wait()
         self.finished += 1
         return pb.CancelReservationResponse()
@@ -354,6 +360,7 @@ async def serving(desk: Desk) -> AsyncIterator[tuple[Edge, grpc.aio.Channel]]:
     edge = Edge(ERRORS)
     server = grpc.aio.server(interceptors=[edge])
     reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server(desk, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
     mypage_service_pb2_grpc.add_MypageServiceServicer_to_server(Screen(), server)  # type: ignore[abstract]
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -367,6 +374,13 @@ async def serving(desk: Desk) -> AsyncIterator[tuple[Edge, grpc.aio.Channel]]:
 CUSTOMER = tuple(claims(sub="c1", roles=["customer"]).items())
 CANCEL = pb.CancelReservationRequest(reservation_id=str(uuid.UUID(int=1)))
 CREATE = pb.CreateReservationRequest(request_id=str(uuid.UUID(int=1)), hospital_id="h1", date="2027-03-10")
+
+
+async def within(holds: Callable[[], bool], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.001)
 
 
 async def refused(call: Any) -> tuple[StatusCode, str, str]:
@@ -429,6 +443,45 @@ class TestEdge:
             desk.go_on.set()
             await asyncio.wait_for(finishing, 5)
             assert desk.finished == 1
+
+    async def test_what_is_too_much_at_once_is_refused_at_once_but_probes_are_answered(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(edge_module, "MAX_CALLS", 2)
+        desk = Desk()
+        async with serving(desk) as (_, channel):
+            stub = reservation_service_pb2_grpc.ReservationServiceStub(channel)
+            held = stub.CancelReservation(CANCEL, metadata=CUSTOMER)
+            gone = stub.CancelReservation(CANCEL, metadata=CUSTOMER)  # its client goes, its work stays
+            await within(lambda: desk.entered == 2)
+            gone.cancel()
+            with pytest.raises(AioRpcError) as refusal:
+                await stub.CreateReservation(CREATE)
+            status = status_of(refusal.value)
+            assert status is not None
+            assert refusal.value.code() is StatusCode.RESOURCE_EXHAUSTED
+            found = details(status)
+            assert found["ErrorInfo"].reason == "OVERLOADED"  # type: ignore[attr-defined]
+            assert 1000 <= found["RetryInfo"].retry_delay.ToMilliseconds() <= 2000  # type: ignore[attr-defined]
+            await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+            desk.go_on.set()
+            await held
+            await within(lambda: desk.finished == 2)
+            await stub.CreateReservation(CREATE)
+
+    async def test_streams_have_a_limit_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(edge_module, "MAX_STREAMS", 0)
+        async with serving(Desk()) as (_, channel):
+            watch = mypage_service_pb2_grpc.MypageServiceStub(channel).WatchMyReservations
+            for _ in range(2):
+                call = watch(mypage_service_pb2.WatchMyReservationsRequest(), metadata=CUSTOMER)
+                assert (await refused(call.read()))[1] == "OVERLOADED"
+            monkeypatch.setattr(edge_module, "MAX_STREAMS", 1)
+            for _ in range(2):  # one that has ended makes place for another
+                call = watch(mypage_service_pb2.WatchMyReservationsRequest(), metadata=CUSTOMER)
+                await call.read()
+                assert (await refused(call.read()))[1] == "REFUSED"
+            await reservation_service_pb2_grpc.ReservationServiceStub(channel).CreateReservation(CREATE)
 
 
 class Store:
