@@ -299,7 +299,7 @@ class Stores:
             chosen = random.Random(seed).sample(range(1, last + 1), min(count, last))  # noqa: S311 - not a secret
             for sequence in chosen:
                 message = await jetstream.get_msg(stream, sequence)
-                headers = {k: v for k, v in (message.headers or {}).items() if k != "Nats-Msg-Id"}
+                headers = {k: v for k, v in (message.headers or {}).items() if not k.startswith("Nats-")}
                 await jetstream.publish(message.subject or "", message.data or b"", headers=headers)
             return len(chosen)
 

@@ -13,7 +13,7 @@ def shown(report: Report) -> Report:
     return report
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1])
 async def test_no_fault_overbooks_loses_or_doubles_anything(tmp_path: Path, seed: int) -> None:
     report = shown(await play(Plan(seed=seed, seconds=25), tmp_path))
     assert not report.violations
