@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from zoneinfo import ZoneInfo
 
 from google.protobuf.message import Message
 
 from services.chassis.convert import from_message, to_message
 from services.chassis.jetstream import Event as Received
-from services.chassis.jetstream import Handler
+from services.chassis.jetstream import Handler, Unprocessable
 from services.chassis.outbox import Outgoing
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.reservation.v1 import reservation_events_pb2
@@ -39,12 +40,21 @@ def handlers(vaccines: Vaccines) -> dict[type[Message], Handler]:
     """What vaccine management does when it hears of something."""
 
     async def granted(events: Sequence[Received]) -> None:
-        await vaccines.admit([from_message(e.message.appointment, Appointment) for e in events])
+        await vaccines.admit([_appointment(e) for e in events])
 
     async def cancellation_requested(events: Sequence[Received]) -> None:
-        await vaccines.cancel([from_message(e.message.appointment, Appointment) for e in events])
+        await vaccines.cancel([_appointment(e) for e in events])
 
     return {
         approval_events_pb2.ApprovalGranted: granted,
         reservation_events_pb2.CancellationRequested: cancellation_requested,
     }
+
+
+def _appointment(event: Received) -> Appointment:
+    appointment = from_message(event.message.appointment, Appointment)
+    try:
+        ZoneInfo(appointment.time_zone)
+    except (LookupError, ValueError, OSError):  # stored, it would stop whoever looks at the waiting list
+        raise Unprocessable(f"no IANA time zone {appointment.time_zone!r}") from None
+    return appointment
