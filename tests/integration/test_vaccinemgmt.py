@@ -14,9 +14,12 @@ from uuid import UUID
 import pytest
 from pymongo.errors import WriteError
 
+from services.chassis.convert import to_message
 from services.chassis.errors import OtherScope
+from services.chassis.jetstream import Event, Unprocessable
 from services.chassis.mongo import Mongo
 from services.vaccinemgmt import application
+from services.vaccinemgmt.adapters.events import handlers
 from services.vaccinemgmt.adapters.mongo import MongoStock
 from services.vaccinemgmt.application import Vaccines, Ward
 from services.vaccinemgmt.domain import (
@@ -31,6 +34,8 @@ from services.vaccinemgmt.domain import (
     Vaccination,
     VaccinationCancelled,
 )
+from vaccination.approval.v1 import appointment_pb2
+from vaccination.approval.v1.approval_events_pb2 import ApprovalGranted
 
 from .conftest import OpenMongo
 
@@ -415,6 +420,22 @@ async def test_the_waiting_list_is_in_the_order_in_which_they_came_page_by_page(
     while page := await store.vaccines.waiting("h1", seen[-1] if seen else None, 3):
         seen += [(v.appointment.decide_time, v.appointment.reservation_id) for v in page]
     assert [(at, str(key)) for at, key in seen] == sorted(expected)
+
+
+@pytest.mark.parametrize("zone", ["Asia/Atlantis", "../etc/passwd", "Asia", "\x00"])
+async def test_an_appointment_in_no_time_zone_is_not_stored_where_it_would_stop_the_waiting_list(
+    store: Store, zone: str
+) -> None:
+    handle = handlers(store.vaccines)[ApprovalGranted]
+    good = appointment()
+    events = []
+    for a in (good, replace(appointment(), time_zone=zone)):
+        message = ApprovalGranted(appointment=to_message(a, appointment_pb2.Appointment))
+        events.append(Event("id", str(a.reservation_id), message.DESCRIPTOR.full_name, NOW, message))
+    with pytest.raises(Unprocessable, match="time zone"):
+        await handle(events)
+    await handle(events[:1])
+    assert [row["_id"] for row in await store.documents()] == [str(good.reservation_id)]
 
 
 async def test_opening_again_as_a_new_replica_does_keeps_what_is_there(store: Store, open_mongo: OpenMongo) -> None:
