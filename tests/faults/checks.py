@@ -1,5 +1,6 @@
 """What must hold, whatever happened: the accounts of the four services and what people were told, compared."""
 
+import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -56,6 +57,7 @@ async def read(world: World) -> Accounts:
         lots=lots,
         screen=await keyed("mypage", "my_reservations", "reservation_id"),
         outboxes=outboxes,
+        dead_letters=await asyncio.to_thread(world.mesh.stores.last_sequence, "DEAD_LETTERS"),
     )
 
 
@@ -204,6 +206,18 @@ def answers_were_kept(books: Accounts, history: History) -> list[str]:
     return wrong
 
 
+def capacity_is_as_told(books: Accounts, history: History) -> list[str]:
+    """A day has the places its manager set last; or, when a try's fate is unknown, what that try asked for."""
+    wrong = []
+    for day in books.days:
+        tries = [o for o in history.operations if o.kind == "capacity" and o.key == day["hospital_id"]]
+        told = [o.arguments[0] for o in tries if o.outcome == "ok"][-1:]
+        may_be = {*told, *(o.arguments[0] for o in tries if o.outcome is None)}
+        if told and day["capacity"] not in may_be:
+            wrong.append(f"{day} has not one of the capacities {may_be}")
+    return wrong
+
+
 def nothing_is_left(books: Accounts, history: History) -> list[str]:
     """Outboxes and dead letters are empty, and nobody saw an internal error."""
     wrong = [f"{books.outboxes} outbox rows are left"] if books.outboxes else []
@@ -218,7 +232,6 @@ ALL: tuple[Check, ...] = (
     doses_add_up,
     nobody_waits_beside_a_dose,
     answers_were_kept,
+    capacity_is_as_told,
     nothing_is_left,
 )
-ANY_TIME: tuple[Check, ...] = (no_overbooking,)
-"""Those that hold at every read of approval's books, not only at rest."""

@@ -6,13 +6,16 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import date
 from functools import partial
 from typing import Any
 
 import grpc.aio
+from google.protobuf.message import Message
 
+from services.reservation.domain import NAMESPACE
 from tests.e2e.conftest import Client, Status, World, delivery
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2
 
@@ -25,6 +28,21 @@ UNKNOWN = {
     grpc.StatusCode.UNKNOWN,
     grpc.StatusCode.INTERNAL,
 }
+
+# Seconds that the next call is given. Short ones expire while the mesh is at work, also in the middle of a commit.
+PATIENCE = ContextVar("PATIENCE", default=15.0)
+A_DAY = 24 * 3600
+
+
+class Person(Client):
+    """A client with PATIENCE."""
+
+    def __init__(self, world: World, name: str, roles: list[str], **claims: Any) -> None:
+        super().__init__(world._channel, world.token(name, roles, expires_in=A_DAY, **claims))
+
+    async def call(self, method: Callable[..., Any], request: Message) -> Any:
+        """Calls a stub's method; CANCELLED, DEADLINE_EXCEEDED when patience ends."""
+        return await method(request, metadata=self.metadata, timeout=PATIENCE.get())
 
 
 @dataclass
@@ -59,7 +77,7 @@ class Driver:
     def __init__(self, world: World, seed: int, customers: int, hospitals: list[tuple[str, date]]) -> None:
         self._world, self._hospitals = world, hospitals
         self._random = random.Random(seed)
-        self._names = [f"c{seed}-{n}" for n in range(customers)]
+        self._people = {f"c{seed}-{n}": Person(world, f"c{seed}-{n}", ["customer"]) for n in range(customers)}
         self.history = History()
         self._stop = asyncio.Event()
 
@@ -69,8 +87,8 @@ class Driver:
 
     async def run(self) -> None:
         """Runs until `stop`."""
-        seeds = [self._random.randrange(2**32) for _ in range(len(self._names) + len(self._hospitals))]
-        people = [self._customer(name, random.Random(seed)) for name, seed in zip(self._names, seeds, strict=False)]
+        seeds = [self._random.randrange(2**32) for _ in range(len(self._people) + len(self._hospitals))]
+        people = [self._customer(name, random.Random(seed)) for name, seed in zip(self._people, seeds, strict=False)]
         managers = [
             self._manager(hospital, random.Random(seed))
             for (hospital, _), seed in zip(self._hospitals, seeds[len(people) :], strict=True)
@@ -78,7 +96,7 @@ class Driver:
         await asyncio.gather(*people, *managers)
 
     async def _customer(self, name: str, dice: random.Random) -> None:
-        client = self._world.client(name, ["customer"], expires_in=24 * 3600)
+        client = self._people[name]
         asked: list[tuple[str, str, date, str]] = []
         booked: set[str] = set()
         while not self._stop.is_set():
@@ -116,21 +134,38 @@ class Driver:
         code: str,
         booked: set[str],
     ) -> None:
-        done = await self._insist(
-            dice,
-            name,
-            "create",
-            request_id,
-            lambda: client.create(hospital, day, request_id, code),
-            hospital,
-            day,
-            code,
-        )
-        if done.outcome == "ok" and done.answer.status == Status.RESERVATION_STATUS_APPROVED:
-            booked.add(done.answer.reservation_id)
+        """One request; at times several times at once, and at times its cancellation does not wait for the answer."""
+
+        async def create(dice: random.Random) -> Operation:
+            return await self._insist(
+                dice,
+                name,
+                "create",
+                request_id,
+                lambda: client.create(hospital, day, request_id, code),
+                hospital,
+                day,
+                code,
+            )
+
+        creating = [
+            asyncio.create_task(create(random.Random(dice.getrandbits(32))))
+            for _ in range(dice.choice((1, 1, 1, 1, 1, 1, 2, 3)))
+        ]
+        reservation_id = str(uuid.uuid5(NAMESPACE, f"{name}\n{request_id}"))
+        if dice.random() < 0.1:
+            while not all(task.done() for task in creating):
+                done = await self._once(name, "cancel", reservation_id, partial(client.cancel, reservation_id))
+                if done.outcome not in (None, "NOT_FOUND"):
+                    break
+                await asyncio.sleep(dice.random() * 0.02)
+        for done in await asyncio.gather(*creating):
+            if done.outcome == "ok" and done.answer.status == Status.RESERVATION_STATUS_APPROVED:
+                booked.add(reservation_id)
 
     async def _manager(self, hospital: str, dice: random.Random) -> None:
-        client = self._world.client("manager", ["manager"], hospital=hospital, expires_in=24 * 3600)
+        client = Person(self._world, "manager", ["manager"], hospital=hospital)
+        day = dict(self._hospitals)[hospital]
         while not self._stop.is_set():
             what = dice.random()
             if what < 0.3:
@@ -151,32 +186,42 @@ class Driver:
                 )
             elif what < 0.6:
                 await self._assign(dice, client, hospital)
+            elif what < 0.8:
+                places = dice.randrange(len(self._people) // 2 + 1)  # at times fewer than are approved: refused
+                change = partial(client.set_capacity, hospital, day, places)
+                await self._insist(dice, hospital, "capacity", hospital, change, places)
             else:
                 await self._once(hospital, "waiting", hospital, lambda: client.waiting(hospital))
             await asyncio.sleep(dice.expovariate(1 / 1.0))
 
     async def _assign(self, dice: random.Random, client: Client, hospital: str) -> None:
-        """The manager changes somebody's lot."""
+        """The manager changes somebody's lot, at times while that person cancels."""
         lots = await self._once(hospital, "lots", hospital, lambda: client.lots(hospital))
         completed = [
-            o.answer.reservation_id
+            (o.customer, o.answer.reservation_id)
             for o in self.history.operations[-200:]
             if o.kind == "create" and o.outcome == "ok" and o.answer.status == 1 and o.arguments[0] == hospital
         ]
         if lots.outcome != "ok" or not lots.answer or not completed:
             return
+        customer, reservation_id = dice.choice(completed)
         request = vaccinemgmt_service_pb2.AssignLotRequest(
-            reservation_id=dice.choice(completed), lot_id=dice.choice(list(lots.answer)).lot_id
+            reservation_id=reservation_id, lot_id=dice.choice(list(lots.answer)).lot_id
         )
-        await self._once(
-            hospital, "assign", request.reservation_id, lambda: client.call(client.vaccinemgmt.AssignLot, request)
-        )
+        doing = [
+            self._once(hospital, "assign", reservation_id, lambda: client.call(client.vaccinemgmt.AssignLot, request))
+        ]
+        if dice.random() < 0.3:
+            cancel = partial(self._people[customer].cancel, reservation_id)
+            doing.append(self._insist(dice, customer, "cancel", reservation_id, cancel))
+        await asyncio.gather(*doing)
 
     async def _insist(
         self, dice: random.Random, who: str, kind: str, key: str, call: Callable[[], Awaitable[Any]], *arguments: Any
     ) -> Operation:
-        """Repeats a call until its outcome is known; each try is in the history."""
+        """Repeats a call until its outcome is known; each try is in the history. Some are in a hurry at first."""
         for attempt in range(60):
+            PATIENCE.set(dice.uniform(0.002, 0.1) if attempt == 0 and dice.random() < 0.15 else 15.0)
             done = await self._once(who, kind, key, call, *arguments)
             if done.outcome is not None:
                 return done

@@ -37,6 +37,7 @@ class Nemesis:
         faults: list[Callable[[], Awaitable[str]]] = [
             self.kill, self.kill, self.kill, self.hang, self.crash, self.crash, self.crash, self.kill_store,
             self.restart_store, self.cut, self.refuse, self.slow, self.step_clock, self.stop_service, self.duplicate,
+            self.hang_store, self.two_at_once, self.two_at_once,
         ]  # fmt: skip
         if kinds:
             faults = [getattr(self, kind) for kind in kinds]
@@ -131,6 +132,21 @@ class Nemesis:
         await asyncio.sleep(self._dice.random() * 4)
         await self._up()
         return f"kill {name}"
+
+    async def hang_store(self) -> str:
+        """A store that stands still; clients' deadlines expire, their connections stay."""
+        name = self._dice.choice(STORES)
+        self._signal(name, signal.SIGSTOP)
+        await asyncio.sleep(0.5 + self._dice.random() * 4)
+        self._signal(name, signal.SIGCONT)
+        return f"hang {name}"
+
+    async def two_at_once(self) -> str:
+        """What no single fault shows: a service dies while a store is away, and the like."""
+        of_services = self._dice.choice([self.kill, self.hang, self.crash, self.stop_service])
+        of_stores = self._dice.choice([self.kill_store, self.cut, self.refuse, self.slow, self.duplicate])
+        self.done.update(await asyncio.gather(of_services(), of_stores()))
+        return "(two at once)"
 
     async def restart_store(self) -> str:
         """An orderly restart of a store."""

@@ -5,24 +5,32 @@ import contextlib
 import os
 import time
 from collections import Counter
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
+import asyncpg
 import grpc.aio
 import psutil
+import pymongo
+import pytest
+from pymongo.errors import PyMongoError
 
 from mesh.home import STORES
 from mesh.machine import Mesh
 from tests.conftest import free_base_port
 from tests.e2e.conftest import World
+from vaccination.approval.v1 import hospital_service_pb2
 
 from . import checks
-from .drive import Driver, History
+from .drive import PATIENCE, Driver, History, Person
 from .nemesis import Nemesis
 from .proxy import Proxy
 
 # Rest must come within this many seconds after the last fault has healed.
 QUIESCENCE = 90.0
+UNREST = "no rest within"
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,7 @@ class Report:
     operations: Counter[tuple[str, str]] = field(default_factory=Counter)
     faults: Counter[str] = field(default_factory=Counter)
     checks: int = 0
+    away: Counter[str] = field(default_factory=Counter)  # looks that found nobody
     quiescence: float = 0.0
     rows: dict[str, int] = field(default_factory=dict)
     memory: dict[str, int] = field(default_factory=dict)
@@ -57,30 +66,42 @@ class Report:
         lines = [f"seed {self.plan.seed}, {self.plan.seconds:.0f} s, mutation {self.plan.mutation}:"]
         lines.append(f"  operations {sum(self.operations.values())}: {dict(sorted(self.operations.items()))}")
         lines.append(f"  faults {sum(self.faults.values())}: {dict(sorted(self.faults.items()))}")
-        lines.append(f"  checks {self.checks}, at rest after {self.quiescence:.1f} s, rows {self.rows}")
+        lines.append(f"  checks {self.checks}, looks at a store that was away {sum(self.away.values())}")
+        lines.append(f"  at rest after {self.quiescence:.1f} s, rows {self.rows}")
         lines += [f"  VIOLATION {v}" for v in self.violations[:20]] or ["  no violation"]
         return "\n".join(lines)
 
 
-async def play(plan: Plan, folder: Path) -> Report:
-    """Starts a mesh of its own in the folder, attacks it, and looks at the accounts."""
+@contextlib.asynccontextmanager
+async def stage(
+    folder: Path, replicas: int, mutation: str = "", proxied: bool = True
+) -> AsyncIterator[tuple[World, dict[str, Proxy], Path]]:
+    """A mesh of its own in the folder; its world, the proxies to its stores, and the folder of what shall fail."""
     faults = folder / "faults"
     faults.mkdir()
-    os.environ |= {"FAULTS": str(faults), "CLOCK_OFFSET": str(faults / "clock"), "MUTATION": plan.mutation or ""}
+    os.environ |= {"FAULTS": str(faults), "CLOCK_OFFSET": str(faults / "clock"), "MUTATION": mutation}
     base = free_base_port()
-    mesh = Mesh(folder / "mesh", base, replicas=plan.replicas, launcher="tests.faults.launcher")
-    mesh.stores.via = {store: base + 80 + i for i, store in enumerate(STORES)}
-    proxies = {store: Proxy(base + 80 + i, mesh.home.port(store)) for i, store in enumerate(STORES)}
+    mesh = Mesh(folder / "mesh", base, replicas=replicas, launcher="tests.faults.launcher" if proxied else None)
+    proxies = {}
+    if proxied:
+        mesh.stores.via = {store: base + 80 + i for i, store in enumerate(STORES)}
+        proxies = {store: Proxy(base + 80 + i, mesh.home.port(store)) for i, store in enumerate(STORES)}
     for proxy in proxies.values():
         await proxy.start()
     try:
         await asyncio.to_thread(mesh.up)
         async with grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_retries", 0)]) as channel:
-            return await _play(plan, World(mesh, channel), Nemesis(mesh, plan.seed, proxies, faults))
+            yield World(mesh, channel), proxies, faults
     finally:
         await asyncio.to_thread(mesh.down)
         for proxy in proxies.values():
             await proxy.stop()
+
+
+async def play(plan: Plan, folder: Path) -> Report:
+    """Starts a mesh of its own in the folder, attacks it, and looks at the accounts."""
+    async with stage(folder, plan.replicas, plan.mutation or "") as (world, proxies, faults):
+        return await _play(plan, world, Nemesis(world.mesh, plan.seed, proxies, faults))
 
 
 async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
@@ -91,7 +112,7 @@ async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
     ]
     driver = Driver(world, plan.seed, plan.customers, hospitals)
     stop = asyncio.Event()
-    watching = asyncio.create_task(_watch(world, report, stop))
+    watching = asyncio.create_task(_watch(world, hospitals, report, stop))
     driving = asyncio.create_task(driver.run())
     breaking = asyncio.create_task(nemesis.run(stop, plan.pause, plan.faults)) if plan.pause else None
     done, _ = await asyncio.wait(
@@ -105,39 +126,69 @@ async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
     driver.stop()
     await driving
     await watching
-    begin = time.monotonic()
-    with contextlib.suppress(BaseException):
-        await world.quiet(plan.settle)
-    report.quiescence = time.monotonic() - begin
-    await _account(world, driver.history, report)
+    await account(world, driver.history, report)
     report.operations, report.faults = driver.history.counts(), nemesis.done
     return report
 
 
-async def _watch(world: World, report: Report, stop: asyncio.Event) -> None:
-    """What must hold at every read is read all the time."""
+async def _watch(world: World, hospitals: list[tuple[str, date]], report: Report, stop: asyncio.Event) -> None:
+    """What must hold at every read is read all the time, in the stores and through the gateway."""
+    PATIENCE.set(3.0)
+    reader = Person(world, "operator", ["operator"])
+
+    async def books() -> list[str]:
+        overbooked = await world.query("approval", "SELECT * FROM days WHERE approved NOT BETWEEN 0 AND capacity")
+        return [f"{dict(day)} is overbooked" for day in overbooked]
+
+    async def lots() -> list[str]:
+        return [f"{lot} does not add up" for lot in await asyncio.to_thread(_odd_lots, world)]
+
+    async def shown_places() -> list[str]:
+        shown = []
+        for hospital_id, day in hospitals:
+            one_day = hospital_service_pb2.ListAvailabilityRequest(
+                hospital_id=hospital_id, first_date=str(day), last_date=str(day)
+            )
+            shown += (await reader.call(reader.hospital.ListAvailability, one_day)).days
+        return [
+            f"ListAvailability shows {day}"
+            for day in shown
+            if not 0 <= day.approved <= day.capacity or day.left != day.capacity - day.approved
+        ]
+
+    async def shown_lots() -> list[str]:
+        shown = [lot for hospital, _ in hospitals for lot in await reader.lots(hospital)]
+        return [
+            f"ListLots shows {lot}"
+            for lot in shown
+            if lot.received != lot.free + lot.used or min(lot.free, lot.used) < 0
+        ]
+
     while not stop.is_set():
-        try:
-            overbooked = await world.query("approval", "SELECT * FROM days WHERE approved NOT BETWEEN 0 AND capacity")
-            report.violations += [f"at a read: {dict(day)} is overbooked" for day in overbooked]
-            odd = await asyncio.to_thread(_odd_lots, world)
-            report.violations += [f"at a read: {lot} does not add up" for lot in odd]
-            report.checks += 2
-        except Exception:
-            pass  # the store is away; its turn comes
+        for look in (books, lots, shown_places, shown_lots):
+            try:
+                report.violations += [f"at a read: {problem}" for problem in await look()]
+                report.checks += 1
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, PyMongoError, grpc.aio.AioRpcError) as gone:
+                report.away[type(gone).__name__] += 1  # the store is away; its turn comes
         await asyncio.sleep(0.2)
 
 
 def _odd_lots(world: World) -> list[checks.Row]:
-    import pymongo
-
     with pymongo.MongoClient[checks.Row](world.mesh.stores.mongo_url, serverSelectionTimeoutMS=500) as client:
         adds_up = {"$eq": ["$received", {"$add": ["$free", "$used"]}]}
         sane = {"$and": [adds_up, {"$gte": ["$free", 0]}, {"$gte": ["$used", 0]}]}
         return list(client["vaccinemgmt"]["lots"].find({"$expr": {"$not": [sane]}}))
 
 
-async def _account(world: World, history: History, report: Report) -> None:
+async def account(world: World, history: History, report: Report) -> None:
+    """Waits for rest, which must come, and compares all accounts."""
+    begin = time.monotonic()
+    try:
+        await world.quiet(report.plan.settle)
+    except pytest.fail.Exception as unrest:
+        report.violations.append(f"{UNREST} {report.plan.settle:.0f} s: {unrest}")
+    report.quiescence = time.monotonic() - begin
     books = await checks.read(world)
     for check in checks.ALL:
         found = check(books, history)
