@@ -24,6 +24,8 @@ PUBLIC = {
     "vaccination.vaccinemgmt.v1.VaccinemgmtService": "vaccinemgmt",
     "vaccination.mypage.v1.MypageService": "mypage",
 }
+# Every service answers for itself: a call says which in a header, a REST path in itself.
+OPERATIONS = "vaccination.operations.v1.OperationsService"
 WATCH = "/vaccination.mypage.v1.MypageService/WatchMyReservations"
 APPROVE = "/vaccination.approval.v1.ApprovalService/"
 
@@ -114,6 +116,13 @@ def _gateway_routes() -> Json:
     # A stream lives until its client ends it; nothing has to happen on it meanwhile.
     watch = {"cluster": "mypage", "timeout": "0s", "idle_timeout": "0s", "retry_policy": retry}
     routes: list[Json] = [{"match": {"path": WATCH}, "route": watch}]
+    for service in SERVICES:
+        asked = [{"name": "service", "string_match": {"exact": service}}]
+        by_path = [{"name": "x-envoy-original-path", "string_match": {"prefix": f"/v1/operations/{service}/"}}]
+        for headers in (asked, by_path):
+            match = {"prefix": f"/{OPERATIONS}/", "headers": headers}
+            route = {"cluster": service, "timeout": GATEWAY_TIMEOUT, "retry_policy": retry}
+            routes.append({"match": match, "route": route})
     # One service answers for all of reflection, v1 and v1alpha: it describes the public services, whoever has them.
     for prefix, service in [*PUBLIC.items(), ("grpc.reflection.v1.ServerReflection", "mypage")]:
         route = {"cluster": service, "timeout": GATEWAY_TIMEOUT, "retry_policy": retry}
@@ -212,7 +221,7 @@ def _gateway_filters(home: Home) -> list[Json]:
     rules = [{"match": {"prefix": "/"}, "requires": requires}]
     transcoder = {
         "proto_descriptor": str(IMAGE),
-        "services": list(PUBLIC),
+        "services": [*PUBLIC, OPERATIONS],
         "convert_grpc_status": True,
         "print_options": {"always_print_primitive_fields": True, "stream_newline_delimited": True},
         "request_validation_options": {

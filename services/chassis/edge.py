@@ -42,7 +42,7 @@ def violations(message: Message) -> list[tuple[str, str]]:
 class Edge(grpc.aio.ServerInterceptor):
     """Stands around every method of the server."""
 
-    def __init__(self, errors: Errors, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(self, *errors: Errors, jitter: Callable[[], float] = random.random) -> None:
         self._errors, self._jitter = errors, jitter
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
         self._running: set[asyncio.Task[Any]] = set()
@@ -125,7 +125,7 @@ class Edge(grpc.aio.ServerInterceptor):
     ) -> None:
         if isinstance(error, grpc.aio.AbortError):
             raise error
-        code, observed.reason, status = to_status(error, self._errors)
+        code, observed.reason, status = to_status(error, *self._errors)
         observed.code = code.name
         if code is grpc.StatusCode.INTERNAL:
             log.error("unexpected error", exc_info=error)

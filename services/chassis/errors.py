@@ -93,6 +93,8 @@ class Answer:
     code: StatusCode
     reason: str
     field: str | None = None
+    message: str | None = None
+    """Instead of the exception's own text."""
 
 
 @dataclass(frozen=True)
@@ -120,21 +122,21 @@ _CHASSIS = Errors(
 )
 
 
-def _find(error: Exception, errors: Errors) -> tuple[str, Answer]:
-    for table in (errors, _CHASSIS):
+def _find(error: Exception, errors: Sequence[Errors]) -> tuple[str, Answer]:
+    for table in (*errors, _CHASSIS):
         for cls in type(error).__mro__:
             if answer := table.answers.get(cls):
                 return table.domain, answer
     raise AssertionError("Exception is in the chassis' table")
 
 
-def to_status(error: Exception, errors: Errors) -> tuple[StatusCode, str, status_pb2.Status]:
+def to_status(error: Exception, *errors: Errors) -> tuple[StatusCode, str, status_pb2.Status]:
     """The gRPC code, the ErrorInfo reason, and the status with its details.
 
     An exception may bring `retry_after` (seconds) for RetryInfo and `localized` ((locale, text)) for LocalizedMessage.
     """
     domain, answer = _find(error, errors)
-    message, reason = str(error), answer.reason
+    message, reason = answer.message or str(error), answer.reason
     violations: Sequence[tuple[str, str]] = ()
     match error:
         case InvalidFields():

@@ -15,16 +15,17 @@ from google.protobuf.message import DecodeError, Message
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from nats.js.errors import NotFoundError
 
+from .deadletters import STREAM as DEAD_LETTERS
+from .deadletters import DeadLetter, DeadLetters, Failure
 from .edge import violations
 from .errors import StoreUnavailable
 from .outbox import Outgoing
 from .telemetry import events_dead, events_failed, events_handled, log, traces_by_key
 
 STREAM = "VACCINATION"
-DEAD_LETTERS = "DEAD_LETTERS"
 ALREADY_SEEN = 10201  # the server's code for an atomic batch with a message id that it has
 BATCH = 256
 ACK_WAIT = 30.0  # seconds until an unacknowledged message goes to another replica
@@ -96,7 +97,7 @@ class Bus:
                     reconnected_cb=self._on_reconnected,
                 )
             await self._ensure_stream(STREAM, ["vaccination.*.v1.*"], allow_atomic=True)
-            await self._ensure_stream(DEAD_LETTERS, [f"{DEAD_LETTERS}.*"])
+            await self._ensure_stream(DEAD_LETTERS, [f"{DEAD_LETTERS}.*", f"{DEAD_LETTERS}.*.discarded"])
 
     async def forget(self, consumer: str) -> None:
         """Deletes a durable consumer: made again, it begins at the stream's beginning."""
@@ -198,6 +199,7 @@ class Consumer:
         self._stopping = asyncio.Event()
         self._requested = 0
         self._heard = 0.0
+        self.dead_letters = DeadLetters(name)
         bus.reconnected.append(self._lost)
 
     async def ensure(self) -> None:
@@ -258,9 +260,7 @@ class Consumer:
         connection = self._bus._connection()
         try:
             await self._bus.js.consumer_info(STREAM, self._name)
-        except (
-            NotFoundError
-        ):  # deleted, perhaps to begin anew; what is there is left alone, a newer replica may have made it
+        except NotFoundError:  # deleted, perhaps to begin anew; one that is there may be a newer replica's
             await self.ensure()
         self._requested, self._heard = 0, time.monotonic()
         subscription = await connection.subscribe(connection.new_inbox(), cb=self._on_message)
@@ -307,7 +307,7 @@ class Consumer:
         runs: dict[Handler, list[tuple[Msg, Event]]] = {}
         for message in messages:
             try:
-                event = self._decode(message)
+                event = self._decode(message.subject, message.data, message.headers or {})
             except Unprocessable as error:
                 await self._quietly(self._bury(message, error))
                 continue
@@ -346,17 +346,16 @@ class Consumer:
                     events_handled.labels(event.type).inc()
                 return
 
-    def _decode(self, message: Msg) -> Event:
-        headers = message.headers or {}
-        if message.subject not in self._handlers:
-            raise _NoHandler(f"{self._name} has no handler for {message.subject}")
-        body = self._handlers[message.subject][0]()
+    def _decode(self, subject: str, data: bytes, headers: Mapping[str, str]) -> Event:
+        if subject not in self._handlers:
+            raise _NoHandler(f"{self._name} has no handler for {subject}")
+        body = self._handlers[subject][0]()
         try:
-            body.ParseFromString(message.data)
+            body.ParseFromString(data)
             event = Event(
                 headers["ce-id"],
                 headers["ce-subject"],
-                message.subject,
+                subject,
                 datetime.fromisoformat(headers["ce-time"]),
                 body,
             )
@@ -376,23 +375,43 @@ class Consumer:
             await message.nak(delay=min(2.0 ** (tries - 1), MAX_PAUSE))
 
     async def _bury(self, message: Msg, error: Exception) -> None:
-        metadata = message.metadata
-        reason = f"{type(error).__name__}: {error}"[:500].replace("\n", " ")
-        headers = {key: value for key, value in (message.headers or {}).items() if not key.startswith("Nats-")} | {
-            # The same however often it is buried: once more if the server does not hear of the end of the delivery.
-            "Nats-Msg-Id": f"{self._name}-{metadata.sequence.stream}",
-            "Dead-Letter-Consumer": self._name,
-            "Dead-Letter-Subject": message.subject,
-            "Dead-Letter-Sequence": str(metadata.sequence.stream),
-            "Dead-Letter-Tries": str(metadata.num_delivered),
-            "Dead-Letter-Reason": reason.encode("ascii", "replace").decode(),
-        }
-        await self._bus.js.publish(f"{DEAD_LETTERS}.{self._name}", message.data, headers=headers)
+        sequence = message.metadata.sequence.stream
+        history = [Failure.of(error, message.metadata.num_delivered)]
+        await self.dead_letters.bury(self.js, message.subject, message.data, message.headers or {}, sequence, history)
         events_dead.labels(message.subject).inc()
-        log.error(
-            "event moved to the dead letters",
-            consumer=self._name,
-            subject=message.subject,
-            sequence=metadata.sequence.stream,
-        )
+        log.error("event moved to the dead letters", consumer=self._name, subject=message.subject, sequence=sequence)
         await message.term()
+
+    # Operations
+
+    @property
+    def js(self) -> JetStreamContext:
+        """See Bus.js."""
+        return self._bus.js
+
+    async def info(self) -> ConsumerInfo:
+        """How far it is; raises PublishFailed."""
+        with _boundary():
+            info: ConsumerInfo = await self.js.consumer_info(STREAM, self._name)
+            return info
+
+    async def pause(self, until: datetime) -> None:
+        """No deliveries before that time, in all replicas and across restarts; the past: goes on."""
+        with _boundary():
+            await self.js.pause_consumer(STREAM, self._name, until.isoformat().replace("+00:00", "Z"))
+
+    def message_class(self, subject: str) -> type[Message] | None:
+        """The protobuf message of a subject that it handles."""
+        known = self._handlers.get(subject)
+        return known[0] if known else None
+
+    async def redrive(self, letter: DeadLetter) -> Failure | None:
+        """Hands a dead letter to its handler once more; why it failed again, or None."""
+        try:
+            event = self._decode(letter.subject, letter.data, letter.headers)
+            await self._handlers[event.type][1]([event])
+        except StoreUnavailable:
+            raise
+        except Exception as error:
+            return Failure.of(error, 1)
+        return None

@@ -106,6 +106,13 @@ class Mongo:
             )
             return result
 
+    async def backlog(self) -> tuple[int, float]:
+        """See OutboxStore."""
+        async with self.boundary():
+            depth = await self.outbox.count_documents({})
+            oldest = await self.outbox.find_one({}, {"time": 1}, sort=[("time", 1)])
+        return depth, (datetime.now(UTC) - oldest["time"]).total_seconds() if oldest else 0.0
+
     @asynccontextmanager
     async def taken(self, limit: int) -> AsyncIterator[Sequence[Outgoing]]:
         """See OutboxStore. Rows are held by a lease; one that runs out lets another relay have them."""

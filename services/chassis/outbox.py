@@ -73,12 +73,15 @@ class OutboxStore(Protocol):
     def taken(self, limit: int) -> AbstractAsyncContextManager[Sequence[Outgoing]]:
         """The oldest rows that no other relay holds; removed for good when the block ends without an exception."""
 
+    async def backlog(self) -> tuple[int, float]:
+        """How many rows there are, and the age of the oldest in seconds."""
+
 
 class Relay:
     """Publishes a store's outbox."""
 
     def __init__(self, store: OutboxStore, publish: Callable[[Sequence[Outgoing]], Awaitable[None]]) -> None:
-        self._store, self._publish = store, publish
+        self.store, self._publish = store, publish
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
@@ -115,7 +118,7 @@ class Relay:
 
     async def publish_some(self) -> int:
         """Publishes one batch; returns how many."""
-        async with self._store.taken(BATCH) as rows:
+        async with self.store.taken(BATCH) as rows:
             if rows:
                 await self._publish(rows)
         now = time.time()

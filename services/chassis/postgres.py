@@ -50,6 +50,9 @@ DELETE FROM outbox
 WHERE sequence = ANY (ARRAY(SELECT sequence FROM outbox ORDER BY sequence LIMIT $1 FOR UPDATE SKIP LOCKED))
 RETURNING sequence, id, key, subject, time, traceparent, payload"""
 
+BACKLOG = """
+SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(time)), 0)::float8 AS oldest FROM outbox"""
+
 ENQUEUE = """
 INSERT INTO outbox (id, key, subject, time, traceparent, payload)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::bytea[])"""
@@ -110,6 +113,12 @@ class Database:
         """A connection in a transaction: committed when the block ends, undone when it raises."""
         async with self.connection() as connection, connection.transaction():
             yield connection
+
+    async def backlog(self) -> tuple[int, float]:
+        """See OutboxStore."""
+        async with self.connection() as connection:
+            row = await connection.fetchrow(BACKLOG)
+        return (row["depth"], row["oldest"]) if row else (0, 0.0)
 
     @asynccontextmanager
     async def taken(self, limit: int) -> AsyncIterator[Sequence[Outgoing]]:

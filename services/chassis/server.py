@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from . import telemetry
+from . import operations, telemetry
 from .edge import Edge
 from .errors import Errors, StoreUnavailable
 from .jetstream import Bus, Consumer, PublishFailed
@@ -32,7 +32,7 @@ class Service:
     def __init__(self, name: str, settings: Settings, errors: Errors) -> None:
         telemetry.start(name, settings.log_level, settings.metrics_listen)
         self.name, self.settings = name, settings
-        self._edge = Edge(errors)
+        self._edge = Edge(errors, operations.ERRORS)
         self.server = grpc.aio.server(
             interceptors=[self._edge],
             options=[
@@ -61,14 +61,15 @@ class Service:
         *,
         open_store: Callable[[], Awaitable[None]],
         close_store: Callable[[], Awaitable[None]],
+        consumer: Consumer,
         relay: Relay | None = None,
-        consumer: Consumer | None = None,
         background: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
     ) -> None:
         """Serves until SIGTERM or SIGINT, then drains; raises if a background task fails for good."""
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        operations.register(self.server, self.name, consumer, relay.store if relay else None)
         _reflect(self.server)
         await self._health.set(self.name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -86,9 +87,8 @@ class Service:
             starting.result()
             if relay is not None:
                 tasks.append(asyncio.create_task(relay.run()))
-            if consumer is not None:
-                consuming = asyncio.create_task(consumer.run())
-                tasks.append(consuming)
+            consuming = asyncio.create_task(consumer.run())
+            tasks.append(consuming)
             tasks += [asyncio.create_task(work()) for work in background]
             await self._health.set(self.name, health_pb2.HealthCheckResponse.SERVING)
             log.info("ready")
@@ -106,15 +106,14 @@ class Service:
         for task in failed:
             task.result()
 
-    async def _start(self, open_store: Callable[[], Awaitable[None]], consumer: Consumer | None) -> None:
+    async def _start(self, open_store: Callable[[], Awaitable[None]], consumer: Consumer) -> None:
         """Opens the store and the stream, with backoff for as long as they are away."""
         pause = 0.1
         while True:
             try:
                 await open_store()
                 await self.bus.connect()
-                if consumer is not None:
-                    await consumer.ensure()
+                await consumer.ensure()
             except (StoreUnavailable, PublishFailed, OSError, TimeoutError) as error:
                 log.warning("waiting", error=type(error).__name__, detail=str(error))
                 await asyncio.sleep(pause)
@@ -125,7 +124,7 @@ class Service:
     async def _drain(
         self,
         relay: Relay | None,
-        consumer: Consumer | None,
+        consumer: Consumer,
         consuming: asyncio.Task[None] | None,
         tasks: list[asyncio.Task[None]],
     ) -> None:
@@ -135,7 +134,7 @@ class Service:
         draining.set()
         await self.server.stop(self.settings.shutdown_seconds / 2)
         await self._edge.finish()
-        if consumer is not None and consuming is not None:
+        if consuming is not None:
             consumer.stop()
             await asyncio.wait([consuming])
         for task in tasks:

@@ -1,0 +1,158 @@
+"""Operators look after a service with grpcurl, as the runbooks say."""
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import nats
+import pytest
+
+from mesh.home import ROOT
+from services.reservation.domain import Request
+from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
+from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
+
+from .conftest import Status, World, eventually
+
+CANCELLED = "vaccination.vaccinemgmt.v1.CancellationCompleted"
+
+
+def runbook(name: str) -> str:
+    """A runbook's commands, in their order."""
+    return "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs/runbooks" / name).read_text(), flags=re.DOTALL))
+
+
+async def typed(world: World, script: str, **env: str) -> str:
+    """What the commands print, typed into a shell."""
+    script = script.replace("127.0.0.1:18080", world.mesh.gateway)
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-euo", "pipefail", "-c", script,
+        cwd=ROOT, env=os.environ | {"MESH_HOME": str(world.mesh.home.path)} | env,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, out.decode()
+    return out.decode()
+
+
+async def ops(world: World, service: str, method: str, **fields: Any) -> Any:
+    """One operation's answer."""
+    body = json.dumps({"service": service, **fields})
+    call = f"""export TOKEN=$(./dev token --role operator) PATH="$PATH:$PWD/.venv/bin"
+        grpcurl -plaintext -H "authorization: Bearer $TOKEN" -H "service: {service}" -d '{body}' \\
+          {world.mesh.gateway} vaccination.operations.v1.OperationsService/{method}"""
+    return json.loads(await typed(world, call))
+
+
+async def publish(world: World, subject: str, data: bytes, key: str) -> None:
+    """As a client of the stream that knows no rules."""
+    client = await nats.connect(world.mesh.stores.nats_url)
+    headers = {"ce-id": str(uuid.uuid4()), "ce-subject": key, "ce-time": datetime.now(UTC).isoformat()}
+    await client.jetstream().publish(subject, data, headers=headers)
+    await client.close()
+
+
+def appointment(reservation_id: uuid.UUID, customer_id: str, hospital: str, day: object) -> appointment_pb2.Appointment:
+    """As approval would have written it."""
+    return appointment_pb2.Appointment(
+        reservation_id=str(reservation_id),
+        customer_id=customer_id,
+        hospital_id=hospital,
+        time_zone="Asia/Seoul",
+        date=str(day),
+        decide_time=datetime.now(UTC),  # type: ignore[arg-type]
+    )
+
+
+@pytest.fixture
+async def clean(world: World) -> None:
+    """No dead letters of other tests."""
+    client = await nats.connect(world.mesh.stores.nats_url)
+    await client.jetstream().purge_stream("DEAD_LETTERS")
+    await client.close()
+
+
+@pytest.mark.usefixtures("clean")
+async def test_garbage_is_found_explained_and_discarded_while_the_rest_flows(world: World) -> None:
+    await publish(world, CANCELLED, b"\xff\xfe garbage", "nobody")
+    await publish(world, "vaccination.approval.v1.NobodyKnowsThis", b"", "nobody")
+    hospital, day = await world.new_hospital(capacity=1, doses=1)
+    customer = world.customer()
+    booked = await customer.create(hospital, day)
+    await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
+
+    async def letters() -> int:
+        return len((await ops(world, "approval", "ListDeadLetters")).get("dead_letters", []))
+
+    await eventually(letters, lambda n: n == 1)
+    out = await typed(world, runbook("dead-letters.md"))
+    assert "Unprocessable: undecodable: DecodeError" in out
+    assert '"failed": 1' in out
+    assert await letters() == 0
+    status = await ops(world, "approval", "GetStatus")
+    assert "consumer_paused_until" not in status
+
+
+@pytest.mark.usefixtures("clean")
+async def test_what_could_not_be_handled_is_redriven_when_it_can(world: World) -> None:
+    hospital, day = await world.new_hospital(capacity=1)
+    name, request_id = f"customer-{uuid.uuid4()}", uuid.uuid4()
+    customer = world.client(name, ["customer"])
+    reservation_id = Request(name, request_id, hospital, day, "").reservation_id
+    message = vaccinemgmt_events_pb2.CancellationCompleted(
+        appointment=appointment(reservation_id, name, hospital, day), version=1
+    )
+    await publish(world, CANCELLED, message.SerializeToString(), str(reservation_id))
+
+    async def letter() -> Any:
+        return (await ops(world, "approval", "ListDeadLetters")).get("dead_letters")
+
+    [found] = await eventually(letter, lambda found: bool(found))
+    assert "was never granted" in found["history"][0]["reason"]
+    assert found["reservation_id"] == str(reservation_id)
+
+    await customer.create(hospital, day, str(request_id))
+    assert (await world.operator.availability(hospital, day)).approved == 1
+    assert (await ops(world, "approval", "RedriveDeadLetters", sequence=found["sequence"]))["handled"] == 1
+    assert (await world.operator.availability(hospital, day)).approved == 0
+    assert await letter() is None
+
+
+@pytest.mark.usefixtures("clean")
+async def test_an_event_whose_handling_always_fails_is_tried_and_then_laid_aside(world: World) -> None:
+    hospital, day = await world.new_hospital(capacity=1, doses=1)
+    reservation_id = uuid.uuid4()
+    # Within the contract's rules, and in no Postgres: a text with NUL.
+    poison = approval_events_pb2.ApprovalGranted(appointment=appointment(reservation_id, "a\0b", hospital, day))
+    await publish(world, "vaccination.approval.v1.ApprovalGranted", poison.SerializeToString(), str(reservation_id))
+    customer = world.customer()
+    booked = await customer.create(hospital, day)
+    await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_APPROVED)  # the poison took the dose
+
+    async def letters() -> Any:
+        return (await ops(world, "reservation", "ListDeadLetters")).get("dead_letters", [])
+
+    # The approval, and the completion that vaccine management made of it.
+    for letter in await eventually(letters, lambda found: len(found) == 2, within=40):
+        assert letter["history"][0]["tries"] == 5
+        await ops(world, "reservation", "DiscardDeadLetter", sequence=letter["sequence"], reason="poison of a test")
+
+
+async def test_a_paused_consumer_waits_and_then_catches_up(world: World) -> None:
+    until = (datetime.now(UTC) + timedelta(minutes=5)).isoformat().replace("+00:00", "Z")
+    await ops(world, "vaccinemgmt", "PauseConsumer", until=until)
+    hospital, day = await world.new_hospital(capacity=5, doses=5)
+    customer = world.customer()
+    booked = await customer.create(hospital, day)
+    status = await eventually(
+        lambda: ops(world, "vaccinemgmt", "GetStatus"), lambda s: int(s.get("consumer_pending", 0)) >= 1
+    )
+    assert status["consumer_paused_until"]
+    assert (await customer.get(booked.reservation_id)).status == Status.RESERVATION_STATUS_APPROVED
+    await ops(world, "vaccinemgmt", "ResumeConsumer")
+    await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
