@@ -102,12 +102,12 @@ async def office(open_database: OpenDatabase) -> Office:
 
 
 async def test_many_at_once_never_overbook_a_day(office: Office) -> None:
-    await office.offer(20)
-    answers = await office.answers(*(asks(i) for i in range(60)))
-    assert Counter(answers) == {None: 20, Denial.DAY_FULL: 40}
-    assert await office.approved() == 20
-    assert await office.events() == {"ApprovalGranted": 20, "ApprovalDenied": 40}
-    assert len(await office.rows("SELECT 1 FROM active_bookings")) == 20
+    await office.offer(10)
+    answers = await office.answers(*(asks(i) for i in range(30)))
+    assert Counter(answers) == {None: 10, Denial.DAY_FULL: 20}
+    assert await office.approved() == 10
+    assert await office.events() == {"ApprovalGranted": 10, "ApprovalDenied": 20}
+    assert len(await office.rows("SELECT 1 FROM active_bookings")) == 10
 
 
 async def test_batches_at_once_over_several_days_never_overbook_any(office: Office, seeded: random.Random) -> None:
@@ -266,7 +266,7 @@ async def test_the_event_of_a_cancellation_releases_and_that_of_an_unknown_booki
 
 
 async def test_capacity_lowered_while_people_book_never_ends_below_what_is_approved(office: Office) -> None:
-    await office.offer(30)
+    await office.offer(15)
 
     async def lower(to: int) -> str:
         try:
@@ -275,7 +275,7 @@ async def test_capacity_lowered_while_people_book_never_ends_below_what_is_appro
             return "refused"
         return "lowered"
 
-    await asyncio.gather(office.answers(*(asks(i) for i in range(30))), *(lower(n) for n in range(25, 0, -1)))
+    await asyncio.gather(office.answers(*(asks(i) for i in range(15))), *(lower(n) for n in range(12, 0, -2)))
     [day] = await office.rows("SELECT capacity, approved FROM days")
     assert day["approved"] <= day["capacity"]
     assert (await office.events())["ApprovalGranted"] == day["approved"]
