@@ -23,9 +23,11 @@ PUBLIC = {
     "vaccination.approval.v1.HospitalService": "approval",
     "vaccination.vaccinemgmt.v1.VaccinemgmtService": "vaccinemgmt",
     "vaccination.mypage.v1.MypageService": "mypage",
+    "vaccination.mypage.v1.ViewService": "mypage",
 }
 # Every service answers for itself: a call says which in a header, a REST path in itself.
 OPERATIONS = "vaccination.operations.v1.OperationsService"
+REBUILD = "/vaccination.mypage.v1.ViewService/RebuildView"
 WATCH = "/vaccination.mypage.v1.MypageService/WatchMyReservations"
 APPROVE = "/vaccination.approval.v1.ApprovalService/"
 
@@ -115,7 +117,8 @@ def _gateway_routes() -> Json:
     retry = {"retry_on": "connect-failure,refused-stream", "num_retries": 1}
     # A stream lives until its client ends it; nothing has to happen on it meanwhile.
     watch = {"cluster": "mypage", "timeout": "0s", "idle_timeout": "0s", "retry_policy": retry}
-    routes: list[Json] = [{"match": {"path": WATCH}, "route": watch}]
+    endless = [WATCH, REBUILD]
+    routes: list[Json] = [{"match": {"path": path}, "route": watch} for path in endless]
     for service in SERVICES:
         asked = [{"name": "service", "string_match": {"exact": service}}]
         by_path = [{"name": "x-envoy-original-path", "string_match": {"prefix": f"/v1/operations/{service}/"}}]

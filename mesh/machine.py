@@ -12,7 +12,6 @@ Blocking, and usable from within a running event loop too (`await asyncio.to_thr
 import os
 import signal
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -23,7 +22,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh import envoy
+from mesh import envoy, identity
 from mesh.home import DEFAULT_HOME, ROOT, SERVICES, STORES, Home
 from mesh.processes import MeshError, Processes, holder_of
 from mesh.stores import STORE_OF, Stores, package_file
@@ -340,18 +339,23 @@ Then: {dev} status | logs NAME | down"""
     # Repairing
 
     def rebuild_mypage(self, report: Report = lambda *_: None) -> None:
-        """Empties MyPage's view and lets it replay every event from the beginning; returns when it has caught up."""
-        mypage, replicas = self.component("mypage"), self.home.processes_of("mypage")
-        for name in replicas:
-            self.stop(name)
-        report("mypage", "emptying the view")
-        emptied = subprocess.run(
-            [*mypage.command(), "rebuild"], cwd=ROOT, env=os.environ | mypage.env(), capture_output=True, text=True
-        )
-        self.up(replicas, report)
-        if emptied.returncode != 0:
-            raise MeshError(f"the view could not be emptied and is as it was:\n{emptied.stderr[-2000:]}")
-        while pending := self.stores.pending("VACCINATION", "mypage"):
-            report("mypage", f"{pending} events to go")
-            time.sleep(0.1)
-        report("mypage", "has caught up")
+        """Has MyPage build its view anew from the stream's first event, beside the one that is read; returns when that
+        is in its place."""
+        import grpc
+
+        from vaccination.mypage.v1 import view_service_pb2, view_service_pb2_grpc
+
+        token = identity.token(self.home.path, subject="operator", roles=["operator"])
+        with grpc.insecure_channel(self.gateway, [("grpc.enable_http_proxy", 0)]) as channel:
+            rebuild = view_service_pb2_grpc.ViewServiceStub(channel).RebuildView
+            try:
+                call = rebuild(
+                    view_service_pb2.RebuildViewRequest(),
+                    metadata=(("authorization", f"Bearer {token}"),),
+                    timeout=3600,
+                )
+                for progress in call:
+                    phase = view_service_pb2.RebuildPhase.Name(progress.phase).removeprefix("REBUILD_PHASE_").lower()
+                    report("mypage", f"{phase}, {progress.events_to_go} events to go")
+            except grpc.RpcError as error:
+                raise MeshError(f"the view was not rebuilt and is as it was: {error.details()}") from error

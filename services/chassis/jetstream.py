@@ -202,21 +202,30 @@ class Consumer:
         self.dead_letters = DeadLetters(name)
         bus.reconnected.append(self._lost)
 
-    async def ensure(self) -> None:
-        """Makes the durable consumer if it is missing, or brings it up to date; raises PublishFailed."""
+    async def ensure(self, since: datetime | None = None) -> None:
+        """Makes the durable consumer if it is missing, or brings it up to date; raises PublishFailed.
+
+        `since` is for one that begins later than with the stream's first message.
+        """
+        policy = DeliverPolicy.ALL if since is None else DeliverPolicy.BY_START_TIME
         with _boundary():
             await self._bus.js.add_consumer(
                 STREAM,
                 ConsumerConfig(
                     durable_name=self._name,
                     filter_subjects=sorted(self._handlers),
-                    deliver_policy=DeliverPolicy.ALL,
+                    deliver_policy=policy,
+                    opt_start_time=since,
                     ack_policy=AckPolicy.EXPLICIT,
                     ack_wait=ACK_WAIT,
                     max_deliver=-1,
                     max_ack_pending=8 * BATCH,
                 ),
             )
+
+    def forget(self) -> None:
+        """The connection outlives this consumer: it need not hear of reconnections any more."""
+        self._bus.reconnected.remove(self._lost)
 
     def stop(self) -> None:
         """Ends `run` after the batch in hand."""

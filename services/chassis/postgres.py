@@ -81,16 +81,6 @@ class Database:
             async with self._pool.acquire() as connection:
                 await _migrate(connection, migrations)
 
-    async def reset(self, migrations: Path) -> None:
-        """Drops everything the service has stored and makes its schema anew: for views, which can be rebuilt."""
-        await self.open(migrations)
-        async with self.transaction() as connection:
-            for row in await connection.fetch(
-                "SELECT quote_ident(tablename) FROM pg_tables WHERE schemaname = 'public'"
-            ):
-                await connection.execute(f"DROP TABLE {row[0]} CASCADE")
-        await self.open(migrations)
-
     async def close(self) -> None:
         """Closes every connection; what is still in use after CLOSE_WITHIN is cut."""
         if self._pool is not None:

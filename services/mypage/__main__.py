@@ -1,6 +1,5 @@
-"""MyPage's composition root: `python -m services.mypage`, or `... rebuild` to empty the view before a replay."""
+"""MyPage's composition root."""
 
-import sys
 from pathlib import Path
 
 from services.chassis.jetstream import Consumer
@@ -8,7 +7,7 @@ from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
 
-from . import projector, server
+from . import projector, rebuild, server
 from .queries import Changes
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -21,24 +20,29 @@ async def mypage() -> None:
     database = Database(settings.database_url.get_secret_value())
     changes = Changes(database)
     server.register(service.server, database, changes)
+    rebuild.register(service.server, database, service.bus)
     await service.run(
         open_store=lambda: database.open(MIGRATIONS),
         close_store=database.close,
-        consumer=Consumer(service.bus, service.name, projector.handlers(database)),
+        consumer=Consumer(service.bus, service.name, projector.View(database).handlers()),
         background=[changes.run],
     )
 
 
-async def rebuild() -> None:
-    """Empties the view and forgets how far it had read: the next start replays the stream from its beginning."""
+import sys  # TEMPORARY
+
+
+async def _old_rebuild() -> None:
     settings = Settings.load()
     service = Service("mypage", settings, server.ERRORS)
     database = Database(settings.database_url.get_secret_value())
     await service.bus.connect()
     await service.bus.forget(service.name)
-    await database.reset(MIGRATIONS)
+    await database.open(MIGRATIONS)
+    async with database.transaction() as connection:
+        await connection.execute("TRUNCATE my_reservations, timeline")
     await database.close()
     await service.bus.close()
 
 
-main(rebuild if sys.argv[1:] == ["rebuild"] else mypage)
+main(_old_rebuild if sys.argv[1:] == ["rebuild"] else mypage)

@@ -7,6 +7,7 @@
 
 from collections.abc import Sequence
 from datetime import date
+from typing import Any
 from uuid import UUID
 
 from google.protobuf.message import Message
@@ -65,13 +66,38 @@ FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[]) AS e (reservat
 ORDER BY e.reservation_id, e.event, e.version, e.time
 ON CONFLICT DO NOTHING"""
 
+BOTH = ((PROJECT, "my_reservations"), (REMEMBER, "timeline"))
+
 # Watchers in every replica hear of it when the transaction commits.
 CHANNEL = "my_reservations"
 TELL = f"SELECT pg_notify('{CHANNEL}', customer_id) FROM unnest($1::text[]) AS c (customer_id)"  # noqa: S608 - a constant
 
 
-async def project(database: Database, events: Sequence[Event]) -> None:
-    """Brings the rows up to date, one transaction for all events."""
+class View:
+    """The tables of a view. `suffix` is empty for the one that is read."""
+
+    def __init__(self, database: Database, suffix: str = "") -> None:
+        self._database, self.suffix = database, suffix
+
+    def handlers(self) -> dict[type[Message], Handler]:
+        """The projector for each event that mypage follows."""
+        return dict.fromkeys(STATUS, self.project)
+
+    async def project(self, events: Sequence[Event]) -> None:
+        """Brings the rows up to date, one transaction for all events."""
+        rows, entries = _rows(events)
+        into, remember = (sql.replace(table, table + self.suffix) for sql, table in BOTH)
+        async with self._database.transaction() as connection:
+            await connection.execute(into, *(list(column) for column in zip(*rows, strict=True)))
+            await connection.execute(remember, *(list(column) for column in zip(*entries, strict=True)))
+            await connection.execute(TELL, sorted({row[1] for row in rows}))
+
+
+Row = tuple[Any, ...]
+
+
+def _rows(events: Sequence[Event]) -> tuple[list[Row], list[Row]]:
+    """Of the reservations, and of the timeline."""
     rows, entries = [], []
     for event in events:
         message, a = event.message, event.message.appointment
@@ -100,16 +126,4 @@ async def project(database: Database, events: Sequence[Event]) -> None:
             )
         )
         entries.append((UUID(a.reservation_id), type(message).__name__, version, event.time))
-    async with database.transaction() as connection:
-        await connection.execute(PROJECT, *(list(column) for column in zip(*rows, strict=True)))
-        await connection.execute(REMEMBER, *(list(column) for column in zip(*entries, strict=True)))
-        await connection.execute(TELL, sorted({row[1] for row in rows}))
-
-
-def handlers(database: Database) -> dict[type[Message], Handler]:
-    """The projector for each event that mypage follows."""
-
-    async def handle(events: Sequence[Event]) -> None:
-        await project(database, events)
-
-    return dict.fromkeys(STATUS, handle)
+    return rows, entries

@@ -18,6 +18,7 @@ from vaccination.mypage.v1 import mypage_service_pb2_grpc
 
 from . import queries
 from .queries import Changes
+from .rebuild import RebuildRunning
 
 WATCHED = 100
 Context = ServicerContext[Any, Any]
@@ -28,7 +29,11 @@ class UnknownReservation(Exception):
 
 
 ERRORS = Errors(
-    "vaccination.mypage", {UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id")}
+    "vaccination.mypage",
+    {
+        UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id"),
+        RebuildRunning: Answer(StatusCode.FAILED_PRECONDITION, "REBUILD_RUNNING"),
+    },
 )
 
 

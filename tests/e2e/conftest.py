@@ -20,7 +20,7 @@ from mesh import identity
 from mesh.home import SERVICES
 from mesh.machine import Mesh
 from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2, hospital_service_pb2_grpc
-from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc
+from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc, view_service_pb2_grpc
 from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2, reservation_service_pb2_grpc
 from vaccination.vaccinemgmt.v1 import (
     lot_pb2,
@@ -94,6 +94,7 @@ class Client:
         self.reservation = reservation_service_pb2_grpc.ReservationServiceStub(channel)
         self.hospital = hospital_service_pb2_grpc.HospitalServiceStub(channel)
         self.vaccinemgmt = vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceStub(channel)
+        self.view = view_service_pb2_grpc.ViewServiceStub(channel)
         self.mypage = mypage_service_pb2_grpc.MypageServiceStub(channel)
 
     async def call(self, method: Callable[..., Any], request: Message) -> Any:

@@ -15,6 +15,7 @@ import pytest
 from mesh.home import ROOT
 from services.reservation.domain import Request
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
+from vaccination.mypage.v1 import view_service_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
 
 from .conftest import Status, World, eventually
@@ -156,3 +157,48 @@ async def test_a_paused_consumer_waits_and_then_catches_up(world: World) -> None
     assert (await customer.get(booked.reservation_id)).status == Status.RESERVATION_STATUS_APPROVED
     await ops(world, "vaccinemgmt", "ResumeConsumer")
     await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
+
+
+async def test_the_view_is_rebuilt_beside_the_one_that_is_read(world: World) -> None:
+    hospital, day = await world.new_hospital(capacity=50, doses=50)
+    customers = [world.customer() for _ in range(10)]
+    booked = [await customer.create(hospital, day) for customer in customers]
+    for customer, reservation in zip(customers, booked, strict=True):
+        await customer.reaches(reservation.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
+    stop = asyncio.Event()
+    reads = 0
+
+    async def read() -> None:
+        nonlocal reads
+        while not stop.is_set():
+            for customer in customers:
+                assert len(await customer.screen()) == 1, "readers see the old view or the new one, and never none"
+                reads += 1
+
+    async def book() -> None:
+        while not stop.is_set():
+            await world.customer().create(hospital, day)
+
+    reading, booking = asyncio.create_task(read()), asyncio.create_task(book())
+    await asyncio.to_thread(world.mesh.rebuild_mypage)
+    stop.set()
+    await asyncio.gather(reading, booking)
+    assert reads > 10
+    await world.quiet()
+    rows = "SELECT reservation_id FROM {} WHERE hospital_id = $1 ORDER BY 1"
+    shown = await world.query("mypage", rows.format("my_reservations"), hospital)
+    assert shown == await world.query("reservation", rows.format("reservations"), hospital)
+
+
+async def test_a_view_rebuilt_since_a_time_keeps_what_was_before(world: World) -> None:
+    hospital, day = await world.new_hospital(capacity=2, doses=2)
+    early, late = world.customer(), world.customer()
+    await early.reaches((await early.create(hospital, day)).reservation_id, Status.RESERVATION_STATUS_COMPLETED)
+    since = datetime.now(UTC)
+    await late.reaches((await late.create(hospital, day)).reservation_id, Status.RESERVATION_STATUS_COMPLETED)
+    request = view_service_pb2.RebuildViewRequest(since=since)  # type: ignore[arg-type]
+    phases = [p.phase async for p in world.operator.view.RebuildView(request, metadata=world.operator.metadata)]
+    assert phases[-1] == view_service_pb2.RebuildPhase.REBUILD_PHASE_DONE
+    for customer in (early, late):
+        [shown] = await customer.screen()
+        assert (shown.status, len(shown.timeline)) == (Status.RESERVATION_STATUS_COMPLETED, 3)

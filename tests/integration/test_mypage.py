@@ -23,7 +23,7 @@ from services.chassis.edge import Edge
 from services.chassis.jetstream import Event
 from services.chassis.postgres import Database
 from services.mypage import queries, server
-from services.mypage.projector import project
+from services.mypage.projector import View
 from services.mypage.queries import Changes
 from vaccination.approval.v1 import appointment_pb2
 from vaccination.approval.v1 import approval_events_pb2 as approval
@@ -33,7 +33,7 @@ from vaccination.reservation.v1 import reservation_pb2
 from vaccination.vaccinemgmt.v1 import vaccination_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2 as vaccinemgmt
 
-from .conftest import MIGRATIONS, OpenDatabase, eventually, within
+from .conftest import OpenDatabase, eventually, within
 
 NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
 Status = reservation_pb2.ReservationStatus
@@ -145,11 +145,11 @@ async def test_every_order_and_repetition_in_any_batches_ends_in_the_same_rows(
             stream.insert(seeded.randrange(len(stream) + 1), seeded.choice(told))
         streams.append(stream)
     for batch in batches(streams, seeded):
-        await project(view, batch)
+        await View(view).project(batch)
     found = await contents(view)
     assert len(found) == 720
     [same] = set(found.values())
-    await project(view, list(events_of(journey(appointment(9999))).values()))
+    await View(view).project(list(events_of(journey(appointment(9999))).values()))
     assert (await contents(view))[str(uuid.UUID(int=9999))] == same
     [row] = await rows(view, "SELECT * FROM my_reservations WHERE reservation_id = $1", uuid.UUID(int=1))
     assert (row["status"], row["quantity"], row["vaccine_code"]) == (Status.RESERVATION_STATUS_CANCELLED, 0, "")
@@ -171,7 +171,7 @@ async def test_the_rows_are_a_function_of_the_set_of_events_seen(view: Database,
                     group.append(str(uuid.UUID(int=n)))
                 expected[make.__name__, subset] = group
     for batch in batches(streams, seeded):
-        await project(view, batch)
+        await View(view).project(batch)
     found = await contents(view)
     for which, group in expected.items():
         assert len({found[key] for key in group}) == 1, which
@@ -179,9 +179,9 @@ async def test_the_rows_are_a_function_of_the_set_of_events_seen(view: Database,
 
 async def test_a_screen_shows_the_dose_of_the_highest_version_and_the_furthest_status(view: Database) -> None:
     told = events_of(long_journey(appointment()))
-    await project(view, [told["chosen"]])
-    await project(view, [told["waiting"], told["granted"]])
-    await project(view, [told["completed"], told["placed"]])
+    await View(view).project([told["chosen"]])
+    await View(view).project([told["waiting"], told["granted"]])
+    await View(view).project([told["completed"], told["placed"]])
     [shown], _ = await queries.page(view, "c1", None, 10)
     assert (shown.lot_number, shown.vaccine_code, shown.quantity) == ("L2", "208", 1)
     assert (shown.production_date, shown.expiry_date) == ("2027-01-02", "2027-07-01")
@@ -201,7 +201,7 @@ async def test_a_rejected_request_shows_why(view: Database) -> None:
         reservation.ReservationRejected(appointment=a, rejection_reason=reason),
         approval.ApprovalDenied(appointment=a, denial_reason=reason),
     ):
-        await project(view, [event(message)])
+        await View(view).project([event(message)])
         [shown], _ = await queries.page(view, "c1", None, 10)
         assert (shown.status, shown.rejection_reason) == (Status.RESERVATION_STATUS_REJECTED, reason)
 
@@ -212,13 +212,13 @@ async def test_two_replicas_that_project_the_same_events_at_once_do_not_block_ea
     other = await open_database("mypage")
     told = [e for number in range(1, 61) for e in events_of(journey(appointment(number))).values()]
     shuffled = [seeded.sample(told, len(told)) for _ in range(4)]
-    await asyncio.gather(*(project(view if i % 2 else other, events) for i, events in enumerate(shuffled)))
+    await asyncio.gather(*(View(view if i % 2 else other).project(events) for i, events in enumerate(shuffled)))
     assert len(set((await contents(view)).values())) == 1
 
 
 async def test_ones_own_reservations_are_listed_newest_first_page_by_page(view: Database) -> None:
     mine = [appointment(n, seconds=n // 2) for n in range(1, 8)]
-    await project(view, [event(journey(a)["granted"]) for a in [*mine, appointment(99, "c2")]])
+    await View(view).project([event(journey(a)["granted"]) for a in [*mine, appointment(99, "c2")]])
     seen: list[my_reservation_pb2.MyReservation] = []
     position = None
     while True:
@@ -231,16 +231,6 @@ async def test_ones_own_reservations_are_listed_newest_first_page_by_page(view: 
     found = await queries.one(view, "c1", uuid.UUID(int=1))
     assert found is not None
     assert found.hospital_name == "Han River Clinic"
-
-
-async def test_a_reset_view_is_empty_and_fills_again(view: Database) -> None:
-    told = list(events_of(journey(appointment())).values())
-    await project(view, told)
-    before = await contents(view)
-    await view.reset(MIGRATIONS["mypage"])
-    assert await contents(view) == {}
-    await project(view, told)
-    assert await contents(view) == before
 
 
 @contextmanager
@@ -271,7 +261,7 @@ async def test_a_change_wakes_the_customers_watchers_in_every_replica_and_nobody
     ):
         for changed in (mine, mine_too, theirs):
             await heard(changed)  # listening begins: something may have been missed before
-        await project(view, [event(journey(appointment())["granted"])])
+        await View(view).project([event(journey(appointment())["granted"])])
         await heard(mine)
         await heard(mine_too)
         assert not theirs.is_set()
@@ -295,10 +285,10 @@ async def test_watching_goes_on_after_the_listening_connection_was_lost(view: Da
     with running(changes.run()), changes.of("c1") as changed:
         await heard(changed)
         await rows(view, "SELECT pg_terminate_backend($1)", await listener(view))
-        await project(view, [event(journey(appointment())["granted"])])  # while nobody listens
+        await View(view).project([event(journey(appointment())["granted"])])  # while nobody listens
         await heard(changed)
         await listener(view)
-        await project(view, [event(journey(appointment())["placed"])])
+        await View(view).project([event(journey(appointment())["placed"])])
         await heard(changed)
 
 
@@ -312,9 +302,9 @@ async def test_a_listening_connection_that_keeps_quiet_for_ever_is_noticed(
         await heard(changed)
         pid = await listener(view)
         with frozen(pid):  # as after a cable is cut: open, and silent
-            await project(writer, [event(journey(appointment())["granted"])])
+            await View(writer).project([event(journey(appointment())["granted"])])
             await heard(changed)  # on another connection
-            await project(writer, [event(journey(appointment())["placed"])])
+            await View(writer).project([event(journey(appointment())["placed"])])
             await heard(changed)
 
 
@@ -352,16 +342,16 @@ async def test_a_watcher_gets_all_at_first_then_what_changed_and_a_good_end_when
     monkeypatch.setattr(server, "draining", draining)
     changes = Changes(view)
     first, second = appointment(1), appointment(2)
-    await project(view, [event(journey(a)["granted"]) for a in (first, second)])
+    await View(view).project([event(journey(a)["granted"]) for a in (first, second)])
     with running(changes.run()):
         async with watching(view, changes) as call:
             everything = await asyncio.wait_for(call.read(), 10)
             assert {r.reservation_id for r in everything.reservations} == {first.reservation_id, second.reservation_id}
-            await project(view, [event(journey(second)["completed"])])
+            await View(view).project([event(journey(second)["completed"])])
             [changed] = (await asyncio.wait_for(call.read(), 10)).reservations
             assert (changed.reservation_id, changed.lot_number) == (second.reservation_id, "L1")
             await rows(view, "SELECT pg_terminate_backend($1)", await listener(view))
-            await project(view, [event(journey(first)["given up"])])
+            await View(view).project([event(journey(first)["given up"])])
             [changed] = (await asyncio.wait_for(call.read(), 10)).reservations
             assert changed.status == Status.RESERVATION_STATUS_CANCEL_REQUESTED
             draining.set()

@@ -13,6 +13,7 @@ from mesh.contracts import IMAGE
 from mesh.home import ROOT
 from services.approval.adapters import grpc as approval
 from services.chassis import errors as chassis
+from services.chassis import operations
 from services.mypage import server as mypage
 from services.reservation.adapters import approval as reservation_to_approval
 from services.reservation.adapters import grpc as reservation
@@ -43,6 +44,7 @@ ANSWERS = {
     "reservation": _codes(reservation.ERRORS),
     "vaccinemgmt": _codes(vaccinemgmt.ERRORS),
     "mypage": _codes(mypage.ERRORS),
+    "operations": _codes(operations.ERRORS),
     "edge": _edge(),
 }
 
