@@ -1,4 +1,7 @@
-"""`python -m tests.faults [--seed N ...] [--minutes M]`: long runs, one after the other, and their accounts."""
+"""`python -m tests.faults [--seed N ...] [--minutes M]`: long runs, one after the other, and their accounts.
+
+`python -m tests.faults study NAME`: what a fault costs, in figures, see studies.
+"""
 
 import argparse
 import asyncio
@@ -7,7 +10,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from .run import Plan, play
+from .run import Plan, Report, play
+from .studies import STUDIES, Options
 
 
 def main() -> int:
@@ -18,23 +22,43 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--customers", type=int, default=24)
     parser.add_argument("--mutation", help="a rule to break on purpose, see launcher.MUTATIONS")
+    study = parser.add_subparsers(dest="command").add_parser("study", help="measures what a fault costs")
+    study.add_argument("name", choices=STUDIES)
+    for option, default in vars(Options()).items():
+        study.add_argument(f"--{option}", type=type(default), default=default)
     arguments = parser.parse_args()
+    return _study(arguments) if arguments.command else _runs(arguments)
+
+
+def _runs(arguments: argparse.Namespace) -> int:
     seeds = arguments.seed or [random.SystemRandom().randrange(10**6) for _ in range(5)]
     violated = 0
     for seed in seeds:
+        plan = Plan(
+            seed=seed,
+            seconds=60 * arguments.minutes / len(seeds),
+            replicas=arguments.replicas,
+            customers=arguments.customers,
+            mutation=arguments.mutation,
+        )
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
-            plan = Plan(
-                seed=seed,
-                seconds=60 * arguments.minutes / len(seeds),
-                replicas=arguments.replicas,
-                customers=arguments.customers,
-                mutation=arguments.mutation,
-            )
             report = asyncio.run(play(plan, Path(folder)))
-        sys.stdout.write(f"{report}\n")
-        sys.stdout.flush()
+        print(report, flush=True)
         violated += len(report.violations)
     return 1 if violated else 0
+
+
+def _study(arguments: argparse.Namespace) -> int:
+    options = Options(**{name: getattr(arguments, name) for name in vars(Options())})
+
+    async def run(folder: Path) -> Report:
+        return await STUDIES[arguments.name](folder, options)
+
+    with tempfile.TemporaryDirectory(prefix="faults-") as folder:
+        report = asyncio.run(run(Path(folder)))
+    for violation in report.violations:
+        print(f"VIOLATION {violation}", flush=True)
+    return 1 if report.violations else 0
 
 
 if __name__ == "__main__":

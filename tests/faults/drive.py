@@ -103,7 +103,7 @@ class Driver:
             what = dice.random()
             if booked and what < 0.45:
                 reservation_id = dice.choice(sorted(booked))
-                done = await self._insist(dice, name, "cancel", reservation_id, partial(client.cancel, reservation_id))
+                done = await self.insist(dice, name, "cancel", reservation_id, partial(client.cancel, reservation_id))
                 if done.outcome is not None:
                     booked.discard(reservation_id)
             elif asked and what < 0.6:
@@ -137,7 +137,7 @@ class Driver:
         """One request; at times several times at once, and at times its cancellation does not wait for the answer."""
 
         async def create(dice: random.Random) -> Operation:
-            return await self._insist(
+            return await self.insist(
                 dice,
                 name,
                 "create",
@@ -176,7 +176,7 @@ class Driver:
                     vaccine_code=code,
                     manufacturer=maker,
                 )
-                await self._insist(
+                await self.insist(
                     dice,
                     hospital,
                     "register",
@@ -189,7 +189,7 @@ class Driver:
             elif what < 0.8:
                 places = dice.randrange(len(self._people) // 2 + 1)  # at times fewer than are approved: refused
                 change = partial(client.set_capacity, hospital, day, places)
-                await self._insist(dice, hospital, "capacity", hospital, change, places)
+                await self.insist(dice, hospital, "capacity", hospital, change, places)
             else:
                 await self._once(hospital, "waiting", hospital, lambda: client.waiting(hospital))
             await asyncio.sleep(dice.expovariate(1 / 1.0))
@@ -213,10 +213,10 @@ class Driver:
         ]
         if dice.random() < 0.3:
             cancel = partial(self._people[customer].cancel, reservation_id)
-            doing.append(self._insist(dice, customer, "cancel", reservation_id, cancel))
+            doing.append(self.insist(dice, customer, "cancel", reservation_id, cancel))
         await asyncio.gather(*doing)
 
-    async def _insist(
+    async def insist(
         self, dice: random.Random, who: str, kind: str, key: str, call: Callable[[], Awaitable[Any]], *arguments: Any
     ) -> Operation:
         """Repeats a call until its outcome is known; each try is in the history. Some are in a hurry at first."""
