@@ -33,7 +33,7 @@ from .outbox import Outgoing
 
 R = TypeVar("R")
 # A relay that holds rows longer than this, in seconds, is taken for dead. Longer than a publish may take.
-LEASE = 30.0
+LEASE = 15.0
 _SHUTTING_DOWN = {11600, 91, 189, 10107, 13435, 13436, 11602}  # the server's codes while it steps down or restarts
 
 
@@ -62,7 +62,10 @@ class Mongo:
     ) -> None:
         """Makes collections with their validators and indexes, or brings them up to date; raises StoreUnavailable."""
         async with self.boundary():
-            existing = set(await self.database.list_collection_names())
+            existing = {
+                found["name"]: found.get("options", {}).get("validator", {})
+                async for found in await self.database.list_collections()
+            }
             for name, validator in {"outbox": {}, **collections}.items():
                 if name not in existing:
                     try:
@@ -70,7 +73,8 @@ class Mongo:
                     except OperationFailure as error:
                         if error.code != 48:  # made by another replica meanwhile
                             raise
-                elif validator:
+                elif existing[name] != validator:
+                    # Only when it differs: it waits for every transaction, and everybody else waits behind it.
                     await self.database.command("collMod", name, validator=validator)
             for name, keys, options in indexes:
                 await self.database[name].create_index(keys, **options)

@@ -26,11 +26,13 @@ _AWAY = (
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,  # the server shuts down or starts up, or cancelled the statement
     asyncpg.InsufficientResourcesError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
     asyncpg.LockNotAvailableError,
 )
 CLOSE_WITHIN = 5.0  # seconds for connections in use to be given back
+IDLE_IN_TRANSACTION = 15.0  # seconds; the relay waits for the stream's acknowledgement in one, twice 5 s at most
 
 OUTBOX = """
 CREATE TABLE IF NOT EXISTS outbox (
@@ -75,6 +77,8 @@ class Database:
                     max_size=self._max,
                     command_timeout=10,
                     max_inactive_connection_lifetime=0,
+                    # A process that hangs in a transaction, or a host that is gone, must not hold its rows for ever.
+                    server_settings={"idle_in_transaction_session_timeout": str(int(IDLE_IN_TRANSACTION * 1000))},
                     # Nothing here leaves a connection changed; asyncpg's reset is one more round trip for every use.
                     reset=_nothing_to_reset,
                 )
