@@ -269,8 +269,8 @@ class Consumer:
                     await self._quietly(self._request(subscription.subject))
                 messages = [message for message in found if message is not None]
                 await self._handle(messages)
-                for message in messages:
-                    self._in_hand.pop(message.reply, None)
+                for handled in messages:
+                    self._in_hand.pop(handled.reply, None)
         finally:
             stopping.cancel()
             keeping.cancel()
