@@ -29,20 +29,4 @@ async def mypage() -> None:
     )
 
 
-import sys  # TEMPORARY
-
-
-async def _old_rebuild() -> None:
-    settings = Settings.load()
-    service = Service("mypage", settings, server.ERRORS)
-    database = Database(settings.database_url.get_secret_value())
-    await service.bus.connect()
-    await service.bus.forget(service.name)
-    await database.open(MIGRATIONS)
-    async with database.transaction() as connection:
-        await connection.execute("TRUNCATE my_reservations, timeline")
-    await database.close()
-    await service.bus.close()
-
-
-main(_old_rebuild if sys.argv[1:] == ["rebuild"] else mypage)
+main(mypage)

@@ -1,7 +1,7 @@
 """Lots and vaccinations in MongoDB."""
 
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict
+from dataclasses import fields
 from datetime import date, datetime
 from typing import Any, TypeVar
 from uuid import UUID
@@ -162,28 +162,29 @@ def _behind(name: str, value: Any, key: UUID) -> Document:
     return {"$or": [{name: {"$gt": value}}, {name: value, "_id": {"$gt": str(key)}}]}
 
 
-def _texts(document: Document) -> Document:
+def _texts(item: Lot | Appointment | Dose) -> Document:
     """Ids and days as text: readable in the shell, and days compare as they should."""
-    return {k: str(v) if isinstance(v, UUID | date) and not isinstance(v, datetime) else v for k, v in document.items()}
+    values = {field.name: getattr(item, field.name) for field in fields(item)}  # asdict() would copy deeply
+    return {k: str(v) if isinstance(v, UUID | date) and not isinstance(v, datetime) else v for k, v in values.items()}
 
 
 def _lot_document(lot: Lot) -> Document:
-    fields = _texts(asdict(lot))
-    return {"_id": fields.pop("lot_id"), **fields}
+    document = _texts(lot)
+    return {"_id": document.pop("lot_id"), **document}
 
 
 def _lot(row: Document) -> Lot:
-    fields = {k: v for k, v in row.items() if k != "_id"}
-    return Lot(lot_id=UUID(row["_id"]), **fields | _dates(row, "production_date", "expiry_date"))
+    values = {k: v for k, v in row.items() if k != "_id"}
+    return Lot(lot_id=UUID(row["_id"]), **values | _dates(row, "production_date", "expiry_date"))
 
 
 def _vaccination_document(vaccination: Vaccination) -> Document:
-    fields = _texts(asdict(vaccination.appointment))
+    appointment = _texts(vaccination.appointment)
     return {
-        "_id": fields.pop("reservation_id"),
-        **fields,
+        "_id": appointment.pop("reservation_id"),
+        **appointment,
         "status": vaccination.status.value,
-        "dose": _texts(asdict(vaccination.dose)) if vaccination.dose else None,
+        "dose": _texts(vaccination.dose) if vaccination.dose else None,
         "quantity": vaccination.quantity,
         "version": vaccination.version,
     }
