@@ -314,6 +314,24 @@ async def test_while_the_store_is_away_events_wait_and_no_try_counts(
     assert await stream.dead() == []
 
 
+async def test_what_a_slow_replica_has_in_hand_is_given_to_nobody_else(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    quick.setattr(chassis, "ACK_WAIT", 1.0)
+    quick.setattr(chassis, "BATCH", 2)  # one waits behind two that are slow
+    slow = Handled()
+    slow.may.clear()
+    await bus.publish([row(i) for i in range(3)])
+    await replica((ApprovalGranted, slow))
+    await slow.begun.wait()
+    begun = time.monotonic()
+    await within(10, lambda: time.monotonic() - begun > 2.5)
+    slow.may.set()
+    await slow.have(0, 1, 2)
+    info = await stream.done()
+    assert (sorted(slow.numbers), info.num_redelivered) == ([0, 1, 2], 0)
+
+
 async def test_a_replica_that_stops_finishes_its_batch_and_hands_the_rest_on_at_once(
     bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -332,6 +350,22 @@ async def test_a_replica_that_stops_finishes_its_batch_and_hands_the_rest_on_at_
     await stream.done()  # within 20 s: nothing had to wait for ACK_WAIT
     assert len(first.batches) == 1
     assert sorted(first.numbers + second.numbers) == list(range(100))
+
+
+async def test_what_is_on_its_way_to_a_replica_that_stops_goes_to_another_at_once(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "BATCH", 500)
+    first, second = Handled(), Handled()
+    for start in range(0, 3000, 500):
+        await bus.publish([row(i) for i in range(start, start + 500)])
+    consumer, task = await replica((ApprovalGranted, first))
+    await first.begun.wait()
+    consumer.stop()
+    await task
+    await replica((ApprovalGranted, second))
+    await stream.done()  # within 20 s: nothing had to wait for ACK_WAIT
+    assert sorted(first.numbers + second.numbers) == list(range(3000))
 
 
 async def test_a_replica_that_stops_while_the_store_is_away_stops_at_once_and_loses_nothing(
