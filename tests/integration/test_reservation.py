@@ -135,6 +135,26 @@ async def test_a_cancellation_asked_for_many_times_at_once_is_told_once(shelf: S
     assert (await shelf.events())[a.reservation_id, "CancellationRequested"] == 1
 
 
+async def test_changes_that_meet_see_each_other(shelf: Shelf) -> None:
+    a = appointment()
+    await shelf.followup.decided([(a, None)])
+    async with shelf.database.transaction() as blocker:
+        await blocker.execute("SELECT * FROM reservations FOR UPDATE")
+        changes = [
+            asyncio.create_task(shelf.replicas[i % 2].change([a.reservation_id], rule))
+            for i, rule in enumerate([Reservation.complete, *[lambda r: r.request_cancellation(NOW)] * 3])
+        ]
+
+        async def waiting() -> int:
+            [row] = await shelf.rows("SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'")
+            return int(row["count"])
+
+        await eventually(waiting, lambda count: count == len(changes))
+    await asyncio.gather(*changes)
+    assert await shelf.statuses() == {a.reservation_id: Status.CANCEL_REQUESTED}
+    assert (await shelf.events())[a.reservation_id, "CancellationRequested"] == 1
+
+
 async def test_changing_leaves_out_what_is_not_there_and_holds_all_or_nothing(shelf: Shelf) -> None:
     known, rejected = appointment(), appointment()
     await shelf.replicas[0].add([Reservation.decided(known, None), Reservation.decided(rejected, Rejection.DAY_FULL)])
