@@ -72,7 +72,7 @@ class Crowd:
 
     def __init__(self, world: World, hospitals: list[tuple[str, Any]], seed: int) -> None:
         # Of the driver only its memory: what each was asked and told.
-        self.driver = Driver(world, seed, 0, hospitals)
+        self.driver = Driver(world, seed, 0, hospitals, haste=0)
         self.answered: dict[str, float] = {}  # when the reservation was approved, by its id
         self._world, self._hospitals, self._dice = world, hospitals, random.Random(seed)
         self._busy: set[asyncio.Task[None]] = set()
