@@ -46,7 +46,7 @@ def _arguments() -> argparse.ArgumentParser:
     who.add_argument("--role", choices=["manager", "operator"])
     token.add_argument("--hospital", metavar="ID", help="the one that the manager manages")
     token.add_argument("--expires-in", type=float, default=3600, metavar="SECONDS")
-    rebuild = command("rebuild", "empty a view and replay all events into it")
+    rebuild = command("rebuild", "replay all events into a new view, beside the one that is read")
     rebuild.add_argument("view", choices=["mypage"])
     load = command("import", "import hospitals, capacity and lots from a directory")
     load.add_argument("directory", type=Path)

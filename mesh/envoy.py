@@ -260,7 +260,7 @@ def config(home: Home) -> Json:
         "http_filters": _gateway_filters(home),
     }
     # Approve may be tried again: it is decided once for each reservation_id, and a repeat gets the recorded answer.
-    retry = {"retry_on": "connect-failure,refused-stream,unavailable", "num_retries": 1}
+    retry = {"retry_on": "connect-failure,refused-stream,unavailable,reset", "num_retries": 1}
     approve = {
         "cluster": "to-approval",
         "timeout": APPROVE_TIMEOUT,

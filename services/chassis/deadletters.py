@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
+from .telemetry import without_row_values
+
 STREAM = "DEAD_LETTERS"
 _HISTORY = "Dead-Letter-History"
 
@@ -23,7 +25,9 @@ class Failure:
     @classmethod
     def of(cls, error: Exception, tries: int) -> "Failure":
         """Now, and why."""
-        return cls(datetime.now(UTC).isoformat(), f"{type(error).__name__}: {error}"[:500], tries)
+        return cls(
+            datetime.now(UTC).isoformat(), f"{type(error).__name__}: {without_row_values(str(error))}"[:500], tries
+        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,9 @@ class DeadLetters:
         history: Sequence[Failure],
     ) -> None:
         """Adds one; the same one once more, before its delivery has ended, changes nothing."""
-        kept = {key: value for key, value in headers.items() if not key.startswith(("Nats-", "Dead-Letter-"))}
+        # Only what is ours: anybody's header may be of a kind that cannot be written again.
+        kept = {key: headers[key] for key in headers if key.startswith("ce-") or key in ("traceparent", "content-type")}
+        kept = {key: value.encode("ascii", "replace").decode() for key, value in kept.items()}
         about = {
             "Nats-Msg-Id": f"{self._consumer}-{stream_sequence}-{len(history)}",
             "Dead-Letter-Consumer": self._consumer,
@@ -71,7 +77,7 @@ class DeadLetters:
         """The oldest behind a sequence number."""
         found: list[DeadLetter] = []
         while len(found) < limit:
-            letter = await self._read(js, after + 1, following=True)
+            letter = await self._next(js, after + 1)
             if letter is None:
                 break
             found.append(letter)
@@ -80,13 +86,17 @@ class DeadLetters:
 
     async def get(self, js: JetStreamContext, sequence: int) -> DeadLetter | None:
         """One, if it is this consumer's."""
-        letter = await self._read(js, sequence, following=True)
+        letter = await self._next(js, sequence)
         return letter if letter and letter.sequence == sequence else None
 
     async def count(self, js: JetStreamContext) -> int:
         """How many there are."""
         info = await js.stream_info(STREAM, subjects_filter=self._subject)
         return sum((info.state.subjects or {}).values())
+
+    async def last_sequence(self, js: JetStreamContext) -> int:
+        """The number of the last one there is, of any consumer."""
+        return (await js.stream_info(STREAM)).state.last_seq
 
     async def remove(self, js: JetStreamContext, sequence: int) -> None:
         """Takes one away; one that is gone already stays so."""
@@ -98,15 +108,18 @@ class DeadLetters:
     async def discard(self, js: JetStreamContext, letter: DeadLetter, who: str, why: str) -> None:
         """Gives one up: it moves out of the list; who did it and why stays beside its content."""
         about = {"Nats-Msg-Id": f"discard-{letter.sequence}", "Discard-By": who, "Discard-Reason": json.dumps(why)}
-        await js.publish(f"{self._subject}.discarded", letter.data, headers={**letter.headers, **about})
+        kept = {key: value.encode("ascii", "replace").decode() for key, value in letter.headers.items()}
+        await js.publish(f"{self._subject}.discarded", letter.data, headers=kept | about)
         await self.remove(js, letter.sequence)
 
-    async def _read(self, js: JetStreamContext, sequence: int, following: bool) -> DeadLetter | None:
+    async def _next(self, js: JetStreamContext, sequence: int) -> DeadLetter | None:
+        """The first from a sequence number on."""
         try:
-            message = await js.get_msg(STREAM, seq=sequence, subject=self._subject, next=following)
+            message = await js.get_msg(STREAM, seq=sequence, subject=self._subject, next=True)
         except NotFoundError:
             return None
-        headers = {k: v for k, v in (message.headers or {}).items() if not k.startswith("Nats-")}
+        # The client hands out values that are not ASCII as objects of its own.
+        headers = {k: str(v) for k, v in (message.headers or {}).items() if not k.startswith("Nats-")}
         history = [Failure(*entry) for entry in json.loads(headers.get(_HISTORY, "[]"))]
         return DeadLetter(
             message.seq or 0,

@@ -2,8 +2,10 @@
 
 import asyncio
 import random
+import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -23,6 +25,7 @@ MAX_STREAMS = 1000
 
 _validator = protovalidate.Validator()
 # What the chassis itself serves: probes and reflection, for anybody who can reach the port.
+TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _OPEN = ("/grpc.health.", "/grpc.reflection.")
 
 
@@ -69,7 +72,8 @@ class Edge(grpc.aio.ServerInterceptor):
 
         def enter(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
             metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
-            traceparent.set(metadata.get("traceparent") or new_traceparent())
+            trace = metadata.get("traceparent", "")  # from outside, and stored with every event: nothing but what it is
+            traceparent.set(trace if TRACEPARENT.fullmatch(trace) else new_traceparent())
             structlog.contextvars.bind_contextvars(trace=traceparent.get()[3:35])
             if roles is None:
                 raise RoleNotAllowed("this call is for nobody")
@@ -103,8 +107,9 @@ class Edge(grpc.aio.ServerInterceptor):
                     if self._streams > MAX_STREAMS:
                         raise Overloaded(1.0 + self._jitter())
                     request = enter(raw, context)
-                    async for response in serving(request, context):
-                        yield response
+                    async with aclosing(serving(request, context)) as responses:
+                        async for response in responses:
+                            yield response
                 except Exception as error:
                     await self._abort(error, context, observed)
                 finally:

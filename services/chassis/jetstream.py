@@ -21,7 +21,7 @@ from nats.js.errors import NotFoundError
 from .deadletters import STREAM as DEAD_LETTERS
 from .deadletters import DeadLetter, DeadLetters, Failure
 from .edge import violations
-from .errors import StoreUnavailable
+from .errors import InvalidFields, StoreUnavailable
 from .outbox import Outgoing
 from .telemetry import events_dead, events_failed, events_handled, log, traces_by_key
 
@@ -36,6 +36,7 @@ PULL_EXPIRES = ACK_WAIT
 HEARTBEAT = 4.0  # seconds, less than half of PULL_EXPIRES; two missed: the pull request is lost and made anew
 PUBLISH_TIMEOUT = 5.0
 MAX_TRIES = 5  # of a message whose handling fails for a reason of its own
+ROLLOUT_TRIES = 60  # of one that this version does not know: half an hour for an update to reach every replica
 MAX_PAUSE = 30.0  # seconds between tries, and between looks at a store that is away
 
 
@@ -201,8 +202,10 @@ class Consumer:
     it waits.
     """
 
-    def __init__(self, bus: Bus, name: str, handlers: Mapping[type[Message], Handler]) -> None:
-        self._bus, self._name = bus, name
+    def __init__(
+        self, bus: Bus, name: str, handlers: Mapping[type[Message], Handler], keep_dead_letters: bool = True
+    ) -> None:
+        self._bus, self._name, self._keep_dead_letters = bus, name, keep_dead_letters
         self._handlers = {cls.DESCRIPTOR.full_name: (cls, handler) for cls, handler in handlers.items()}
         self._inbox: asyncio.Queue[Msg | None] = asyncio.Queue()  # None: look how the pull request is
         self._in_hand: dict[str, Msg] = {}
@@ -217,13 +220,20 @@ class Consumer:
 
         `since` is for one that begins later than with the stream's first message.
         """
+        subjects = set(self._handlers)
         policy = DeliverPolicy.ALL if since is None else DeliverPolicy.BY_START_TIME
         with _boundary():
+            try:
+                # Only ever wider: an old replica that restarts during an update must not hide events from new ones.
+                present = (await self._bus.js.consumer_info(STREAM, self._name)).config
+                subjects |= {*(present.filter_subjects or ()), *filter(None, [present.filter_subject])}
+            except NotFoundError:
+                pass
             await self._bus.js.add_consumer(
                 STREAM,
                 ConsumerConfig(
                     durable_name=self._name,
-                    filter_subjects=sorted(self._handlers),
+                    filter_subjects=sorted(subjects),
                     deliver_policy=policy,
                     opt_start_time=since,
                     ack_policy=AckPolicy.EXPLICIT,
@@ -398,7 +408,8 @@ class Consumer:
 
     async def _failed(self, message: Msg, error: Exception) -> None:
         tries = message.metadata.num_delivered
-        if isinstance(error, Unprocessable) or tries >= MAX_TRIES:
+        enough = ROLLOUT_TRIES if isinstance(error, _NoHandler) else MAX_TRIES
+        if isinstance(error, Unprocessable | InvalidFields) or tries >= enough:
             await self._bury(message, error)
         else:
             events_failed.labels(message.subject).inc()
@@ -408,7 +419,9 @@ class Consumer:
     async def _bury(self, message: Msg, error: Exception) -> None:
         sequence = message.metadata.sequence.stream
         history = [Failure.of(error, message.metadata.num_delivered)]
-        await self.dead_letters.bury(self.js, message.subject, message.data, message.headers or {}, sequence, history)
+        headers = message.headers or {}
+        if self._keep_dead_letters:
+            await self.dead_letters.bury(self.js, message.subject, message.data, headers, sequence, history)
         events_dead.labels(message.subject).inc()
         log.error("event moved to the dead letters", consumer=self._name, subject=message.subject, sequence=sequence)
         await message.term()
@@ -425,6 +438,19 @@ class Consumer:
         with _boundary():
             info: ConsumerInfo = await self.js.consumer_info(STREAM, self._name)
             return info
+
+    async def last_sequence(self) -> int:
+        """The number of the stream's last event; raises PublishFailed."""
+        with _boundary():
+            return (await self.js.stream_info(STREAM)).state.last_seq
+
+    async def time_of(self, sequence: int) -> datetime | None:
+        """When the stream took an event, or the next one it has; None when there is none."""
+        with _boundary():
+            try:
+                return (await self.js.get_msg(STREAM, seq=sequence, subject=">", next=True)).time
+            except NotFoundError:
+                return None
 
     async def pause(self, until: datetime) -> None:
         """No deliveries before that time, in all replicas and across restarts; the past: goes on."""

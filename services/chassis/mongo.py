@@ -8,7 +8,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from motor.motor_asyncio import (
@@ -34,6 +34,7 @@ from .outbox import Outgoing
 R = TypeVar("R")
 # A relay that holds rows longer than this, in seconds, is taken for dead. Longer than a publish may take.
 LEASE = 15.0
+EPOCH = datetime.fromtimestamp(0, UTC)
 _SHUTTING_DOWN = {11600, 91, 189, 10107, 13435, 13436, 11602}  # the server's codes while it steps down or restarts
 
 
@@ -114,27 +115,27 @@ class Mongo:
         """See OutboxStore."""
         async with self.boundary():
             depth = await self.outbox.count_documents({})
-            oldest = await self.outbox.find_one({}, {"time": 1}, sort=[("time", 1)])
-        return depth, (datetime.now(UTC) - oldest["time"]).total_seconds() if oldest else 0.0
+            oldest = await self.outbox.find_one({}, {"enqueued": 1}, sort=[("time", 1)])
+        return depth, (datetime.now(UTC) - oldest["enqueued"]).total_seconds() if oldest else 0.0
 
     @asynccontextmanager
     async def taken(self, limit: int) -> AsyncIterator[Sequence[Outgoing]]:
         """See OutboxStore. Rows are held by a lease; one that runs out lets another relay have them."""
         async with self.boundary():
-            now, lease = datetime.now(UTC), uuid.uuid4().hex
-            unheld = {"held_until": {"$lt": now}}
+            # By the server's clock: a replica whose own is wrong holds nothing for longer.
+            lease, unheld = uuid.uuid4().hex, {"$expr": {"$lt": ["$held_until", "$$NOW"]}}
             ids = [row["_id"] async for row in self.outbox.find(unheld, {"_id": 1}).sort("time", 1).limit(limit)]
             if ids:
-                hold = {"$set": {"held_by": lease, "held_until": now + timedelta(seconds=LEASE)}}
-                await self.outbox.update_many({"_id": {"$in": ids}, **unheld}, hold)
+                hold = {"$set": {"held_by": lease, "held_until": {"$add": ["$$NOW", LEASE * 1000]}}}
+                await self.outbox.update_many({"_id": {"$in": ids}, **unheld}, [hold])
             rows = [row async for row in self.outbox.find({"held_by": lease}).sort("time", 1)] if ids else []
         try:
             yield [Outgoing(r["_id"], r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows]
         except BaseException:
-            async with self.boundary():
-                await self.outbox.update_many(
-                    {"held_by": lease}, {"$set": {"held_until": datetime.fromtimestamp(0, UTC)}}
-                )
+            try:
+                await self.outbox.update_many({"held_by": lease}, {"$set": {"held_until": EPOCH}})
+            except PyMongoError:
+                pass  # the lease runs out by itself; what has happened is the other exception
             raise
         async with self.boundary():
             if rows:
@@ -143,8 +144,8 @@ class Mongo:
     async def enqueue(self, session: AsyncIOMotorClientSession, rows: Sequence[Outgoing]) -> None:
         """Writes events beside the state they tell of, in the caller's transaction."""
         if rows:
-            unheld = datetime.fromtimestamp(0, UTC)
-            await self.outbox.insert_many([_document(row) | {"held_until": unheld} for row in rows], session=session)
+            about = {"held_until": EPOCH, "enqueued": datetime.now(UTC)}
+            await self.outbox.insert_many([_document(row) | about for row in rows], session=session)
 
 
 def _document(row: Outgoing) -> dict[str, Any]:

@@ -107,19 +107,14 @@ class OperationsServicer(rpc.OperationsServiceServicer):
         self._check(request)
         letters, js = self._consumer.dead_letters, self._consumer.js
         response = pb.RedriveDeadLettersResponse()
-        if not request.all:
-            waiting = [await self._known(request.sequence)]
-        else:
-            waiting = await letters.page(js, 0, 1_000_000)
-        for letter in waiting:
-            failure = await self._consumer.redrive(letter)
-            if failure is None:
-                response.handled += 1
-            else:
-                response.failed += 1
-                history = [*letter.history, failure]
-                await letters.bury(js, letter.subject, letter.data, letter.headers, letter.stream_sequence, history)
-            await letters.remove(js, letter.sequence)
+        last = await letters.last_sequence(js)  # what fails again comes behind it, and is not tried for ever
+        page = [await self._known(request.sequence)] if not request.all else await letters.page(js, 0, 20)
+        while page:
+            for letter in page:
+                await self._redrive(letter, response)
+            behind = page[-1].sequence
+            page = await letters.page(js, behind, 20) if request.all else []
+            page = [letter for letter in page if letter.sequence <= last]
         log.info("dead letters redriven", by=caller().subject, handled=response.handled, failed=response.failed)
         return response
 
@@ -146,6 +141,17 @@ class OperationsServicer(rpc.OperationsServiceServicer):
         await self._consumer.pause(datetime.fromtimestamp(0, UTC))
         log.info("consumer resumed", by=caller().subject)
         return pb.ResumeConsumerResponse()
+
+    async def _redrive(self, letter: DeadLetter, response: pb.RedriveDeadLettersResponse) -> None:
+        letters, js = self._consumer.dead_letters, self._consumer.js
+        failure = await self._consumer.redrive(letter)
+        if failure is None:
+            response.handled += 1
+        else:
+            response.failed += 1
+            history = [*letter.history, failure]
+            await letters.bury(js, letter.subject, letter.data, letter.headers, letter.stream_sequence, history)
+        await letters.remove(js, letter.sequence)
 
     def _check(self, request: ForOneService) -> None:
         if request.service != self._name:

@@ -83,15 +83,20 @@ class Relay:
     def __init__(self, store: OutboxStore, publish: Callable[[Sequence[Outgoing]], Awaitable[None]]) -> None:
         self.store, self._publish = store, publish
         self._wake = asyncio.Event()
+        self._stopping = False
 
     def wake(self) -> None:
         """Says that rows were just committed."""
         self._wake.set()
 
+    def stop(self) -> None:
+        """Ends `run` with its next look, also if the store's absence hides a cancellation."""
+        self._stopping = True
+
     async def run(self) -> None:
-        """Publishes for ever; survives the store's and the stream's absence."""
+        """Publishes until `stop`; survives the store's and the stream's absence."""
         pause = LOOK_EVERY
-        while True:
+        while not self._stopping:
             self._wake.clear()
             try:
                 while await self.publish_some() == BATCH:
@@ -112,8 +117,8 @@ class Relay:
                 pass
 
     async def flush(self) -> None:
-        """Publishes until nothing is left: the last act of a drain."""
-        while await self.publish_some():
+        """Publishes what is there: the last act of a drain. What other replicas add meanwhile is theirs."""
+        while await self.publish_some() == BATCH:
             pass
 
     async def publish_some(self) -> int:

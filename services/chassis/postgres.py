@@ -42,7 +42,8 @@ CREATE TABLE IF NOT EXISTS outbox (
     subject     text NOT NULL,
     time        timestamptz NOT NULL,
     traceparent text NOT NULL,
-    payload     bytea NOT NULL
+    payload     bytea NOT NULL,
+    enqueued    timestamptz NOT NULL DEFAULT now()
 )"""
 
 # Rows that another relay holds are skipped, so replicas share the work; the delete is undone if publishing fails.
@@ -53,7 +54,7 @@ WHERE sequence = ANY (ARRAY(SELECT sequence FROM outbox ORDER BY sequence LIMIT 
 RETURNING sequence, id, key, subject, time, traceparent, payload"""
 
 BACKLOG = """
-SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(time)), 0)::float8 AS oldest FROM outbox"""
+SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(enqueued)), 0)::float8 AS oldest FROM outbox"""
 
 ENQUEUE = """
 INSERT INTO outbox (id, key, subject, time, traceparent, payload)
@@ -166,7 +167,7 @@ async def _migrate(connection: Connection, folder: Path) -> None:
         for file in sorted(folder.glob("*.sql")):  # noqa: ASYNC240 - at start, before anything is served
             if file.name not in done:
                 async with connection.transaction():
-                    await connection.execute(file.read_text())
+                    await connection.execute(file.read_text(), timeout=3600)
                     await connection.execute("INSERT INTO migrations (name) VALUES ($1)", file.name)
     finally:
         await connection.execute("SELECT pg_advisory_unlock($1)", key)

@@ -137,6 +137,8 @@ class Service:
         if consuming is not None:
             consumer.stop()
             await asyncio.wait([consuming])
+        if relay is not None:
+            relay.stop()
         for task in tasks:
             task.cancel()
         if tasks:  # the relay's too: what it is publishing is held by it until it has ended

@@ -51,10 +51,15 @@ def start(service: str, level: str, metrics_listen: str) -> None:
     start_http_server(int(port), host)
 
 
+def without_row_values(text: str) -> str:
+    """An error's text without what Postgres and MongoDB quote from rows: it may be about a person."""
+    return re.sub(r"(\n(DETAIL|CONTEXT|HINT):|, full error:).*", "", text)
+
+
 def _without_row_values(_logger: object, _method: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
     """Leaves out what a store's error quotes from its rows: it may be about a person."""
     if "exception" in event:
-        event["exception"] = re.sub(r"\n(DETAIL|CONTEXT|HINT):.*", "", event["exception"])
+        event["exception"] = without_row_values(event["exception"])
     return event
 
 

@@ -20,11 +20,12 @@ async def mypage() -> None:
     database = Database(settings.database_url.get_secret_value())
     changes = Changes(database)
     server.register(service.server, database, changes)
-    rebuild.register(service.server, database, service.bus)
+    consumer = Consumer(service.bus, service.name, projector.View(database).handlers())
+    rebuild.register(service.server, database, service.bus, consumer, MIGRATIONS)
     await service.run(
         open_store=lambda: database.open(MIGRATIONS),
         close_store=database.close,
-        consumer=Consumer(service.bus, service.name, projector.View(database).handlers()),
+        consumer=consumer,
         background=[changes.run],
     )
 

@@ -6,12 +6,13 @@
 """
 
 from collections.abc import Sequence
-from datetime import date
+from datetime import UTC
 from typing import Any
 from uuid import UUID
 
 from google.protobuf.message import Message
 
+from services.chassis.convert import calendar_day
 from services.chassis.jetstream import Event, Handler
 from services.chassis.postgres import Database
 from vaccination.approval.v1 import approval_events_pb2 as approval
@@ -34,7 +35,7 @@ STATUS: dict[type[Message], int] = {
 """What mypage follows, and how far along the way each event is."""
 
 PROJECT = """
-INSERT INTO my_reservations
+INSERT INTO {schema}.my_reservations
 SELECT DISTINCT ON (reservation_id)
        reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
        max(status) OVER same, max(rejection_reason) OVER same,
@@ -60,13 +61,11 @@ ON CONFLICT (reservation_id) DO UPDATE SET
          ) AS d (v) ORDER BY d.v DESC LIMIT 1)"""
 
 REMEMBER = """
-INSERT INTO timeline (reservation_id, event, version, time)
+INSERT INTO {schema}.timeline (reservation_id, event, version, time)
 SELECT DISTINCT ON (e.reservation_id, e.event, e.version) *
 FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[]) AS e (reservation_id, event, version, time)
 ORDER BY e.reservation_id, e.event, e.version, e.time
 ON CONFLICT DO NOTHING"""
-
-BOTH = ((PROJECT, "my_reservations"), (REMEMBER, "timeline"))
 
 # Watchers in every replica hear of it when the transaction commits.
 CHANNEL = "my_reservations"
@@ -74,10 +73,11 @@ TELL = f"SELECT pg_notify('{CHANNEL}', customer_id) FROM unnest($1::text[]) AS c
 
 
 class View:
-    """The tables of a view. `suffix` is empty for the one that is read."""
+    """The tables of a view: those that are read, or those in another schema, where one is built beside them."""
 
-    def __init__(self, database: Database, suffix: str = "") -> None:
-        self._database, self.suffix = database, suffix
+    def __init__(self, database: Database, schema: str = "public") -> None:
+        self._database, self._beside = database, schema != "public"
+        self._project, self._remember = (sql.format(schema=schema) for sql in (PROJECT, REMEMBER))
 
     def handlers(self) -> dict[type[Message], Handler]:
         """The projector for each event that mypage follows."""
@@ -86,11 +86,11 @@ class View:
     async def project(self, events: Sequence[Event]) -> None:
         """Brings the rows up to date, one transaction for all events."""
         rows, entries = _rows(events)
-        into, remember = (sql.replace(table, table + self.suffix) for sql, table in BOTH)
         async with self._database.transaction() as connection:
-            await connection.execute(into, *(list(column) for column in zip(*rows, strict=True)))
-            await connection.execute(remember, *(list(column) for column in zip(*entries, strict=True)))
-            await connection.execute(TELL, sorted({row[1] for row in rows}))
+            await connection.execute(self._project, *(list(column) for column in zip(*rows, strict=True)))
+            await connection.execute(self._remember, *(list(column) for column in zip(*entries, strict=True)))
+            if not self._beside:
+                await connection.execute(TELL, sorted({row[1] for row in rows}))
 
 
 Row = tuple[Any, ...]
@@ -111,17 +111,17 @@ def _rows(events: Sequence[Event]) -> tuple[list[Row], list[Row]]:
                 a.hospital_id,
                 a.hospital_name,
                 a.time_zone,
-                date.fromisoformat(a.date),
+                calendar_day("date", a.date),
                 a.vaccine_code,
-                a.decide_time.ToDatetime(event.time.tzinfo),
+                a.decide_time.ToDatetime(UTC),
                 STATUS[type(message)],
                 reason,
                 version,
                 dose.vaccine_code if dose else "",
                 dose.manufacturer if dose else "",
                 dose.lot_number if dose else "",
-                date.fromisoformat(dose.production_date) if dose else None,
-                date.fromisoformat(dose.expiry_date) if dose else None,
+                calendar_day("production_date", dose.production_date) if dose else None,
+                calendar_day("expiry_date", dose.expiry_date) if dose else None,
                 1 if dose else 0,
             )
         )

@@ -28,6 +28,8 @@ async def serve_waiting(vaccines: Vaccines) -> None:
                 log.info("waiting list served", doses=served)
         except StoreUnavailable:
             log.warning("store away: the waiting list waits")
+        except Exception as error:  # one hospital's trouble must not end the service for all
+            log.error("the waiting list was not served", exc_info=error)
 
 
 async def vaccinemgmt() -> None:

@@ -29,7 +29,9 @@ class Ward(Protocol):
     async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
         """Those that are there."""
 
-    async def waiting(self, hospital_id: str, lots: Sequence[Lot], since: date, limit: int) -> Sequence[Vaccination]:
+    async def waiting(
+        self, hospital_id: str, lots: Sequence[Lot], since: date, behind: tuple[datetime, UUID] | None, limit: int
+    ) -> Sequence[Vaccination]:
         """The first to have come of those whom one of the lots suits, with an appointment on `since` or later."""
 
     async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
@@ -193,9 +195,16 @@ class Vaccines:
         if not lots:
             return [], []
         now = self._clock()
-        waiting = await ward.waiting(hospital_id, lots, _earliest(now), GIVE_OUT)
-        if len(waiting) == GIVE_OUT:  # behind these more may wait, whom nobody may overtake
-            newcomers = [v for v in newcomers if v.place_in_queue < waiting[-1].place_in_queue]
+        waiting: list[Vaccination] = []
+        behind: tuple[datetime, UUID] | None = None
+        while len(waiting) < GIVE_OUT:
+            page = await ward.waiting(hospital_id, lots, _earliest(now), behind, GIVE_OUT)
+            waiting += [v for v in page if not v.appointment.has_passed(now)]
+            if len(page) < GIVE_OUT:
+                break
+            behind = page[-1].place_in_queue
+        else:  # behind these more may wait, whom nobody may overtake
+            newcomers = [v for v in newcomers if v.place_in_queue < page[-1].place_in_queue]
         before = {lot.lot_id: lot.free for lot in lots}
         served = give_out([*waiting, *newcomers], lots, now)
         return served, [lot for lot in lots if lot.free != before[lot.lot_id]]

@@ -35,7 +35,7 @@ def handlers(approval: Approval) -> dict[type[Message], Handler]:
 
     async def cancellation_completed(events: Sequence[Received]) -> None:
         try:
-            await approval.release([UUID(event.key) for event in events])
+            await approval.release([UUID(event.message.appointment.reservation_id) for event in events])
         except UnknownDecision as error:
             raise Unprocessable(str(error)) from error
 

@@ -120,7 +120,9 @@ class MongoWard:
         rows = self._vaccinations.find({"_id": {"$in": [str(i) for i in ids]}}, session=self._session)
         return {(v := _vaccination(row)).appointment.reservation_id: v async for row in rows}
 
-    async def waiting(self, hospital_id: str, lots: Sequence[Lot], since: date, limit: int) -> Sequence[Vaccination]:
+    async def waiting(
+        self, hospital_id: str, lots: Sequence[Lot], since: date, behind: tuple[datetime, UUID] | None, limit: int
+    ) -> Sequence[Vaccination]:
         """See Ward."""
         suited = [
             {
@@ -129,7 +131,8 @@ class MongoWard:
             }
             for lot in lots
         ]
-        query = {"hospital_id": hospital_id, "status": Status.WAITING.value, "$or": suited}
+        where = [{"$or": suited}, *([_behind("decide_time", *behind)] if behind else [])]
+        query = {"hospital_id": hospital_id, "status": Status.WAITING.value, "$and": where}
         rows = self._vaccinations.find(query, session=self._session).sort(IN_ORDER).limit(limit)
         return [_vaccination(row) async for row in rows]
 
