@@ -68,7 +68,7 @@ class History:
 
     def counts(self) -> Counter[tuple[str, str]]:
         """How many of each kind ended how."""
-        return Counter((o.kind, o.outcome or "unknown") for o in self.operations)
+        return Counter((o.kind, o.outcome or f"unknown, {o.answer}".partition(":")[0]) for o in self.operations)
 
 
 class Driver:
