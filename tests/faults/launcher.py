@@ -159,7 +159,7 @@ def _bus() -> Any:
 
 
 def _clock(file: Path) -> None:
-    """The composition roots ask datetime.now(UTC): they get a class that adds the file's seconds."""
+    """The use cases get a clock that adds the file's seconds to their own."""
     import services.approval.application as approval
     import services.reservation.application as reservation
 

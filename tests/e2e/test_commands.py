@@ -1,0 +1,68 @@
+"""The commands of `./dev`, as people run them."""
+
+import asyncio
+import os
+import sys
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from mesh.home import ROOT, SERVICES
+
+from .conftest import World
+
+
+async def mesh_command(world: World, *arguments: str) -> str:
+    """`python -m mesh` on the running mesh; what it prints."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "mesh", *arguments, cwd=ROOT,
+        env=os.environ | {"MESH_HOME": str(world.mesh.home.path), "COLUMNS": "160"},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(process.communicate(), 120)
+    assert process.returncode == 0, out.decode()
+    return out.decode()
+
+
+def renamed(folder: Path, prefix: str) -> Path:
+    """The demo's data with hospitals that nobody has imported yet."""
+    folder.mkdir()
+    for file in (ROOT / "mesh" / "data").iterdir():
+        text = file.read_text()
+        for hospital in ("seoul-jongno", "seoul-mapo", "busan-haeundae", "daegu-suseong", "gwangju-bukgu",
+                         "daejeon-yuseong", "jeju-aewol"):  # fmt: skip
+            text = text.replace(hospital, f"{prefix}-{hospital}")
+        (folder / file.name).write_text(text)
+    return folder
+
+
+async def test_a_second_import_changes_nothing(world: World, tmp_path: Path) -> None:
+    data = renamed(tmp_path / "data", f"t{os.getpid()}")
+    first = (await mesh_command(world, "import", str(data), "--shift-to", "2030-01-07")).split()
+    again = (await mesh_command(world, "import", str(data), "--shift-to", "2030-01-07")).split()
+
+    def counts(words: list[str], of: str) -> tuple[str, str]:
+        rest = words[words.index(of) + 1 :]
+        return rest[0], rest[next(i for i, w in enumerate(rest) if w.startswith("unchanged")) - 1]
+
+    assert counts(first, "hospitals") == ("7", "0")
+    assert counts(first, "lots") == ("13", "0")
+    assert counts(again, "hospitals") == ("0", "7")
+    assert counts(again, "days")[0] == "0"
+    assert counts(again, "lots") == ("0", "13")
+
+
+async def test_the_demo_shows_the_whole_journey(world: World) -> None:
+    shown = await mesh_command(world, "demo")
+    for what in ("REJECTED DAY_FULL", "COMPLETED", "CANCELLED", "the same reservation"):
+        assert what in shown
+
+
+@pytest.mark.parametrize("service", SERVICES)
+async def test_every_service_offers_its_metrics_to_prometheus(world: World, service: str) -> None:
+    await world.customer().screen()
+    url = f"http://{world.mesh.home.address(f'{service}-metrics')}/metrics"
+    body = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
+    for metric in ("rpc_seconds_count", "events_handled_total", "events_dead_total", "outbox_seconds"):
+        assert f"# HELP {metric.removesuffix('_count')}" in body
