@@ -87,6 +87,7 @@ def _mutate(name: str) -> None:
             for message, _ in run:
                 await self._quietly(message.ack())
             await asyncio.sleep(0.05)
+            reached("mutant-before-commit")
             with contextlib.suppress(Exception):
                 await handler([event for _, event in run])
 

@@ -110,7 +110,7 @@ class Nemesis:
         return f"crash {place}" if reached else "crash not reached"
 
     async def crash_mutant(self) -> str:
-        """Reservation dies between its publishing and its commit; only a mutant comes by there."""
+        """Reservation dies after its publishing or acknowledging and before its commit; only mutants come by there."""
         for name in self._mesh.home.processes_of("reservation"):
             (self._folder / name).write_text("mutant-before-commit")
         await asyncio.sleep(1)

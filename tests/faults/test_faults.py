@@ -24,7 +24,7 @@ async def test_no_fault_overbooks_loses_or_doubles_anything(tmp_path: Path, seed
     ("mutation", "faults"),
     [
         ("publish-before-commit", ("crash_mutant",)),
-        ("ack-before-commit", ("kill",)),
+        ("ack-before-commit", ("crash_mutant",)),
         ("not-idempotent", ("duplicate",)),
         ("read-then-write", ()),
     ],
