@@ -112,9 +112,23 @@ def _routes(name: str, routes: list[Json]) -> Json:
     return {"name": name, "virtual_hosts": [{"name": name, "domains": ["*"], "routes": routes}]}
 
 
+def _retry(on: str) -> Json:
+    """One more try, and at another process than the one that failed, if there is one; as istiod writes it."""
+    predicate = {
+        "name": "envoy.retry_host_predicates.previous_hosts",
+        "typed_config": _typed("retry.host.previous_hosts.v3.PreviousHostsPredicate"),
+    }
+    return {
+        "retry_on": on,
+        "num_retries": 1,
+        "retry_host_predicate": [predicate],
+        "host_selection_retry_max_attempts": "5",
+    }
+
+
 def _gateway_routes() -> Json:
     # These two say that the service never saw the request, so that any call may be tried again.
-    retry = {"retry_on": "connect-failure,refused-stream", "num_retries": 1}
+    retry = _retry("connect-failure,refused-stream")
     # A stream lives until its client ends it; nothing has to happen on it meanwhile.
     watch = {"cluster": "mypage", "timeout": "0s", "idle_timeout": "0s", "retry_policy": retry}
     endless = [WATCH, REBUILD]
@@ -260,7 +274,7 @@ def config(home: Home) -> Json:
         "http_filters": _gateway_filters(home),
     }
     # Approve may be tried again: it is decided once for each reservation_id, and a repeat gets the recorded answer.
-    retry = {"retry_on": "connect-failure,refused-stream,unavailable,reset", "num_retries": 1}
+    retry = _retry("connect-failure,refused-stream,unavailable,reset")
     approve = {
         "cluster": "to-approval",
         "timeout": APPROVE_TIMEOUT,

@@ -63,7 +63,7 @@ def _places() -> None:
     _after(jetstream.Bus, "publish", "relay-after-publish")
     original = jetstream.Consumer.__init__
 
-    def init(self: Any, bus: Any, name: str, handlers: dict[type[Any], jetstream.Handler]) -> None:
+    def init(self: Any, bus: Any, name: str, handlers: dict[type[Any], jetstream.Handler], **options: Any) -> None:
         wrapped: dict[jetstream.Handler, jetstream.Handler] = {}
 
         def then_reached(handler: jetstream.Handler) -> jetstream.Handler:
@@ -73,7 +73,7 @@ def _places() -> None:
 
             return wrapped.setdefault(handler, handle)
 
-        original(self, bus, name, {cls: then_reached(handler) for cls, handler in handlers.items()})
+        original(self, bus, name, {cls: then_reached(handler) for cls, handler in handlers.items()}, **options)
 
     jetstream.Consumer.__init__ = init  # type: ignore[method-assign,assignment]
 
