@@ -370,7 +370,8 @@ class Consumer:
             except StoreUnavailable:
                 log.warning("store away: events wait", consumer=self._name, waiting=len(run))
                 try:
-                    await asyncio.wait_for(self._stopping.wait(), pause)
+                    async with asyncio.timeout(pause):
+                        await self._stopping.wait()
                     return  # draining: not acknowledged, so another replica will have them
                 except TimeoutError:
                     pause = min(pause * 2, MAX_PAUSE / 3)

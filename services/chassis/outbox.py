@@ -112,7 +112,8 @@ class Relay:
                 await asyncio.sleep(pause)
                 continue
             try:
-                await asyncio.wait_for(self._wake.wait(), LOOK_EVERY)
+                async with asyncio.timeout(LOOK_EVERY):  # Python 3.11's wait_for can swallow a cancellation
+                    await self._wake.wait()
             except TimeoutError:
                 pass
 

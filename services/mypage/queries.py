@@ -93,7 +93,8 @@ class Changes:
                     try:
                         while not lost.is_set():
                             try:
-                                await asyncio.wait_for(lost.wait(), STILL_THERE)
+                                async with asyncio.timeout(STILL_THERE):
+                                    await lost.wait()
                             except TimeoutError:
                                 await _answers(connection)
                     finally:

@@ -20,7 +20,8 @@ async def serve_waiting(vaccines: Vaccines) -> None:
     """Serves the waiting list when doses become free, and looks by itself: they may have in another replica."""
     while True:
         try:
-            await asyncio.wait_for(vaccines.freed(), LOOK_EVERY)
+            async with asyncio.timeout(LOOK_EVERY):
+                await vaccines.freed()
         except TimeoutError:
             pass
         try:

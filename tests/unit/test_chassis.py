@@ -46,7 +46,7 @@ from services.chassis.errors import (
     Unauthenticated,
     to_status,
 )
-from services.chassis.outbox import Outgoing
+from services.chassis.outbox import Outgoing, Relay
 from services.chassis.settings import Settings
 from services.chassis.telemetry import traceparent, traces_by_key
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
@@ -482,6 +482,35 @@ class TestEdge:
                 await call.read()
                 assert (await refused(call.read()))[1] == "REFUSED"
             await reservation_service_pb2_grpc.ReservationServiceStub(channel).CreateReservation(CREATE)
+
+
+class NothingToPublish:
+    """An outbox that is always empty."""
+
+    @asynccontextmanager
+    async def taken(self, limit: int) -> AsyncIterator[Sequence[Outgoing]]:
+        yield []
+
+    async def backlog(self) -> tuple[int, float]:
+        return 0, 0.0
+
+
+class TestRelay:
+    @pytest.mark.parametrize("steps", range(6))
+    async def test_a_relay_that_is_woken_and_told_to_stop_at_the_same_moment_stops(self, steps: int) -> None:
+        async def publish(rows: Sequence[Outgoing]) -> None: ...
+
+        relay = Relay(NothingToPublish(), publish)
+        task = asyncio.create_task(relay.run())
+        for _ in range(20):
+            await asyncio.sleep(0)  # idle by now
+        relay.wake()
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        task.cancel()
+        _, running = await asyncio.wait([task], timeout=1)
+        task.cancel()
+        assert not running
 
 
 class Store:
