@@ -1,8 +1,8 @@
 """Approval's composition root."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
+from services.chassis import clock
 from services.chassis.jetstream import Consumer
 from services.chassis.outbox import Relay
 from services.chassis.postgres import Database
@@ -20,7 +20,7 @@ async def approval() -> None:
     service = Service("approval", settings, grpc.ERRORS)
     database = Database(settings.database_url.get_secret_value())
     relay = Relay(database, service.bus.publish)
-    use_cases = Approval(PostgresBooks(database, relay.wake), lambda: datetime.now(UTC))
+    use_cases = Approval(PostgresBooks(database, relay.wake), clock.now)
     grpc.register(service.server, use_cases)
     await service.run(
         open_store=lambda: database.open(Path(__file__).parent / "migrations"),

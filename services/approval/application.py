@@ -65,7 +65,7 @@ class Approval:
             answers.clear()  # the rule runs again when another transaction was in the way
             for request in requests:
                 try:
-                    answers.append(ledger.decide(request, self._now()))
+                    answers.append(ledger.decide(request, self._clock()))
                 except ApprovalError as refusal:
                     answers.append(refusal)
 
@@ -77,7 +77,7 @@ class Approval:
 
         def rule(ledger: Ledger) -> None:
             for reservation_id in reservation_ids:
-                ledger.release(reservation_id, self._now())
+                ledger.release(reservation_id, self._clock())
 
         await self._books.release(reservation_ids, rule)
 
@@ -104,14 +104,9 @@ class Approval:
         """The days that have capacity, and as of when."""
         check_range(first, last)
         await self._known(hospital_id)
-        as_of = self._now()  # before the look: what is shown is at least as new
+        as_of = self._clock()  # before the look: what is shown is at least as new
         return await self._books.days(hospital_id, first, last), as_of
 
     async def _known(self, hospital_id: str) -> None:
         if await self._books.hospital(hospital_id) is None:
             raise UnknownHospital(f"no hospital {hospital_id}; see ListHospitals")
-
-    def _now(self) -> datetime:
-        # Milliseconds: what every store along the journey can keep, so that the time is the same everywhere.
-        now = self._clock()
-        return now.replace(microsecond=now.microsecond // 1000 * 1000)

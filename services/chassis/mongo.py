@@ -7,7 +7,6 @@ docs/decisions/0003.
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -149,5 +148,5 @@ class Mongo:
 
 
 def _document(row: Outgoing) -> dict[str, Any]:
-    fields = asdict(row)
+    fields = dict(vars(row))  # asdict() would copy deeply
     return {"_id": fields.pop("id"), **fields}

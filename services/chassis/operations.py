@@ -83,11 +83,11 @@ class OperationsServicer(rpc.OperationsServiceServicer):
         self._check(request)
         limit, listing = request.page_size or 100, f"dead letters of {self._name}"
         [after] = paging.decode(listing, request.page_token, int) or [0]
-        letters = await self._consumer.dead_letters.page(self._consumer.js, after, limit + 1)
-        more = len(letters) > limit
+        found = await self._consumer.dead_letters.page(self._consumer.js, after, limit + 1)
+        letters, token = paging.cut(listing, found, limit, lambda letter: (str(letter.sequence),))
         return pb.ListDeadLettersResponse(
-            dead_letters=[_message(letter) for letter in letters[:limit]],
-            next_page_token=paging.encode(listing, str(letters[limit - 1].sequence)) if more else "",
+            dead_letters=[_message(letter) for letter in letters],
+            next_page_token=token,
         )
 
     @OPERATOR

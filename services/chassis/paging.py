@@ -7,17 +7,30 @@ tokens of other listings and damaged ones; `decode` makes sure that no token at 
 import base64
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import InvalidPageToken
+
+T = TypeVar("T")
 
 
 def encode(listing: str, *position: str) -> str:
     """The token that continues `listing` (its name and filters) behind `position`."""
     body = json.dumps([_digest(listing, *position), *position], separators=(",", ":")).encode()
     return base64.urlsafe_b64encode(body).decode()
+
+
+def cut(
+    listing: str, found: Sequence[T], limit: int, position: Callable[[T], tuple[str, ...]]
+) -> tuple[Sequence[T], str]:
+    """The page in what was found by asking for one more than `limit`, and the token behind it, empty at the end.
+
+    `position` gives an item's place in the listing.
+    """
+    page = found[:limit]
+    return page, encode(listing, *position(page[-1])) if len(found) > limit else ""
 
 
 def decode(listing: str, token: str, *parts: Callable[[str], Any]) -> list[Any] | None:

@@ -1,10 +1,10 @@
 """Reservation's composition root."""
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 import grpc.aio
 
+from services.chassis import clock
 from services.chassis.jetstream import Consumer
 from services.chassis.outbox import Relay
 from services.chassis.postgres import Database
@@ -36,7 +36,7 @@ async def reservation() -> None:
     reservations = PostgresReservations(database, relay.wake)
     # Retries are the mesh's; a second retrying layer here would multiply them.
     channel = grpc.aio.insecure_channel(settings.approval_target, options=[("grpc.enable_retries", 0)])
-    desk = ReservationDesk(reservations, GrpcApproval(channel, settings.approval_timeout), lambda: datetime.now(UTC))
+    desk = ReservationDesk(reservations, GrpcApproval(channel, settings.approval_timeout), clock.now)
     inbound.register(service.server, desk)
     await service.run(
         open_store=lambda: database.open(Path(__file__).parent / "migrations"),

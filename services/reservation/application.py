@@ -73,7 +73,6 @@ class ReservationDesk:
         """Asks vaccine management, which may be down, to take the dose back."""
         await self.get(customer_id, reservation_id)
         now = self._clock()
-        now = now.replace(microsecond=now.microsecond // 1000 * 1000)
         [reservation] = await self._reservations.change([reservation_id], lambda r: r.request_cancellation(now))
         return reservation
 

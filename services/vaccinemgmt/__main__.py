@@ -1,8 +1,8 @@
 """Vaccine management's composition root."""
 
 import asyncio
-from datetime import UTC, datetime
 
+from services.chassis import clock
 from services.chassis.errors import StoreUnavailable
 from services.chassis.jetstream import Consumer
 from services.chassis.mongo import Mongo
@@ -39,7 +39,7 @@ async def vaccinemgmt() -> None:
     service = Service("vaccinemgmt", settings, grpc.ERRORS)
     mongo = Mongo(settings.database_url.get_secret_value())
     relay = Relay(mongo, service.bus.publish)
-    vaccines = Vaccines(MongoStock(mongo, relay.wake), lambda: datetime.now(UTC))
+    vaccines = Vaccines(MongoStock(mongo, relay.wake), clock.now)
     grpc.register(service.server, vaccines)
 
     async def close() -> None:

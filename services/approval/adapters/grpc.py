@@ -63,11 +63,11 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
     async def ListHospitals(self, request: pb.ListHospitalsRequest, context: Context) -> pb.ListHospitalsResponse:
         limit = request.page_size or 100
         [after] = paging.decode("hospitals", request.page_token, str) or [""]
-        hospitals = await self._approval.hospitals(after, limit + 1)
-        more = len(hospitals) > limit
+        found = await self._approval.hospitals(after, limit + 1)
+        hospitals, token = paging.cut("hospitals", found, limit, lambda h: (h.hospital_id,))
         return pb.ListHospitalsResponse(
-            hospitals=[to_message(h, hospital_pb2.Hospital) for h in hospitals[:limit]],
-            next_page_token=paging.encode("hospitals", hospitals[limit - 1].hospital_id) if more else "",
+            hospitals=[to_message(h, hospital_pb2.Hospital) for h in hospitals],
+            next_page_token=token,
         )
 
     @allow("manager", "operator")

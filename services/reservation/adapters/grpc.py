@@ -68,11 +68,8 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
         limit, listing = request.page_size or 20, f"reservations of {caller().subject}"
         after = paging.decode(listing, request.page_token, paging.instant, UUID)
         found = await self._desk.page(caller().subject, (after[0], after[1]) if after else None, limit + 1)
-        token = ""
-        if len(found) > limit:
-            last = found[limit - 1].appointment
-            token = paging.encode(listing, last.decide_time.isoformat(), str(last.reservation_id))
-        return pb.ListReservationsResponse(reservations=[_message(r) for r in found[:limit]], next_page_token=token)
+        page, token = paging.cut(listing, found, limit, _place)
+        return pb.ListReservationsResponse(reservations=[_message(r) for r in page], next_page_token=token)
 
     @allow("customer")
     async def CancelReservation(
@@ -80,6 +77,10 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
     ) -> pb.CancelReservationResponse:
         reservation = await self._desk.cancel(caller().subject, UUID(request.reservation_id))
         return pb.CancelReservationResponse(reservation=_message(reservation))
+
+
+def _place(reservation: Reservation) -> tuple[str, str]:
+    return reservation.appointment.decide_time.isoformat(), str(reservation.appointment.reservation_id)
 
 
 def _message(reservation: Reservation) -> reservation_pb2.Reservation:

@@ -1,11 +1,11 @@
 """Vaccine management's events as the contract writes them, and the events it follows."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from zoneinfo import ZoneInfo
 
 from google.protobuf.message import Message
 
+from services.chassis import clock
 from services.chassis.convert import from_message, to_message
 from services.chassis.jetstream import Event as Received
 from services.chassis.jetstream import Handler, Unprocessable
@@ -32,8 +32,7 @@ def outgoing(event: Event) -> Outgoing:
             body = vaccinemgmt_events_pb2.ReservationWaiting(appointment=appointment, version=event.version)
         case Cancelled():
             body = vaccinemgmt_events_pb2.CancellationCompleted(appointment=appointment, version=event.version)
-    now = datetime.now(UTC)
-    return Outgoing.of(appointment.reservation_id, now.replace(microsecond=now.microsecond // 1000 * 1000), body)
+    return Outgoing.of(appointment.reservation_id, clock.now(), body)
 
 
 def handlers(vaccines: Vaccines) -> dict[type[Message], Handler]:

@@ -16,7 +16,7 @@ from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as pb
 
 from .. import domain
 from ..application import Vaccines
-from ..domain import Delivery, Lot, Vaccination
+from ..domain import Delivery, Vaccination
 
 ERRORS = Errors(
     "vaccination.vaccinemgmt",
@@ -61,11 +61,8 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
         limit, listing = request.page_size or 100, f"lots of {request.hospital_id}"
         after = paging.decode(listing, request.page_token, date.fromisoformat, UUID)
         lots = await self._vaccines.lots(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
-        token = ""
-        if len(lots) > limit:
-            last: Lot = lots[limit - 1]
-            token = paging.encode(listing, last.expiry_date.isoformat(), str(last.lot_id))
-        return pb.ListLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in lots[:limit]], next_page_token=token)
+        page, token = paging.cut(listing, lots, limit, lambda lot: (lot.expiry_date.isoformat(), str(lot.lot_id)))
+        return pb.ListLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in page], next_page_token=token)
 
     @MANAGERS
     async def GetVaccination(self, request: pb.GetVaccinationRequest, context: Context) -> pb.GetVaccinationResponse:
@@ -78,11 +75,8 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
         limit, listing = request.page_size or 100, f"waiting at {request.hospital_id}"
         after = paging.decode(listing, request.page_token, paging.instant, UUID)
         waiting = await self._vaccines.waiting(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
-        token = ""
-        if len(waiting) > limit:
-            last = waiting[limit - 1].appointment
-            token = paging.encode(listing, last.decide_time.isoformat(), str(last.reservation_id))
-        return pb.ListWaitingResponse(vaccinations=[_message(v) for v in waiting[:limit]], next_page_token=token)
+        page, token = paging.cut(listing, waiting, limit, _place)
+        return pb.ListWaitingResponse(vaccinations=[_message(v) for v in page], next_page_token=token)
 
     @MANAGERS
     async def AssignLot(self, request: pb.AssignLotRequest, context: Context) -> pb.AssignLotResponse:
@@ -92,6 +86,11 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
 
 def _own(hospital_id: str) -> None:
     caller().check_scope("hospital", hospital_id)
+
+
+def _place(vaccination: Vaccination) -> tuple[str, str]:
+    decide_time, reservation_id = vaccination.place_in_queue
+    return decide_time.isoformat(), str(reservation_id)
 
 
 def _message(vaccination: Vaccination) -> vaccination_pb2.Vaccination:
