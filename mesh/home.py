@@ -7,6 +7,7 @@ import threading
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_HOME = ROOT / ".mesh"
@@ -33,6 +34,7 @@ class Home:
     """The folder. What is not given is as remembered from the last `up`, else the default.
 
     `external` are superuser URLs by store's name: servers that are somebody else's. A store without one is embedded.
+    `values` are the chart's, above its own and those that one machine needs.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Home:
         base_port: int | None = None,
         external: Mapping[str, str] | None = None,
         replicas: int | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path.resolve()
         self._settings = self.path / "mesh.json"
@@ -49,6 +52,7 @@ class Home:
         self.base_port = base_port or self.remembered_port or DEFAULT_BASE_PORT
         self.replicas: int = replicas or remembered.get("replicas") or 1
         self.external: dict[str, str] = remembered.get("external", {}) | dict(external or {})
+        self.values: dict[str, Any] = dict(values or remembered.get("values") or {})
 
     def processes_of(self, service: str) -> list[str]:
         """Names of a service's processes: the service's own, then SERVICE-2 and so on."""
@@ -74,10 +78,9 @@ class Home:
     def save(self) -> None:
         """Makes the folder, or brings it up to date."""
         self.path.mkdir(parents=True, exist_ok=True)
-        write_secret(
-            self._settings,
-            json.dumps({"base_port": self.base_port, "replicas": self.replicas, "external": self.external}),
-        )
+        settings = {"base_port": self.base_port, "replicas": self.replicas}
+        settings |= {"external": self.external, "values": self.values}
+        write_secret(self._settings, json.dumps(settings))
         self.remembered_port = self.base_port
         _ = self.passwords  # made now, before several threads ask for them
 

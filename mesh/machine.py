@@ -20,9 +20,11 @@ import uuid
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from mesh import envoy, identity
+from mesh import chart, envoy, identity, istio
 from mesh.home import DEFAULT_HOME, ROOT, SERVICES, STORES, Home
 from mesh.processes import MeshError, Processes, holder_of
 from mesh.stores import STORE_OF, Stores, package_file
@@ -71,12 +73,20 @@ class Mesh:
         external: Mapping[str, str] | None = None,
         replicas: int | None = None,
         launcher: str | None = None,
+        values: Mapping[str, Any] | None = None,
     ) -> None:
-        self.home = Home(home, base_port, external, replicas)
+        self.home = Home(home, base_port, external, replicas, values)
         self._launcher = launcher  # a module that runs services as `-m LAUNCHER COMPONENT MODULE`: tests bring faults
         self.stores = Stores(self.home)
         self.processes = Processes(self.home.path)
         self.components = {component.name: component for component in self._components()}
+
+    @cached_property
+    def chart(self) -> envoy.Chart:
+        """What an operator would install, for this machine and its issuer of tokens."""
+        issuer = {"issuer": identity.ISSUER, "audiences": [identity.AUDIENCE], "jwks": identity.jwks(self.home.path)}
+        local = {"auth": issuer}
+        return envoy.Chart(chart.render(istio.merged(local, self.home.values)))
 
     @property
     def gateway(self) -> str:
@@ -103,7 +113,7 @@ class Mesh:
                 "--disable-hot-restart", "--concurrency", "2", "--log-level", "warning",
                 "--file-flush-interval-msec", "500",  # of the access log; the default is 10 s
             ],
-            lambda: envoy.write_config(self.home),
+            lambda: envoy.write_config(self.home, self.chart),
         )  # fmt: skip
         return [
             postgres,
@@ -126,7 +136,8 @@ class Mesh:
         )
 
     def _service_env(self, service: str, name: str) -> dict[str, str]:
-        env = {
+        # As the chart has it, but for where things are.
+        env = self.chart.env(service) | {
             "LISTEN": self.home.address(name),
             "METRICS_LISTEN": self.home.address(f"{name}-metrics"),
             "NATS_URL": self.stores.nats_address,

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ CLAIMS_HEADER = "x-jwt-payload"
 """Set by the gateway alone: it strips what comes from outside and forwards the payload it verified."""
 # Who may act on everything, whatever claims bind the other roles.
 UNBOUND_ROLE = "operator"
+CLOCK_SKEW = 5.0
+"""Seconds that a token outlives its end. The gateway's allowance is Istio's, 60, and it takes tokens without any end."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -77,9 +80,11 @@ def _bearer(header: str) -> Caller:
     """The caller that the verified claims describe; raises InvalidToken if they describe none."""
     try:
         claims = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
-        subject, roles = claims.get("sub"), claims.get("roles", [])
+        subject, roles, end = claims.get("sub"), claims.get("roles", []), claims.get("exp")
     except (ValueError, AttributeError):
         raise InvalidToken("the token's claims cannot be read") from None
+    if not isinstance(end, int | float) or end + CLOCK_SKEW < time.time():
+        raise InvalidToken("the token has expired, or does not say when it will")
     # Printable: a subject is stored, and no store keeps every control character.
     if not (isinstance(subject, str) and 1 <= len(subject) <= 128 and subject.isprintable()):
         raise InvalidToken("the token's subject must be 1 to 128 printable characters")

@@ -7,11 +7,13 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from mesh.envoy import OPERATIONS
 from vaccination.approval.v1 import approval_service_pb2
+from vaccination.operations.v1 import operations_service_pb2
 
 from .conftest import Refusal, Status, World, delivery, eventually, refusal
 from .ways import ROUTES, RPCS, SERVICES, Ways, grpcurl, ways_into
+
+OPERATIONS = operations_service_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name
 
 
 @pytest.fixture

@@ -79,6 +79,7 @@ async def set_stage(world: World) -> Stage:
     [lot] = await manager.register(hospital, delivery(3))
     booked = await customer.create(hospital, day)
     await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
+    await world.quiet()  # reservation has heard of it too
     days = {"hospital_id": hospital, "first_date": str(day), "last_date": str(day)}
     mine = {"reservation_id": booked.reservation_id}
     good: dict[str, Request] = {

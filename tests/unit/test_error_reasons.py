@@ -8,7 +8,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from google.rpc import code_pb2
 
-from mesh import envoy
+from mesh import replies
 from mesh.contracts import IMAGE
 from mesh.home import ROOT
 from services.approval.adapters import grpc as approval
@@ -34,7 +34,7 @@ def _codes(errors: chassis.Errors) -> dict[str, str]:
 def _edge() -> dict[str, str]:
     known = _codes(chassis._CHASSIS)
     scoped = known.pop("OTHER_")
-    gateway = {reason: code_pb2.Code.Name(rest) for _, rest, reason, *_ in envoy.REFUSALS.values()}
+    gateway = {reason: code_pb2.Code.Name(rest) for _, rest, reason, *_ in replies.REFUSALS.values()}
     return known | {f"OTHER_{claim}": scoped for claim in CLAIMS} | gateway
 
 

@@ -1,0 +1,30 @@
+"""The chart, rendered: `helm template` with values of our own."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mesh.home import ROOT
+from mesh.processes import MeshError
+
+CHART = ROOT / "helm" / "vaccination"
+NAMESPACE = "vaccination"
+
+
+def render(values: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The chart's objects; MeshError with Helm's own words when it refuses the values."""
+    helm = Path(sys.executable).parent / "helm"
+    command: list[str | Path] = [helm, "template", "vaccination", CHART, "--namespace", NAMESPACE, "--values", "-"]
+    done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True)
+    if done.returncode != 0:
+        raise MeshError(f"the chart does not render: {done.stderr.strip()}")
+    # libyaml's loader: the pure one takes a second for what this is.
+    objects = [item for item in yaml.load_all(done.stdout, yaml.CSafeLoader) if item]
+    for item in objects:
+        item["metadata"].setdefault("namespace", NAMESPACE)
+    return objects
