@@ -77,6 +77,7 @@ def details(status: status_pb2.Status) -> dict[str, Message]:
 
 def claims(**values: Any) -> dict[str, str]:
     """The header as the gateway writes it: base64url without padding."""
+    values = {"exp": time.time() + 600} | values
     return {CLAIMS_HEADER: base64.urlsafe_b64encode(json.dumps(values).encode()).decode().rstrip("=")}
 
 
@@ -288,6 +289,9 @@ class TestCaller:
             claims(sub="", roles=["customer"])[CLAIMS_HEADER],
             claims(sub="x" * 129, roles=["customer"])[CLAIMS_HEADER],
             claims(sub="c\n1", roles=["customer"])[CLAIMS_HEADER],
+            claims(sub="c1", roles=["customer"], exp=None)[CLAIMS_HEADER],
+            claims(sub="c1", roles=["customer"], exp="never")[CLAIMS_HEADER],
+            claims(sub="c1", roles=["customer"], exp=time.time() - 6)[CLAIMS_HEADER],
             claims(sub="c1", roles=7)[CLAIMS_HEADER],
             claims(sub="c1", roles="customer")[CLAIMS_HEADER],
             claims(sub="c1", roles=[["customer"]])[CLAIMS_HEADER],

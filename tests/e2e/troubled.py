@@ -1,0 +1,46 @@
+"""Starts a service that can be told to fail: the process reads what ails it from the file TROUBLE/<component>.
+
+usage: -m tests.e2e.troubled COMPONENT services.NAME
+
+`flaky 0.3`: of approval's decisions that share end in UNAVAILABLE, half of them after they were committed.
+`slow`: they wait until the file is gone.
+"""
+
+import asyncio
+import os
+import random
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main(component: str, service: str) -> None:
+    from services.approval.adapters.postgres import PostgresBooks
+    from services.chassis.errors import StoreUnavailable
+
+    file, dice = Path(os.environ["TROUBLE"]) / component, random.Random(component)
+    decide = PostgresBooks.decide
+
+    def ails() -> str:
+        return file.read_text() if file.exists() else ""
+
+    async def troubled(self: Any, *args: Any) -> Any:
+        while ails() == "slow":
+            await asyncio.sleep(0.01)
+        unlucky = ails().startswith("flaky") and dice.random() < float(ails().split()[1])
+        if unlucky and dice.random() < 0.5:
+            raise StoreUnavailable("away before the commit")
+        decided = await decide(self, *args)
+        if unlucky:
+            raise StoreUnavailable("away after the commit")
+        return decided
+
+    PostgresBooks.decide = troubled  # type: ignore[method-assign]
+    runpy.run_module(service, run_name="__main__", alter_sys=True)
+
+
+if __name__ == "__main__":
+    component, service = sys.argv[1:3]
+    del sys.argv[1:3]
+    main(component, service)
