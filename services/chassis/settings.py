@@ -5,7 +5,7 @@ import sys
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, Json, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     nats_user: str
     nats_password: SecretStr
     """A file in SECRETS_DIR."""
+    claim_names: Json[dict[str, str]] = {}  # noqa: RUF012
+    """What the identity provider calls a claim, where that is not our name for it: {"roles": "groups"}."""
     stream_replicas: int = 1
     """Copies of each stream: 1 on one machine, 3 in a cluster."""
     log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error|critical)$")] = "INFO"
