@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     nats_user: str
     nats_password: SecretStr
     """A file in SECRETS_DIR."""
-    claim_names: Json[dict[str, str]] = {}  # noqa: RUF012
+    claim_names: Json[dict[str, str]] = Field("{}")
     """What the identity provider calls a claim, where that is not our name for it: {"roles": "groups"}."""
     stream_replicas: int = 1
     """Copies of each stream: 1 on one machine, 3 in a cluster."""
@@ -56,6 +56,6 @@ class Settings(BaseSettings):
             return cls(_secrets_dir=os.environ.get("SECRETS_DIR") or None)  # type: ignore[call-arg]
         except ValidationError as error:
             for problem in error.errors(include_input=False, include_url=False):
-                name = "_".join(str(part) for part in problem["loc"])
+                name = str(problem["loc"][0])
                 print(f"setting {name.upper()} (or the file {name} in SECRETS_DIR): {problem['msg']}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None
