@@ -27,7 +27,7 @@ class Settings(BaseSettings):
     nats_user: str
     nats_password: SecretStr
     """A file in SECRETS_DIR."""
-    claim_names: Json[dict[str, str]] = Field("{}")
+    claim_names: Json[dict[str, str]] = Field("{}")  # type: ignore[arg-type]  # JSON, as the variable is
     """What the identity provider calls a claim, where that is not our name for it: {"roles": "groups"}."""
     stream_replicas: int = 1
     """Copies of each stream: 1 on one machine, 3 in a cluster."""
