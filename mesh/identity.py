@@ -1,52 +1,93 @@
-"""Who is calling: the local identity provider's key pair, and the tokens that it signs.
+"""Who is calling: the local identity provider's keys, and the tokens that it signs.
 
-Stands in for a real OIDC provider on one machine. The gateway trusts the public half (`jwks`) and nothing else.
+Stands in for a real OIDC provider on one machine. The gateway trusts the public halves (`jwks`) and nothing else.
 """
 
 import json
 import os
 import time
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 ISSUER = "https://mesh.local"
 AUDIENCE = "vaccination"
-KEY_ID = "local"
+
+PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+
+
+def _files(home: Path) -> list[Path]:
+    """The keys, each named by its id: jwt, jwt-2, jwt-3 and so on. The last one signs; the first is made on demand."""
+    folder = home / "keys"
+    if not (folder.is_dir() and (names := [name for name in os.listdir(folder) if name.endswith(".pem")])):
+        _make(folder / "jwt.pem", "ES256")
+        names = ["jwt.pem"]
+    return [folder / name for name in sorted(names, key=lambda name: (len(name), name))]
+
+
+def _make(file: Path, algorithm: str) -> None:
+    """A new key, unless somebody else was faster."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    key = rsa.generate_private_key(65537, 2048) if algorithm == "RS256" else ec.generate_private_key(ec.SECP256R1())
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+        opened.write(pem)
+    try:
+        os.link(unfinished, file)  # unlike a rename it keeps the key of whoever was first
+    except FileExistsError:
+        pass
+    finally:
+        unfinished.unlink()
 
 
 @lru_cache
-def _private_key(home: Path) -> ec.EllipticCurvePrivateKey:
-    """The home's key, made on first use. Loaded once a process: tests and bench sign tens of thousands of tokens."""
-    path = home / "keys" / "jwt.pem"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        pem = ec.generate_private_key(ec.SECP256R1()).private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-        unfinished = path.with_name(f"jwt.pem.{os.getpid()}")
-        with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-            file.write(pem)
-        try:
-            os.link(unfinished, path)  # unlike a rename it keeps the key of whoever was first
-        except FileExistsError:
-            pass
-        finally:
-            unfinished.unlink()
-    key = serialization.load_pem_private_key(path.read_bytes(), password=None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise TypeError(f"{path} is not an EC key")
+def _load(file: Path) -> PrivateKey:
+    """Once a process: tests and bench sign tens of thousands of tokens. A key's id is never used again."""
+    key = serialization.load_pem_private_key(file.read_bytes(), password=None)
+    if not isinstance(key, PrivateKey):
+        raise TypeError(f"{file} is neither an EC nor an RSA key")
     return key
 
 
+def _algorithm(key: PrivateKey) -> str:
+    return "RS256" if isinstance(key, rsa.RSAPrivateKey) else "ES256"
+
+
+def signing_key(home: Path) -> tuple[str, PrivateKey]:
+    """The key that signs now, and its id."""
+    file = _files(home.resolve())[-1]
+    return file.stem, _load(file)
+
+
+def rotate(home: Path, *, algorithm: str = "ES256", keep: float = 24 * 3600) -> None:
+    """From now on a new key signs, by ES256 or RS256.
+
+    A replaced key stays published for `keep` seconds, in which its tokens expire; with 0 all tokens signed so far are
+    refused as soon as the new set is read: for a key that has leaked.
+    """
+    home = home.resolve()
+    last, _ = signing_key(home)
+    _make(home / "keys" / f"jwt-{int(last.removeprefix('jwt').removeprefix('-') or 1) + 1}.pem", algorithm)
+    for file, successor in pairwise(_files(home)):
+        if successor.stat().st_mtime + keep <= time.time():
+            file.unlink()
+
+
 def jwks(home: Path) -> str:
-    """The public half, as a JSON Web Key Set."""
-    public = jwt.algorithms.ECAlgorithm.to_jwk(_private_key(home.resolve()).public_key(), as_dict=True)
-    return json.dumps({"keys": [public | {"kid": KEY_ID, "alg": "ES256", "use": "sig"}]})
+    """The public halves, as a JSON Web Key Set."""
+    published = []
+    for file in _files(home.resolve()):
+        key = _load(file)
+        algorithm = jwt.get_algorithm_by_name(_algorithm(key))
+        public: dict[str, Any] = algorithm.to_jwk(key.public_key(), as_dict=True)
+        published.append(public | {"kid": file.stem, "alg": _algorithm(key), "use": "sig"})
+    return json.dumps({"keys": published})
 
 
 def token(
@@ -67,4 +108,5 @@ def token(
     claims: dict[str, Any] = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "roles": roles, "hospital": hospital}
     claims |= {"iat": now, "exp": now + int(expires_in)} | overrides
     claims = {name: value for name, value in claims.items() if value is not None}
-    return jwt.encode(claims, _private_key(home.resolve()), algorithm="ES256", headers={"kid": KEY_ID})
+    key_id, key = signing_key(home)
+    return jwt.encode(claims, key, algorithm=_algorithm(key), headers={"kid": key_id})

@@ -59,8 +59,11 @@ internal = allow()
 """For methods that other services call inside the mesh: no token; the mesh's policies say who may."""
 
 
-def admit(metadata: Mapping[str, str], roles: frozenset[str]) -> None:
-    """Makes the token's bearer the current caller, if `roles` has one of theirs; no roles at all: an internal call."""
+def admit(metadata: Mapping[str, str], roles: frozenset[str], claim_names: Mapping[str, str]) -> None:
+    """Makes the token's bearer the current caller, if `roles` has one of theirs; no roles at all: an internal call.
+
+    `claim_names` tell what the identity provider calls a claim, where that is not our name for it.
+    """
     if not roles:
         return
     header = metadata.get(CLAIMS_HEADER)
@@ -68,7 +71,7 @@ def admit(metadata: Mapping[str, str], roles: frozenset[str]) -> None:
         _current.set(None)
         caller()
         return
-    who = _bearer(header)
+    who = _bearer(header, claim_names)
     if not who.roles & roles:
         raise RoleNotAllowed(
             f"this call is for {' or '.join(sorted(roles))}; the token has {', '.join(sorted(who.roles)) or 'no role'}"
@@ -76,10 +79,13 @@ def admit(metadata: Mapping[str, str], roles: frozenset[str]) -> None:
     _current.set(who)
 
 
-def _bearer(header: str) -> Caller:
+def _bearer(header: str, claim_names: Mapping[str, str]) -> Caller:
     """The caller that the verified claims describe; raises InvalidToken if they describe none."""
     try:
-        claims = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+        token = json.loads(base64.urlsafe_b64decode(header + "=" * (-len(header) % 4)))
+        # A claim that has another name there is not also read under ours: that one may be anybody's to set.
+        claims = {name: value for name, value in token.items() if name not in claim_names}
+        claims |= {ours: token[theirs] for ours, theirs in claim_names.items() if theirs in token}
         subject, roles, end = claims.get("sub"), claims.get("roles", []), claims.get("exp")
     except (ValueError, AttributeError):
         raise InvalidToken("the token's claims cannot be read") from None

@@ -4,8 +4,9 @@ import asyncio
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from types import MappingProxyType
 from typing import Any
 
 import grpc
@@ -45,8 +46,13 @@ def violations(message: Message) -> list[tuple[str, str]]:
 class Edge(grpc.aio.ServerInterceptor):
     """Stands around every method of the server."""
 
-    def __init__(self, *errors: Errors, jitter: Callable[[], float] = random.random) -> None:
-        self._errors, self._jitter = errors, jitter
+    def __init__(
+        self,
+        *errors: Errors,
+        claim_names: Mapping[str, str] = MappingProxyType({}),
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._errors, self._claim_names, self._jitter = errors, claim_names, jitter
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._streams = 0
@@ -77,7 +83,7 @@ class Edge(grpc.aio.ServerInterceptor):
             structlog.contextvars.bind_contextvars(trace=traceparent.get()[3:35])
             if roles is None:
                 raise RoleNotAllowed("this call is for nobody")
-            admit(metadata, roles)
+            admit(metadata, roles, self._claim_names)
             try:
                 request: Message = handler.request_deserializer(raw)
             except DecodeError:

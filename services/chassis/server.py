@@ -32,7 +32,7 @@ class Service:
     def __init__(self, name: str, settings: Settings, errors: Errors) -> None:
         telemetry.start(name, settings.log_level, settings.metrics_listen)
         self.name, self.settings = name, settings
-        self._edge = Edge(errors, operations.ERRORS)
+        self._edge = Edge(errors, operations.ERRORS, claim_names=settings.claim_names)
         self.server = grpc.aio.server(
             interceptors=[self._edge],
             options=[

@@ -5,7 +5,7 @@ import sys
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import Field, Json, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
@@ -27,6 +27,8 @@ class Settings(BaseSettings):
     nats_user: str
     nats_password: SecretStr
     """A file in SECRETS_DIR."""
+    claim_names: Json[dict[str, str]] = Field("{}")  # type: ignore[arg-type]  # JSON, as the variable is
+    """What the identity provider calls a claim, where that is not our name for it: {"roles": "groups"}."""
     stream_replicas: int = 1
     """Copies of each stream: 1 on one machine, 3 in a cluster."""
     log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error|critical)$")] = "INFO"
@@ -54,6 +56,6 @@ class Settings(BaseSettings):
             return cls(_secrets_dir=os.environ.get("SECRETS_DIR") or None)  # type: ignore[call-arg]
         except ValidationError as error:
             for problem in error.errors(include_input=False, include_url=False):
-                name = "_".join(str(part) for part in problem["loc"])
+                name = str(problem["loc"][0])
                 print(f"setting {name.upper()} (or the file {name} in SECRETS_DIR): {problem['msg']}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None

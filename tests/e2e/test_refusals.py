@@ -146,7 +146,7 @@ async def expect(
 
 def forged(payload: Request, algorithm: str, sign: Callable[[bytes], bytes], **header: Any) -> str:
     """A token signed somehow."""
-    parts = [{"typ": "JWT", "alg": algorithm, "kid": identity.KEY_ID} | header, payload]
+    parts = [{"typ": "JWT", "alg": algorithm} | header, payload]
     text = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
     return (text + b"." + base64.urlsafe_b64encode(sign(text)).rstrip(b"=")).decode()
 
@@ -159,6 +159,7 @@ def bad_tokens(world: World) -> dict[str, str]:
     good = world.token("somebody", ["operator"])
     head, body, signature = good.split(".")
     jwks = identity.jwks(home).encode()
+    key_id, key = identity.signing_key(home)
     stranger = ec.generate_private_key(ec.SECP256R1())
     strangers = json.loads(jwt.algorithms.ECAlgorithm.to_jwk(stranger.public_key()))
     richer = base64.urlsafe_b64encode(json.dumps(claims | {"sub": "root"}).encode()).rstrip(b"=").decode()
@@ -168,8 +169,7 @@ def bad_tokens(world: World) -> dict[str, str]:
 
     def not_from_pyjwt(**others: Any) -> str:
         payload = json.dumps(claims | others).encode()
-        key = identity._private_key(home.resolve())
-        return str(jwt.PyJWS().encode(payload, key, "ES256", {"kid": identity.KEY_ID}))
+        return str(jwt.PyJWS().encode(payload, key, "ES256", {"kid": key_id}))
 
     return {
         "expired": local(expires_in=-60),
@@ -180,13 +180,13 @@ def bad_tokens(world: World) -> dict[str, str]:
         "of no issuer": local(iss=None),
         "for another audience": local(aud="payments"),
         "for no audience": local(aud=None),
-        "signed with another key": jwt.encode(claims, stranger, "ES256", headers={"kid": identity.KEY_ID}),
+        "signed with another key": jwt.encode(claims, stranger, "ES256", headers={"kid": key_id}),
         "signed with a key it brings": jwt.encode(claims, stranger, "ES256", headers={"jwk": strangers}),
         "signed with the public key as a secret": forged(
-            claims, "HS256", lambda text: hmac.new(jwks, text, hashlib.sha256).digest()
+            claims, "HS256", lambda text: hmac.new(jwks, text, hashlib.sha256).digest(), kid=key_id
         ),
-        "of algorithm none": forged(claims, "none", lambda _: b""),
-        "of algorithm None": forged(claims, "None", lambda _: b""),
+        "of algorithm none": forged(claims, "none", lambda _: b"", kid=key_id),
+        "of algorithm None": forged(claims, "None", lambda _: b"", kid=key_id),
         "with other claims than were signed": f"{head}.{richer}.{signature}",
         "with another signature": f"{head}.{body}.{signature[::-1]}",
         "with half a signature": good[:-43],

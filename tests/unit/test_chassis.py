@@ -260,9 +260,9 @@ class TestConvert:
         assert path == "appointment.customer_id"
 
 
-def admitted(metadata: dict[str, str], *roles: str) -> Caller:
+def admitted(metadata: dict[str, str], *roles: str, **claim_names: str) -> Caller:
     def act() -> Caller:
-        admit(metadata, frozenset(roles))
+        admit(metadata, frozenset(roles), claim_names)
         return caller()
 
     return copy_context().run(act)
@@ -307,6 +307,22 @@ class TestCaller:
     def test_another_role_is_not_let_in(self, roles: Any) -> None:
         with pytest.raises(RoleNotAllowed, match="for customer"):
             admitted(claims(sub="c1", roles=roles), "customer")
+
+    def test_a_claim_may_have_another_name_at_the_provider(self) -> None:
+        names = {"roles": "cognito:groups", "hospital": "https://example.org/hospital"}
+        token = claims(sub="m", **{"cognito:groups": ["manager"], "https://example.org/hospital": "h1"})
+        admitted(token, "manager", **names).check_scope("hospital", "h1")
+        with pytest.raises(RoleNotAllowed):
+            admitted(token, "manager")
+
+    def test_a_claim_with_another_name_at_the_provider_is_not_also_read_under_ours(self) -> None:
+        with pytest.raises(RoleNotAllowed):
+            admitted(claims(sub="c", roles=["manager"], groups=["customer"]), "manager", roles="groups")
+        with pytest.raises(RoleNotAllowed, match="no role"):
+            admitted(claims(sub="c", roles=["manager"]), "manager", roles="groups")
+        manager = admitted(claims(sub="m", roles=["manager"], hospital="h1"), "manager", hospital="clinic")
+        with pytest.raises(OtherScope, match="not set"):
+            manager.check_scope("hospital", "h1")
 
     def test_an_internal_call_needs_no_token_and_has_no_caller(self) -> None:
         with pytest.raises(Unauthenticated):
@@ -637,6 +653,11 @@ class TestSettings:
         assert loaded.nats_password.get_secret_value() == "hunter2"
         assert "hunter2" not in repr(loaded) + str(loaded)
 
+    def test_names_of_claims_are_json(self, environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert Settings.load().claim_names == {}
+        monkeypatch.setenv("CLAIM_NAMES", '{"roles": "groups"}')
+        assert Settings.load().claim_names == {"roles": "groups"}
+
     @pytest.mark.parametrize(
         ("name", "value"),
         [
@@ -647,6 +668,8 @@ class TestSettings:
             ("LISTEN", "hunter2"),
             ("METRICS_LISTEN", "hunter2"),
             ("METRICS_LISTEN", "127.0.0.1:hunter2"),
+            ("CLAIM_NAMES", "roles=hunter2"),
+            ("CLAIM_NAMES", '{"roles": ["hunter2"]}'),
         ],
     )
     def test_a_wrong_setting_ends_the_process_with_a_line_that_names_it_and_not_its_value(
