@@ -26,7 +26,7 @@ def main(component: str, service: str) -> None:
         return file.read_text() if file.exists() else ""
 
     async def troubled(self: Any, *args: Any) -> Any:
-        while ails() == "slow":
+        while ails() == "slow":  # noqa: ASYNC110 - another process ends it
             await asyncio.sleep(0.01)
         unlucky = ails().startswith("flaky") and dice.random() < float(ails().split()[1])
         if unlucky and dice.random() < 0.5:

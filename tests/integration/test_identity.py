@@ -231,4 +231,5 @@ def test_clocks_may_differ_by_a_few_seconds(gateway: Gateway, provider: Provider
     # A fresh one each time: on a busy machine one may have become too old on its way.
     eventually(lambda: gateway.accepts(provider.token(expires_in=-1)))
     assert gateway.accepts(provider.token(nbf=int(time.time()) + 2))
-    assert not gateway.accepts(provider.token(expires_in=-7))
+    # Istio's allowance is 60 s and cannot be set; services hold a token to its end more closely (chassis.caller).
+    assert not gateway.accepts(provider.token(expires_in=-70))
