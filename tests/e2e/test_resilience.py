@@ -127,14 +127,14 @@ async def test_a_replica_that_is_gone_is_left_alone_until_it_is_back(trouble: Tr
     trouble.signal("approval-2", signal.SIGSTOP if how == "hangs" else signal.SIGKILL)
 
     async def ejected() -> int:
-        assert set(await trouble.book(hospital, day, 8)) == {APPROVED}  # nobody notices
+        assert [a for a in await trouble.book(hospital, day, 8) if a != APPROVED] == []  # nobody notices
         return (await trouble.statistics())["outlier_detection.ejections_active"]
 
     try:
         await eventually(ejected, lambda n: n == 1, within=60)
         # Its traffic has moved: nothing is tried twice any more.
         retries = (await trouble.statistics())["upstream_rq_retry"]
-        assert set(await trouble.book(hospital, day, 8)) == {APPROVED}
+        assert [a for a in await trouble.book(hospital, day, 8) if a != APPROVED] == []
         assert (await trouble.statistics())["upstream_rq_retry"] == retries
     finally:
         if how == "hangs":
@@ -145,7 +145,7 @@ async def test_a_replica_that_is_gone_is_left_alone_until_it_is_back(trouble: Tr
     served = await trouble.calls_of("approval-2")
 
     async def works_again() -> int:
-        assert set(await trouble.book(hospital, day, 8)) == {APPROVED}
+        assert [a for a in await trouble.book(hospital, day, 8) if a != APPROVED] == []
         return await trouble.calls_of("approval-2")
 
     await eventually(works_again, lambda n: n > served, within=60)
@@ -178,4 +178,4 @@ async def test_the_breaker_opens_for_a_crowd_and_closes_when_it_has_gone(trouble
     print(f"{len(answers)} asked, {len(refused)} told to come again, {overflows} overflows")
     assert 0 < overflows <= len(refused)  # who waited too long for a slow answer is told so too
     assert (await trouble.statistics())["circuit_breakers.default.rq_open"] == 0
-    assert set(await trouble.book(hospital, day, 20)) == {APPROVED}
+    assert [a for a in await trouble.book(hospital, day, 20) if a != APPROVED] == []
