@@ -1,13 +1,18 @@
-"""Makes the generated code of the contracts: `python -m mesh.contracts`.
+"""Makes the generated code of the contracts: `python -m mesh.contracts`; with `--chart` also the chart's files of them.
 
 One git-ignored tree, `vaccination/` (with `buf/` beside it for protovalidate's own messages), holds the Python code and
 `image.binpb`, the compiled contracts that buf and Envoy's transcoder read. Third-party protos come from pinned wheels:
 googleapis-common-protos ships its sources, protovalidate only the descriptor.
+
+The chart's files are committed, for it is installed without Python: `./dev gen` writes them, and a test tells when that
+was forgotten. So no other command may write them on its way.
 """
 
 import hashlib
+import json
 import os
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -18,8 +23,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 OUT = ROOT / "vaccination"
 IMAGE = OUT / "image.binpb"
+CHART_FILES = ROOT / "helm/vaccination/files"
 # Error details travel in google.rpc.Status: the transcoder needs their messages to write them as JSON.
-ALSO = ["buf/validate/validate.proto", "google/rpc/error_details.proto", "google/rpc/status.proto"]
+RULES = "buf/validate/validate.proto"
+ALSO = [RULES, "google/rpc/error_details.proto", "google/rpc/status.proto"]
 
 
 def _protovalidate_descriptors() -> bytes:
@@ -64,12 +71,41 @@ def generate() -> bool:
     image = ["--include_imports", "--include_source_info", f"--descriptor_set_out={IMAGE}"]
     code = [f"--{plugin}={ROOT}" for plugin in ("python_out", "grpc_python_out", "mypy_out", "mypy_grpc_out")]
     quiet = ["--mypy_opt=quiet", "--mypy_grpc_opt=quiet"]
-    for arguments in (common + image + ours + ALSO, common + code + quiet + [*ours, "buf/validate/validate.proto"]):
+    for arguments in (common + image + ours + ALSO, common + code + quiet + [*ours, RULES]):
         if protoc.main(arguments) != 0:
             raise SystemExit("the contracts do not compile")
     stamp.write_text(fingerprint)
     return True
 
 
+def _without_rules(messages: Iterable[descriptor_pb2.DescriptorProto]) -> None:
+    for message in messages:
+        for part in (*message.field, *message.oneof_decl):
+            part.ClearField("options")
+        _without_rules(message.nested_type)
+
+
+def chart_files() -> dict[str, bytes]:
+    """The committed files by name: the contracts as Envoy's transcoder reads them, a quarter of the image, for each
+    gateway is sent them with its configuration; and the description of their REST form."""
+    from mesh import openapi
+
+    image = IMAGE.read_bytes()
+    files = descriptor_pb2.FileDescriptorSet.FromString(image)
+    [rules] = (file for file in files.file if file.name == RULES)
+    files.file.remove(rules)
+    for file in files.file:
+        file.ClearField("source_code_info")
+        if RULES in file.dependency:
+            file.dependency.remove(RULES)
+            _without_rules(file.message_type)
+    description = json.dumps(openapi.document(image), indent=1, ensure_ascii=False) + "\n"
+    return {"contracts.binpb": files.SerializeToString(), "openapi.json": description.encode()}
+
+
 if __name__ == "__main__":
     generate()
+    if "--chart" in sys.argv:
+        CHART_FILES.mkdir(parents=True, exist_ok=True)
+        for name, content in chart_files().items():
+            (CHART_FILES / name).write_bytes(content)

@@ -11,7 +11,7 @@ from vaccination.approval.v1 import approval_service_pb2
 from vaccination.operations.v1 import operations_service_pb2
 
 from .conftest import Refusal, Status, World, delivery, eventually, refusal
-from .ways import ROUTES, RPCS, SERVICES, Ways, grpcurl, ways_into
+from .ways import DESCRIBED, ROUTES, RPCS, SERVICES, Ways, grpcurl, ways_into
 
 OPERATIONS = operations_service_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name
 
@@ -32,6 +32,12 @@ async def test_reflection_lists_every_public_service_with_its_methods_and_nothin
     methods = {method for name in services for method in (await grpcurl(world.mesh.gateway, "list", name)).split()}
     assert methods == {rpc.path[1:].replace("/", ".") for rpc in RPCS.values()}
     assert ROUTES.keys() == RPCS.keys()
+
+
+async def test_the_description_of_rest_is_there_for_everybody(ways: Ways) -> None:
+    answer = await ways.http.get("/openapi.json")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.json() == DESCRIBED
 
 
 @pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web", "grpcurl"])

@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import signal
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -61,16 +62,24 @@ class Trouble:
         assert process is not None
         os.kill(process.pid, number)
 
-    async def book(self, hospital: str, day: object, people: int, at_once: int = 16) -> list[Refusal | int]:
-        """So many new customers book; each one's status or refusal."""
+    async def book(
+        self, hospital: str, day: object, people: int, at_once: int = 16, patient: bool = True
+    ) -> list[Refusal | int]:
+        """So many new customers book; each one's status or refusal. Who is patient comes again when told to."""
         gate = asyncio.Semaphore(at_once)
 
         async def one(customer: Client) -> Refusal | int:
+            request_id = str(uuid.uuid4())
             async with gate:
-                try:
-                    return (await customer.create(hospital, str(day))).status
-                except grpc.aio.AioRpcError as error:
-                    return refusal(error)
+                for _ in range(5):
+                    try:
+                        return (await customer.create(hospital, str(day), request_id)).status
+                    except grpc.aio.AioRpcError as error:
+                        told = refusal(error)
+                    if not (patient and told.retry_after):
+                        break
+                    await asyncio.sleep(told.retry_after)
+            return told
 
         return await asyncio.gather(*(one(self.world.customer()) for _ in range(people)))
 
@@ -104,7 +113,7 @@ async def test_a_replica_that_fails_now_and_then_is_noticed_by_nobody(trouble: T
     before, served = await trouble.statistics(), await trouble.calls()
     trouble.tell("approval-2", "flaky 0.3")
     try:
-        answers = Counter(map(str, await trouble.book(hospital, day, people)))
+        answers = Counter(map(str, await trouble.book(hospital, day, people, patient=False)))
     finally:
         trouble.tell("approval-2")
     assert answers == {str(APPROVED): people}
@@ -159,10 +168,10 @@ async def test_the_breaker_opens_for_a_crowd_and_closes_when_it_has_gone(trouble
     assert before["circuit_breakers.default.rq_open"] == 0
     for replica in ("approval", "approval-2"):
         trouble.tell(replica, "slow")
-    crowd = asyncio.create_task(trouble.book(hospital, day, 80, at_once=80))
+    crowd = asyncio.create_task(trouble.book(hospital, day, 80, at_once=80, patient=False))
     try:
         await eventually(trouble.statistics, lambda s: s["circuit_breakers.default.rq_open"] == 1)
-        told = await trouble.book(hospital, day, 5)
+        told = await trouble.book(hospital, day, 5, patient=False)
     finally:
         for replica in ("approval", "approval-2"):
             trouble.tell(replica)

@@ -19,7 +19,9 @@ from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
+from openapi_schema_validator import OAS31Validator
 
+from mesh.contracts import CHART_FILES
 from services.chassis.edge import status_of
 from vaccination.approval.v1 import hospital_service_pb2
 from vaccination.mypage.v1 import mypage_service_pb2
@@ -55,6 +57,8 @@ ROUTES = {
     "GetMyReservation": "GET /v1/my/reservations/{reservation_id}",
     "WatchMyReservations": "GET /v1/my/reservations:watch",
 }
+# The REST forms as they are told to the world: what is accepted and answered has to conform.
+DESCRIBED: dict[str, Any] = json.loads((CHART_FILES / "openapi.json").read_text())
 MOST_IN_URL = 2000  # characters of a value
 HTTP_STATUS = {
     "INVALID_ARGUMENT": {400},
@@ -144,7 +148,10 @@ class Ways:
         assert form is not None, f"{rpc} of {request} has no REST form"
         verb, path, body = form
         answer = await self.send(verb, path, token, json=body, first=RPCS[rpc].streams, **headers)
-        return answer if isinstance(answer, Refusal) else RPCS[rpc].response(answer)
+        if isinstance(answer, Refusal):
+            return answer
+        _as_described(RPCS[rpc], request, answer)
+        return RPCS[rpc].response(answer)
 
     async def send(
         self, verb: str, path: str, token: str | None, *, first: bool = False, json: Any = None, content: Any = None,
@@ -162,6 +169,7 @@ class Ways:
                 assert response.headers["content-type"] == "application/json", text
                 return text
             text = (await response.aread()).decode()
+        _conforms(text, {"$ref": "#/components/schemas/google.rpc.Status"})
         told = json_format.Parse(text, status_pb2.Status())
         assert response.status_code in HTTP_STATUS[code_pb2.Code.Name(told.code)], (response.status_code, text)
         return _refusal(told)
@@ -229,6 +237,30 @@ def _consistent(error: grpc.aio.AioRpcError) -> Refusal:
     told = status_of(error)  # clients reject details that tell anything else than the call
     assert told is None or (told.code, told.message) == (error.code().value[0], error.details())
     return refusal(error)
+
+
+def _conforms(text: str, schema: Mapping[str, Any]) -> None:
+    whole = {**schema, "components": DESCRIBED["components"]}
+    OAS31Validator(whole, format_checker=OAS31Validator.FORMAT_CHECKER).validate(json.loads(text))
+
+
+def _as_described(rpc: Rpc, request: Request, answer: str) -> None:
+    """Whether the description allows a request that was accepted, and its answer."""
+    verb, path = ROUTES[rpc.method.name].split()
+    form = DESCRIBED["paths"][path][verb.lower()]
+    _conforms(answer, form["responses"]["200"]["content"]["application/json"]["schema"])
+    content: dict[str, Any] = json_format.MessageToDict(rpc.request(request))
+    for parameter in form.get("parameters", ()):
+        inner, (*outer, name) = content, re.sub(r"_(.)", lambda m: m[1].upper(), parameter["name"]).split(".")
+        for part in outer:
+            inner = inner[part]
+        if parameter.get("required") or name in inner:
+            _conforms(json.dumps(inner.pop(name)), parameter["schema"])
+    if "requestBody" in form:
+        body = content["hospital"] if "{hospital." in path else content
+        _conforms(json.dumps(body), form["requestBody"]["content"]["application/json"]["schema"])
+    else:
+        assert not content
 
 
 def _json(content: Any) -> bytes:

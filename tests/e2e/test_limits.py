@@ -1,0 +1,419 @@
+"""The limits at the door: what one client, slow, greedy or foreign, cannot do to the others.
+
+Each test has a door of its own: an Envoy with the gateway's configuration as the mesh runs it, in which only numbers
+are changed, so that nobody waits for minutes. A limit that the mesh does not set is an error here too.
+"""
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from urllib.request import ProxyHandler, build_opener
+
+import grpc.aio
+import httpx
+import pytest
+
+from mesh.machine import Mesh
+from mesh.stores import package_file
+from vaccination.mypage.v1 import mypage_service_pb2
+
+from .conftest import Refusal, World, eventually
+from .ways import Ways
+
+Json = dict[str, Any]
+ORIGIN = "https://vaccination.example"
+LIST = "ListHospitals"
+LIST_PATH = "/vaccination.approval.v1.HospitalService/ListHospitals"
+WATCH_PATH = "/vaccination.mypage.v1.MypageService/WatchMyReservations"
+EMPTY = bytes(5)  # a gRPC message without fields
+PATIENCE = 20.0  # seconds, for what takes one or two
+
+
+class Door(World):
+    """The world, by a way in with other numbers."""
+
+    def __init__(self, mesh: Mesh, channel: grpc.aio.Channel, port: int, admin: int) -> None:
+        super().__init__(mesh, channel)
+        self.channel, self.port, self._admin = channel, port, admin
+
+    async def stat(self, name: str) -> int:
+        """The sum of Envoy's counters or gauges whose names end so."""
+
+        def read() -> str:
+            url = f"http://127.0.0.1:{self._admin}/stats?filter={name}$"
+            with build_opener(ProxyHandler({})).open(url, timeout=5) as response:
+                return str(response.read().decode())
+
+        lines = (await asyncio.to_thread(read)).splitlines()
+        return sum(int(line.rsplit(":", 1)[1]) for line in lines if not line.startswith("http.admin."))
+
+    @contextlib.asynccontextmanager
+    async def ways(self, source: str = "127.0.0.1") -> AsyncIterator[Ways]:
+        """Ways into it, from an address of this machine."""
+        transport = httpx.AsyncHTTPTransport(local_address=source)
+        base = f"http://127.0.0.1:{self.port}"
+        async with httpx.AsyncClient(base_url=base, transport=transport, trust_env=False, timeout=PATIENCE) as http:
+            yield Ways(self, http)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def _found(node: Any, key: str) -> list[Json]:
+    """Every object in the tree that has the key."""
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    return ([node] if isinstance(node, dict) and key in node else []) + [x for c in children for x in _found(c, key)]
+
+
+def _configuration(mesh: Mesh, port: int, admin: int, numbers: Mapping[str, Any], buckets: Mapping[str, int]) -> Json:
+    config: Json = json.loads((mesh.home.path / "envoy.json").read_text())
+    at = mesh.home.port("gateway")
+    [gateway] = [
+        x for x in config["static_resources"]["listeners"] if _found(x["address"], "port_value")[0]["port_value"] == at
+    ]
+    config["static_resources"]["listeners"] = [gateway]
+    gateway["address"]["socket_address"]["port_value"] = port
+    config["admin"]["address"]["socket_address"]["port_value"] = admin
+    manager = gateway["filter_chains"][-1]["filters"][-1]["typed_config"]
+    manager.pop("access_log", None)
+    for path, value in numbers.items():
+        *outer, name = path.split(".")
+        node = manager
+        for key in outer:
+            node = node[key]
+        assert name in node, f"the gateway sets no {path}"
+        node[name] = value
+    for policy in _found(manager, "allow_origin_string_match"):
+        policy["allow_origin_string_match"] = [{"exact": ORIGIN}]
+    limits = {
+        f["typed_config"]["stat_prefix"]: f["typed_config"] for f in manager["http_filters"] if "ratelimit" in f["name"]
+    }
+    for who, calls in buckets.items():
+        assert who in limits, f"the gateway has no rate limit with the stat_prefix {who}"
+        for descriptor in limits[who]["descriptors"]:
+            descriptor["token_bucket"] = {"max_tokens": calls, "tokens_per_fill": calls, "fill_interval": "3600s"}
+    return config
+
+
+@contextlib.asynccontextmanager
+async def door(
+    world: World, numbers: Mapping[str, Any] | None = None, *, full: bool = False, **buckets: int
+) -> AsyncIterator[Door]:
+    """A door with other numbers, and rate limits (`customer`, `address`) of so many calls an hour; `full`: with
+    breakers that are open all the time."""
+    port, admin = _free_port(), _free_port()
+    config = _configuration(world.mesh, port, admin, numbers or {}, buckets)
+    for thresholds in _found(config, "max_requests") if full else ():
+        thresholds["max_requests"] = 0
+    process = await asyncio.create_subprocess_exec(
+        package_file("envoy", "_bin", "envoy"), "--config-yaml", json.dumps(config),
+        "--disable-hot-restart", "--concurrency", "1", "--log-level", "error",
+    )  # fmt: skip
+    try:
+        options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            await asyncio.wait_for(channel.channel_ready(), PATIENCE)
+            yield Door(world.mesh, channel, port, admin)
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+class Http2:
+    """HTTP/2 by hand, to do what no client library does. Requests' headers are literals; responses' are not read."""
+
+    DATA, HEADERS, RESET, SETTINGS, GOAWAY = 0, 1, 3, 4, 7
+    END_STREAM, END_HEADERS = 1, 4
+    REFUSED_STREAM = 7
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+
+    def send(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
+        """One frame."""
+        self._writer.write(len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload)
+
+    def begin(self, stream: int, path: str, token: str | None, flags: int = END_HEADERS) -> None:
+        """A gRPC call's headers."""
+        fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "door", "te": "trailers"}
+        fields |= {"content-type": "application/grpc", "authorization": f"Bearer {token}"}
+        block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
+        self.send(self.HEADERS, flags, stream, block)
+
+    async def frame(self) -> tuple[int, int, bytes]:
+        """Kind, stream and payload of the next frame; EOFError when the connection has ended."""
+        head = await asyncio.wait_for(self._reader.readexactly(9), PATIENCE)
+        payload = await asyncio.wait_for(self._reader.readexactly(int.from_bytes(head[:3], "big")), PATIENCE)
+        return head[3], int.from_bytes(head[5:], "big"), payload
+
+    async def until(self, kind: int, stream: int = 0) -> bytes:
+        """The payload of the next frame of the kind."""
+        while True:
+            found, of, payload = await self.frame()
+            if (found, of) == (kind, stream):
+                return payload
+
+
+def _text(value: str) -> bytes:
+    """A string as HPACK's literal, without Huffman's code."""
+    length, encoded = len(value), b""
+    if length >= 127:
+        length, encoded = length - 127, b"\x7f"
+        while length >= 128:
+            encoded += bytes([length % 128 + 128])
+            length //= 128
+    return encoded + bytes([length]) + value.encode()
+
+
+@contextlib.asynccontextmanager
+async def connected(door: Door) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Bare TCP."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def http2(door: Door) -> AsyncIterator[Http2]:
+    """A connection on which the client has said hello."""
+    async with connected(door) as (reader, writer):
+        connection = Http2(reader, writer)
+        writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        connection.send(Http2.SETTINGS, 0, 0)
+        yield connection
+
+
+async def ended(reader: asyncio.StreamReader) -> bytes:
+    """What comes until the other side closes the connection."""
+    return await asyncio.wait_for(reader.read(), PATIENCE)
+
+
+# Size
+
+
+@pytest.mark.parametrize(
+    "headers", [{"x_long": "h" * 20_000}, {f"x_{i}": "h" for i in range(100)}], ids=["long", "many"]
+)
+async def test_headers_that_are_too_much_are_refused(headers: dict[str, str], world: World) -> None:
+    token = world.customer().token
+    async with door(world) as at, at.ways() as ways:
+        answer = await ways.rest(token, LIST, {}, **headers)
+        assert isinstance(answer, Refusal)
+        assert (answer.code.name, answer.reason) == ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE")
+        web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"} | headers
+        assert (await ways.http.post(LIST_PATH, content=EMPTY, headers=web)).status_code == 431  # as far as it was read
+        assert isinstance(
+            await ways.grpc(token, LIST, {}, **headers), Refusal
+        )  # Envoy resets the stream, and says no more
+        for way in (ways.grpc, ways.rest, ways.grpc_web):
+            assert not isinstance(await way(token, LIST, {}, x_short="h" * 1000), Refusal)
+
+
+# Streams and connections
+
+
+async def test_a_connection_has_a_limited_number_of_streams(world: World) -> None:
+    token = world.customer().token
+    async with door(world, {"http2_protocol_options.max_concurrent_streams": 3}) as at, http2(at) as connection:
+        settings = await connection.until(Http2.SETTINGS)
+        assert (3).to_bytes(2, "big") + (3).to_bytes(4, "big") in [
+            settings[i : i + 6] for i in range(0, len(settings), 6)
+        ]
+        for stream in (1, 3, 5, 7):
+            connection.begin(stream, WATCH_PATH, token)
+            connection.send(Http2.DATA, Http2.END_STREAM, stream, EMPTY)
+        refused = await connection.until(Http2.RESET, 7)
+        assert int.from_bytes(refused, "big") == Http2.REFUSED_STREAM  # a client may send it again at once
+        assert await eventually(lambda: at.stat("downstream_rq_active"), lambda active: active == 3, PATIENCE)
+
+
+async def test_a_connection_on_which_nothing_happens_is_closed(world: World) -> None:
+    async with door(world, {"common_http_protocol_options.idle_timeout": "1s"}) as at:
+        async with connected(at) as (reader, writer):
+            assert await ended(reader) == b""  # nothing was ever asked
+        async with connected(at) as (reader, writer):
+            writer.write(b"GET /v1/hospitals HTTP/1.1\r\nhost: door\r\n\r\n")
+            assert (await ended(reader)).startswith(b"HTTP/1.1 401")  # and nothing more was asked
+        async with http2(at) as connection:
+            await connection.until(Http2.GOAWAY)
+            with pytest.raises(EOFError):
+                await connection.until(Http2.DATA)
+
+
+async def test_connections_are_renewed_and_no_call_fails(world: World) -> None:
+    customer = world.customer().token
+    async with door(world, {"common_http_protocol_options.max_connection_duration": "0.3s"}) as at, at.ways() as ways:
+        for way in (ways.grpc, ways.rest):
+            before = renewed = await at.stat("downstream_cx_max_duration_reached")
+            while renewed < before + 3:
+                assert not isinstance(await way(customer, LIST, {}), Refusal)
+                renewed = await at.stat("downstream_cx_max_duration_reached")
+
+
+# Slow clients
+
+SLOW = {
+    "request_headers_timeout": "1s",
+    "request_timeout": "1s",
+    "stream_idle_timeout": "1s",
+    "common_http_protocol_options.idle_timeout": "1s",
+}
+
+
+async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+    """Sends a byte now and then for ever, never idle for long, until the other side has had enough: its answer."""
+    answer = asyncio.create_task(reader.read(1 << 16))
+    for _ in range(1000):
+        writer.write(b"0")
+        if (await asyncio.wait([answer], timeout=0.05))[0]:
+            return answer.result()
+    pytest.fail("the door has all the time in the world")
+
+
+async def test_headers_that_never_end_are_not_waited_for(world: World) -> None:
+    async with door(world, SLOW) as at:
+        async with connected(at) as (reader, writer):
+            writer.write(b"GET /v1/hospitals HTTP/1.1\r\nhost: door\r\nx-slow: ")
+            assert (await drip(reader, writer)).startswith(b"HTTP/1.1 408")
+        async with http2(at) as connection:
+            connection.begin(1, LIST_PATH, world.customer().token, flags=0)
+            with pytest.raises(EOFError):
+                await connection.until(Http2.DATA)
+
+
+async def test_a_body_that_never_ends_is_not_waited_for(world: World) -> None:
+    token = world.customer().token
+    async with door(world, SLOW) as at:
+        async with connected(at) as (reader, writer):
+            head = (
+                f"POST /v1/reservations HTTP/1.1\r\nhost: door\r\nauthorization: Bearer {token}\r\ncontent-length: 9999"
+            )
+            writer.write(f"{head}\r\n\r\n".encode())
+            answer = await drip(reader, writer)
+            assert answer.startswith(b"HTTP/1.1 408")
+            assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        call: Any = at.channel.stream_unary(LIST_PATH)
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call(_never(), metadata=[("authorization", f"Bearer {token}")], timeout=PATIENCE)
+        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert error.value.details() != "Deadline Exceeded"  # the door's, not the client's own
+
+
+async def _never() -> AsyncIterator[bytes]:
+    await asyncio.Event().wait()
+    yield b""
+
+
+async def test_a_watch_lives_on_when_nothing_happens(world: World) -> None:
+    hospital, day = await world.new_hospital(capacity=1, doses=1)
+    async with door(world, SLOW) as at:
+        customer = at.customer()
+        request = mypage_service_pb2.WatchMyReservationsRequest()
+        watch: Any = customer.mypage.WatchMyReservations(request, metadata=customer.metadata, timeout=60)
+        assert not (await watch.read()).reservations
+        for _ in range(2):  # longer than any limit that another stream or connection has
+            async with connected(at) as (reader, _writer):
+                assert await ended(reader) == b""
+        assert await at.stat("downstream_rq_active") == 1
+        created = await world.bearer(customer.token).create(hospital, day)
+        assert [r.reservation_id for r in (await watch.read()).reservations] == [created.reservation_id]
+        watch.cancel()
+
+
+# Browsers
+
+
+async def test_a_browser_may_call_from_the_origins_that_are_allowed(world: World) -> None:
+    token = world.customer().token
+    preflight = {"origin": ORIGIN, "access-control-request-method": "POST"}
+    asks = "authorization,content-type,x-grpc-web,x-user-agent,grpc-timeout"
+    async with door(world) as at, at.ways() as ways:
+        for path in (LIST_PATH, "/v1/reservations", "/v1/my/reservations:watch"):
+            told = await ways.http.options(path, headers=preflight | {"access-control-request-headers": asks})
+            assert told.status_code == 200
+            assert told.headers["access-control-allow-origin"] == ORIGIN
+            assert {"GET", "POST", "PUT"} <= set(told.headers["access-control-allow-methods"].split(","))
+            assert set(asks.split(",")) <= set(told.headers["access-control-allow-headers"].split(","))
+            assert "access-control-allow-credentials" not in told.headers  # a token is sent by a program, not a cookie
+        for bearer, status in ((token, 200), ("forged", 401), (None, 401)):  # also what the gateway itself refuses
+            headers = {"origin": ORIGIN} | ({"authorization": f"Bearer {bearer}"} if bearer else {})
+            rest = await ways.http.get("/v1/hospitals", headers=headers)
+            web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
+            grpc_web = await ways.http.post(LIST_PATH, content=EMPTY, headers=headers | web)
+            assert rest.status_code == status
+            for answer in (rest, grpc_web):
+                assert answer.headers["access-control-allow-origin"] == ORIGIN
+                seen = set(answer.headers["access-control-expose-headers"].split(","))
+                assert {"grpc-status", "grpc-message", "grpc-status-details-bin", "retry-after"} <= seen
+
+
+async def test_a_browser_may_not_call_from_any_other_origin(world: World) -> None:
+    token = world.customer().token
+    async with door(world) as at, at.ways() as ways:
+        for origin in ("https://evil.example", f"{ORIGIN}.evil.example", "null", ORIGIN.replace("https", "http")):
+            preflight = {"origin": origin, "access-control-request-method": "POST"}
+            told = await ways.http.options("/v1/reservations", headers=preflight)
+            real = await ways.http.get("/v1/hospitals", headers={"origin": origin, "authorization": f"Bearer {token}"})
+            for answer in (told, real):
+                assert not {"access-control-allow-origin", "access-control-expose-headers"} & answer.headers.keys()
+
+
+# Greedy callers
+
+
+def turned_away(answer: Any, reason: str = "RATE_LIMITED") -> bool:
+    """Whether the answer is "not now", which is whole then; fails if it is another refusal."""
+    if not isinstance(answer, Refusal):
+        return False
+    assert (answer.code.name, answer.reason, answer.domain) == ("RESOURCE_EXHAUSTED", reason, "vaccination.edge")
+    assert answer.retry_after is not None
+    assert answer.retry_after > 0
+    return True
+
+
+@pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web"])
+async def test_a_customer_who_calls_too_often_is_turned_away_and_no_other(way: str, world: World) -> None:
+    greedy = "greedy"
+    async with door(world, customer=3) as at, at.ways() as ways, at.ways("127.0.0.2") as elsewhere:
+        call = getattr(ways, way)
+        # Another token, or another address, is the same customer.
+        answers = [await call(at.token(greedy, ["customer"], jti=str(i)), LIST, {}) for i in range(5)]
+        assert [turned_away(answer) for answer in answers] == [False, False, False, True, True]
+        assert turned_away(await elsewhere.rest(at.token(greedy, ["customer"]), LIST, {}))
+        assert not turned_away(await call(at.customer().token, LIST, {}))
+
+
+@pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web"])
+async def test_an_address_that_calls_too_often_is_turned_away_and_no_other(way: str, world: World) -> None:
+    async with door(world, address=3) as at, at.ways() as ways, at.ways("127.0.0.2") as elsewhere:
+        call = getattr(ways, way)
+        for i in range(3):  # also what is refused for another reason counts: guessing tokens is calling
+            assert (await call("forged", LIST, {}, x_forwarded_for=f"192.0.2.{i}")).reason == "TOKEN_INVALID"
+        # Who says that he comes from elsewhere still comes from here.
+        assert turned_away(await call(at.customer().token, LIST, {}, x_forwarded_for="192.0.2.9"))
+        assert turned_away(await call(None, LIST, {}))
+        assert not turned_away(await elsewhere.rest(at.customer().token, LIST, {}))
+
+
+async def test_rest_says_when_to_try_again_in_the_header_too(world: World) -> None:
+    async with door(world, customer=1) as at, at.ways() as ways:
+        headers = {"authorization": f"Bearer {at.customer().token}"}
+        assert (await ways.http.get("/v1/hospitals", headers=headers)).status_code == 200
+        answer = await ways.http.get("/v1/hospitals", headers=headers)
+        assert (answer.status_code, answer.headers["content-type"]) == (429, "application/json")
+        assert int(answer.headers["retry-after"]) >= 1
+        assert {d["@type"].rsplit(".", 1)[1] for d in answer.json()["details"]} == {"ErrorInfo", "RetryInfo"}
+
+
+@pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web"])
+async def test_what_a_service_has_no_room_for_is_turned_away(way: str, world: World) -> None:
+    async with door(world, full=True) as at, at.ways() as ways:
+        assert turned_away(await getattr(ways, way)(at.customer().token, LIST, {}), "OVERLOADED")
