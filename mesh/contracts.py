@@ -87,8 +87,9 @@ def _without_rules(messages: Iterable[descriptor_pb2.DescriptorProto]) -> None:
 
 def chart_files() -> dict[str, bytes]:
     """The committed files by name: the contracts as Envoy's transcoder reads them, a quarter of the image, for each
-    gateway is sent them with its configuration; and the description of their REST form."""
-    from mesh import openapi
+    gateway is sent them with its configuration; the description of their REST form; and what the gateway answers
+    itself."""
+    from mesh import openapi, replies
 
     image = IMAGE.read_bytes()
     files = descriptor_pb2.FileDescriptorSet.FromString(image)
@@ -100,7 +101,11 @@ def chart_files() -> dict[str, bytes]:
             file.dependency.remove(RULES)
             _without_rules(file.message_type)
     description = json.dumps(openapi.document(image), indent=1, ensure_ascii=False) + "\n"
-    return {"contracts.binpb": files.SerializeToString(), "openapi.json": description.encode()}
+    return {
+        "contracts.binpb": files.SerializeToString(),
+        "openapi.json": description.encode(),
+        "local-replies.json": replies.text().encode(),
+    }
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ class Mesh:
     def chart(self) -> envoy.Chart:
         """What an operator would install, for this machine and its issuer of tokens."""
         issuer = {"issuer": identity.ISSUER, "audiences": [identity.AUDIENCE], "jwks": identity.jwks(self.home.path)}
-        local = {"auth": issuer}
+        # Everybody on this machine has one address, and tests have one customer ask fifty times at once.
+        local = {"auth": issuer, "gateway": {"limits": {"perCustomer": 1000, "perAddress": 100_000}}}
         return envoy.Chart(chart.render(istio.merged(local, self.home.values)))
 
     @property

@@ -1,20 +1,18 @@
 """What the gateway itself answers, in the form of the services' errors (google.rpc.Status): Envoy's local replies.
 
 As trailers for gRPC, and as the JSON that the transcoder would make of it for REST. Made with the contracts' code
-(`python -m mesh.contracts`) into a file of the chart, since Helm cannot write protobuf.
+(`./dev gen`) into a file of the chart, since Helm cannot write protobuf.
 """
 
 import base64
 import json
+from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf import json_format
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from mesh.home import ROOT
-
 Json = dict[str, Any]
-FILE = ROOT / "helm" / "vaccination" / "files" / "local-replies.json"
 
 INVALID_TOKEN = "the bearer token is expired or not valid: get a new one"  # noqa: S105
 NO_TOKEN = "no bearer token: send the header 'authorization: Bearer <JWT>'"  # noqa: S105
@@ -22,15 +20,15 @@ NO_TOKEN = "no bearer token: send the header 'authorization: Bearer <JWT>'"  # n
 # the message over gRPC: a fixed one, because clients reject details that have another message than the call.
 REFUSALS = {
     400: (code_pb2.INVALID_ARGUMENT, code_pb2.INVALID_ARGUMENT, "MALFORMED_REQUEST", "the request is malformed"),
-    401: (code_pb2.UNAUTHENTICATED, code_pb2.UNAUTHENTICATED, "TOKEN_INVALID", INVALID_TOKEN),
     404: (code_pb2.UNIMPLEMENTED, code_pb2.NOT_FOUND, "UNKNOWN_METHOD", "no such method or path"),
     413: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "the request is too large"),
     431: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "its headers are too large"),
 }
+BUSY = "too many calls at once: try again shortly"
+OFTEN = "too many calls by this caller: try again shortly"
 # What it cannot do, by HTTP status, in REST's JSON; over gRPC its own choice is right.
 FAILURES = {
     408: code_pb2.DEADLINE_EXCEEDED,
-    429: code_pb2.RESOURCE_EXHAUSTED,
     502: code_pb2.UNAVAILABLE,
     503: code_pb2.UNAVAILABLE,
     504: code_pb2.DEADLINE_EXCEEDED,
@@ -54,51 +52,110 @@ def _set(name: str, value: str) -> Json:
     return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
+def _in_a_hundred(percent: int) -> Json:
+    chance = {"numerator": percent, "denominator": "HUNDRED"}
+    return {"runtime_filter": {"runtime_key": "unused", "percent_sampled": chance, "use_independent_randomness": True}}
+
+
 # After the transcoder a REST request looks like gRPC, but for this header.
-_IS_REST = _header("x-envoy-original-path", present_match=True)
 _IS_GRPC = _all(
     _header("content-type", string_match={"prefix": "application/grpc"}),
     _header("x-envoy-original-path", present_match=True, invert_match=True),
 )
 
 
-def local_replies() -> Json:
-    """Envoy's local_reply_config."""
+@dataclass(frozen=True)
+class Refusal:
+    """What becomes of a local reply. Codes are google.rpc.Code's; `reason` is an ErrorReason of vaccination.edge."""
+
+    met: Json
+    http: int
+    grpc: int
+    rest: int
+    reason: str
+    message: str
+    retry_after: int | None = None  # seconds
+    keeps_text: bool = False  # REST tells Envoy's own words, which name the field
+
+    def _status(self, code: int) -> status_pb2.Status:
+        status = status_pb2.Status(code=code, message=self.message)
+        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=self.reason, domain="vaccination.edge"))
+        if self.retry_after is not None:
+            retry = error_details_pb2.RetryInfo()
+            retry.retry_delay.FromSeconds(self.retry_after)
+            status.details.add().Pack(retry)
+        return status
+
+    def to_grpc(self) -> Json:
+        """As trailers without a body: with one, gRPC-Web would be told another status, made of the HTTP one."""
+        details = base64.b64encode(self._status(self.grpc).SerializeToString()).decode()
+        trailers = {"grpc-status": str(self.grpc), "grpc-message": self.message, "grpc-status-details-bin": details}
+        return {
+            "filter": _all(_IS_GRPC, self.met),
+            "status_code": 200,
+            "headers_to_add": [_set(name, value) for name, value in trailers.items()],
+            "body_format_override": {
+                "text_format_source": {"inline_string": ""},
+                "content_type": "application/grpc",
+            },
+        }
+
+    def to_rest(self) -> Json:
+        """As the JSON that the transcoder would make of it."""
+        body = json_format.MessageToDict(self._status(self.rest))
+        if self.keeps_text:
+            body["message"] = "%LOCAL_REPLY_BODY%"
+        made: Json = {
+            "filter": self.met,
+            "status_code": self.http,
+            "body_format_override": {"json_format": body},
+        }
+        if self.retry_after is not None:
+            made["headers_to_add"] = [_set("retry-after", str(self.retry_after))]
+        return made
+
+
+def _refusals() -> list[Refusal]:
+    """In the order in which they are tried."""
+    exhausted = (429, code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED)
+    breaker = {"response_flag_filter": {"flags": ["UO"]}}
     verified = _header("x-jwt-payload", present_match=True)
     bearer = _header("authorization", string_match={"prefix": "Bearer "})
     denied = (403, code_pb2.PERMISSION_DENIED, code_pb2.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
     unknown = (401, code_pb2.UNAUTHENTICATED, code_pb2.UNAUTHENTICATED)
-    # In the order in which they are tried: which replies, and what becomes of them.
-    refusals: list[tuple[Json, int, int, int, str, str]] = [
+    return [
+        # A crowd that is sent away together would come back together: a quarter each after 1, 2, 3 and 4 seconds.
+        Refusal(_all(breaker, _in_a_hundred(25)), *exhausted, "OVERLOADED", BUSY, 1),
+        Refusal(_all(breaker, _in_a_hundred(33)), *exhausted, "OVERLOADED", BUSY, 2),
+        Refusal(_all(breaker, _in_a_hundred(50)), *exhausted, "OVERLOADED", BUSY, 3),
+        Refusal(breaker, *exhausted, "OVERLOADED", BUSY, 4),
+        Refusal(_status_is(429), *exhausted, "RATE_LIMITED", OFTEN, 1),
         # The policies answer 403 to whom they do not know too; and jwt_authn to a token for another audience, which is
         # one more that is not valid.
-        (_all(_status_is(403), verified), *denied, "this call is for another role"),
-        (_all(_status_is(403), bearer), *unknown, "TOKEN_INVALID", INVALID_TOKEN),
-        (_status_is(403), *unknown, "TOKEN_MISSING", NO_TOKEN),
-        *((_status_is(http), http, *refusal) for http, refusal in REFUSALS.items()),
+        Refusal(_all(_status_is(403), verified), *denied, "this call is for another role"),
+        Refusal(_all(_status_is(403), bearer), *unknown, "TOKEN_INVALID", INVALID_TOKEN),
+        Refusal(_status_is(403), *unknown, "TOKEN_MISSING", NO_TOKEN),
+        Refusal(_status_is(401), *unknown, "TOKEN_INVALID", INVALID_TOKEN),
+        *(Refusal(_status_is(http), http, *refusal, keeps_text=True) for http, refusal in REFUSALS.items()),
     ]
-    to_grpc: list[Json] = []
-    to_rest: list[Json] = []
-    for met, answered, grpc_code, rest_code, reason, message in refusals:
-        status = status_pb2.Status(code=grpc_code, message=message)
-        status.details.add().Pack(error_details_pb2.ErrorInfo(reason=reason, domain="vaccination.edge"))
-        details = base64.b64encode(status.SerializeToString()).decode()
-        as_trailers = {
-            "filter": _all(_IS_GRPC, met),
-            "headers_to_add": [_set("grpc-status", str(grpc_code)), _set("grpc-status-details-bin", details)],
-            "body_format_override": {"text_format_source": {"inline_string": message}},
-        }
-        # What the transcoder says of a request names the field; what others say is no more than the status.
-        text = "%LOCAL_REPLY_BODY%" if answered in (400, 404, 413, 431) else message
-        body = json_format.MessageToDict(status) | {"code": rest_code, "message": text}
-        as_json = {"filter": met, "body_format_override": {"json_format": body}}
-        to_grpc.append(as_trailers | {"status_code": answered})
-        to_rest.append(as_json | {"status_code": answered})
-    to_grpc.append({"filter": _IS_GRPC})
+
+
+def local_replies() -> Json:
+    """Envoy's local_reply_config."""
+    refusals = _refusals()
+    to_rest = [refusal.to_rest() for refusal in refusals]
     for http, code in FAILURES.items():
         content = {"code": code, "message": "%LOCAL_REPLY_BODY%"}
         to_rest.append({"filter": _status_is(http), "body_format_override": {"json_format": content}})
-    return {"mappers": to_grpc + to_rest}
+    # Else it would be UNKNOWN to gRPC.
+    deadline = [_set("grpc-status", str(code_pb2.DEADLINE_EXCEEDED))]
+    too_slow = {"filter": _all(_IS_GRPC, _status_is(408)), "headers_to_add": deadline}
+    return {"mappers": [*(r.to_grpc() for r in refusals), too_slow, {"filter": _IS_GRPC}, *to_rest]}
+
+
+def reasons() -> dict[str, str]:
+    """Every reason that the gateway gives, with the name of its code over REST."""
+    return {refusal.reason: code_pb2.Code.Name(refusal.rest) for refusal in _refusals()}
 
 
 def text() -> str:

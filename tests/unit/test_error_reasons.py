@@ -34,8 +34,7 @@ def _codes(errors: chassis.Errors) -> dict[str, str]:
 def _edge() -> dict[str, str]:
     known = _codes(chassis._CHASSIS)
     scoped = known.pop("OTHER_")
-    gateway = {reason: code_pb2.Code.Name(rest) for _, rest, reason, *_ in replies.REFUSALS.values()}
-    return known | {f"OTHER_{claim}": scoped for claim in CLAIMS} | gateway
+    return known | {f"OTHER_{claim}": scoped for claim in CLAIMS} | replies.reasons()
 
 
 # By context: reason and gRPC code of everything that can be answered.
