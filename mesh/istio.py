@@ -18,6 +18,7 @@ TYPES = "type.googleapis.com/envoy.extensions"
 JWT_FILTER = "envoy.filters.http.jwt_authn"
 HCM = "envoy.filters.network.http_connection_manager"
 NO_LIMIT = 2**32 - 1
+WITHOUT = {"invert_match": True, "treat_missing_header_as_empty": True}
 
 
 class Untranslatable(Exception):
@@ -343,11 +344,10 @@ def _route_match(match: Node | None) -> Json:
             [(kind, value)] = _match(uri).items()
             made = {"path" if kind == "exact" else kind: value}
         made["case_sensitive"] = True
-        if headers := match.take("headers"):
-            made["headers"] = [
-                {"name": name, "string_match": _match(Node(f"{match.where}.headers.{name}", value))}
-                for name, value in headers.items()
-            ]
+        for field, inverted in (("headers", {}), ("withoutHeaders", WITHOUT)):
+            for name, value in (match.take(field) or {}).items():
+                text = _match(Node(f"{match.where}.{field}.{name}", value))
+                made.setdefault("headers", []).append({"name": name, "string_match": text, **inverted})
         return made
 
 
@@ -459,8 +459,8 @@ def _jwt_provider(rule: Node) -> Json:
         if audiences := rule.take("audiences"):
             provider["audiences"] = audiences
         if uri := rule.take("jwksUri"):
-            # istiod fetches the keys itself, every 20 minutes, and puts them in place; here Envoy does, which `mesh.envoy`
-            # gives the way. In the background: else a provider that is away would make every token invalid.
+            # istiod fetches the keys itself, every 20 minutes, and puts them in place; here Envoy does. In the
+            # background: else a provider that is away would make every token invalid.
             provider["remote_jwks"] = {
                 "http_uri": {"uri": uri, "cluster": jwks_cluster(uri), "timeout": "5s"},
                 "cache_duration": "6s",

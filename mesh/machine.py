@@ -86,7 +86,11 @@ class Mesh:
         """What an operator would install, for this machine and its issuer of tokens."""
         issuer = {"issuer": identity.ISSUER, "audiences": [identity.AUDIENCE], "jwks": identity.jwks(self.home.path)}
         # Everybody on this machine has one address, and tests have one customer ask fifty times at once.
-        local = {"auth": issuer, "gateway": {"limits": {"perCustomer": 1000, "perAddress": 100_000}}}
+        gateway = {
+            "limits": {"perCustomer": 1000, "perAddress": 100_000},
+            "cors": {"origins": ["http://localhost:3000"]},  # a page that somebody develops
+        }
+        local = {"auth": issuer, "gateway": gateway}
         return envoy.Chart(chart.render(istio.merged(local, self.home.values)))
 
     @property

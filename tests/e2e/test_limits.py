@@ -16,6 +16,7 @@ import grpc.aio
 import httpx
 import pytest
 
+from mesh.home import write_secret
 from mesh.machine import Mesh
 from mesh.stores import package_file
 from vaccination.mypage.v1 import mypage_service_pb2
@@ -111,8 +112,10 @@ async def door(
     config = _configuration(world.mesh, port, admin, numbers or {}, buckets)
     for thresholds in _found(config, "max_requests") if full else ():
         thresholds["max_requests"] = 0
+    file = world.mesh.home.path / f"door-{port}.json"
+    write_secret(file, json.dumps(config))
     process = await asyncio.create_subprocess_exec(
-        package_file("envoy", "_bin", "envoy"), "--config-yaml", json.dumps(config),
+        package_file("envoy", "_bin", "envoy"), "-c", file,
         "--disable-hot-restart", "--concurrency", "1", "--log-level", "error",
     )  # fmt: skip
     try:
@@ -123,6 +126,7 @@ async def door(
     finally:
         process.terminate()
         await process.wait()
+        file.unlink()
 
 
 class Http2:
