@@ -35,6 +35,10 @@ class Home:
     `external` are superuser URLs by store's name: servers that are somebody else's. A store without one is embedded.
     """
 
+    # Where the stores listen, and what else is in NATS' configuration: a pod has more of both, see mesh.evaluation.
+    listen = "127.0.0.1"
+    nats_options: Mapping[str, object] = {}
+
     def __init__(
         self,
         path: Path,
@@ -61,6 +65,11 @@ class Home:
     def address(self, name: str) -> str:
         """host:port of a listener."""
         return f"127.0.0.1:{self.port(name)}"
+
+    @property
+    def mongo_member(self) -> str:
+        """host:port by which the replica set's clients reach its only member."""
+        return self.address("mongo")
 
     @cached_property
     def passwords(self) -> dict[str, str]:
