@@ -37,6 +37,10 @@ class Home:
     `values` are the chart's, above its own and those that one machine needs.
     """
 
+    # Where the stores listen, and what else is in NATS' configuration: a pod has more of both, see mesh.evaluation.
+    listen = "127.0.0.1"
+    nats_options: Mapping[str, object] = {}
+
     def __init__(
         self,
         path: Path,
@@ -65,6 +69,11 @@ class Home:
     def address(self, name: str) -> str:
         """host:port of a listener."""
         return f"127.0.0.1:{self.port(name)}"
+
+    @property
+    def mongo_member(self) -> str:
+        """host:port by which the replica set's clients reach its only member."""
+        return self.address("mongo")
 
     @cached_property
     def passwords(self) -> dict[str, str]:

@@ -122,6 +122,7 @@ class Stores:
                 if not folder.stat().st_mode & 0o001:
                     folder.chmod(folder.stat().st_mode | 0o011)  # that user has to pass through, not to read
         if (data / "PG_VERSION").exists():
+            data.chmod(0o700)  # Postgres insists, and a volume's owner may have let a group in (fsGroup)
             return
         shutil.rmtree(data, ignore_errors=True)  # left by an initdb that was killed
         unfinished = data.with_name("postgres.unfinished")
@@ -148,12 +149,14 @@ class Stores:
             raise MeshError(f"initdb failed: {error.stderr}") from error
         finally:
             password_file.unlink()
+        with (unfinished / "pg_hba.conf").open("a") as hba:
+            hba.write("host all all all scram-sha-256\n")  # from wherever it listens to, but with a password
         unfinished.rename(data)
 
     def postgres_command(self) -> list[str | Path]:
         """fsync and synchronous_commit are on, which is the default: what is acknowledged survives a crash."""
         settings = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": self.home.listen,
             "port": self.home.port("postgres"),
             "unix_socket_directories": "",  # a path of its own would have to be short
             "max_connections": 200,  # four services' pools, with room for replicas and tests
@@ -194,14 +197,13 @@ class Stores:
     def prepare_mongo(self) -> None:
         """The key with which members of a replica set know each other; with it, users have to log in."""
         (self.home.path / "mongo").mkdir(mode=0o700, exist_ok=True)
-        key = self.home.path / "secrets" / "mongo_key"
-        if not key.exists():
-            write_secret(key, self.home.passwords["mongo"] * 2)
+        # Written anew each time: mongod refuses it when a volume's owner has let a group in (fsGroup).
+        write_secret(self.home.path / "secrets" / "mongo_key", self.home.passwords["mongo"] * 2)
 
     def mongo_command(self) -> list[str | Path]:
         """Journaled, as replica sets always are."""
         mongod = package_file("fiftyone", "db", "bin", "mongod")
-        options = f"--bind_ip 127.0.0.1 --port {self.home.port('mongo')} --nounixsocket --replSet rs0"
+        options = f"--bind_ip {self.home.listen} --port {self.home.port('mongo')} --nounixsocket --replSet rs0"
         options += " --wiredTigerCacheSizeGB 0.25 --oplogSize 256 --setParameter diagnosticDataCollectionEnabled=false"
         # Else a stop waits 15 s for clients to find another primary; there is none.
         options += " --setParameter shutdownTimeoutMillisForSignaledShutdown=100"
@@ -236,7 +238,7 @@ class Stores:
                     self._bootstrap_mongo(first)
         with client:
             if "mongo" not in self.home.external:
-                self._follow_port(client)
+                self._follow_address(client)
             if not client.admin.command("hello")["isWritablePrimary"]:
                 raise MeshError("no primary yet")
             service, roles = "vaccinemgmt", ["readWrite", "dbAdmin"]
@@ -246,17 +248,17 @@ class Stores:
 
     def _bootstrap_mongo(self, client: Any) -> None:
         if not client.admin.command("hello").get("setName"):
-            members = [{"_id": 0, "host": self.home.address("mongo")}]
+            members = [{"_id": 0, "host": self.home.mongo_member}]
             client.admin.command("replSetInitiate", {"_id": "rs0", "members": members})
         if not client.admin.command("hello")["isWritablePrimary"]:
             raise MeshError("no primary yet")
         client.admin.command("createUser", "admin", pwd=self.home.passwords["mongo"], roles=["root"])
 
-    def _follow_port(self, client: Any) -> None:
-        """A replica set remembers its members' addresses: after a move to other ports it does not know itself."""
+    def _follow_address(self, client: Any) -> None:
+        """A replica set remembers its members' addresses: after a move it does not know itself."""
         config = client.local["system.replset"].find_one()
-        if config["members"][0]["host"] != self.home.address("mongo"):
-            config["members"][0]["host"] = self.home.address("mongo")
+        if config["members"][0]["host"] != self.home.mongo_member:
+            config["members"][0]["host"] = self.home.mongo_member
             config["version"] += 1
             client.admin.command("replSetReconfig", config, force=True)
 
@@ -270,10 +272,11 @@ class Stores:
             permissions = {"publish": {"allow": own}, "subscribe": {"allow": ["_INBOX.>"]}}
             users.append({"user": service, "password": self.home.passwords[service], "permissions": permissions})
         config = {
-            "listen": self.home.address("nats"),
+            "listen": f"{self.home.listen}:{self.home.port('nats')}",
             "authorization": {"users": users},
             # An acknowledged event is on the disk, as a commit in the other stores is.
             "jetstream": {"store_dir": str(self.home.path / "nats"), "sync_interval": "always"},
+            **self.home.nats_options,
         }
         write_secret(self.home.path / "secrets" / "nats.json", json.dumps(config, indent=1))
 

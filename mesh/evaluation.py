@@ -1,0 +1,131 @@
+"""A store in a pod, for installs that try the system out: `python -m mesh.evaluation postgres|mongo|nats`.
+
+The same servers, configured and provisioned by the same code as on one machine (mesh.stores), from the environment:
+
+    DATA_DIR        the volume; empty at first, and usable again after a kill at any moment (default /data)
+    PASSWORDS_DIR   a file for each user, as in a mounted Secret: the superuser, named as the store, and the services
+                    that use it. A service's password follows its file at each start; the superuser's is set once.
+    MONGO_HOST      host:port by which clients reach MongoDB. Give the pod that name in its own /etc/hosts
+                    (hostAliases, 127.0.0.1): a member that cannot find itself in the replica set takes no part in it.
+    NATS_SERVER     this server's name in a cluster, with
+    NATS_PEERS      host:port of the routes of all its servers, comma separated
+
+/tmp/ready is there while the store serves and its users exist. NATS tells it itself: GET :8222/healthz.
+"""
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from mesh.home import SERVICES, STORES, Home
+from mesh.processes import MeshError
+from mesh.stores import STORE_OF, Stores
+
+PORTS = {"postgres": 5432, "mongo": 27017, "nats": 4222, "nats-routes": 6222, "nats-monitor": 8222}
+READY = Path("/tmp/ready")  # noqa: S108 - the pod's own
+PAUSE = 0.2  # seconds between attempts to provision
+
+
+class PodHome(Home):
+    """The home of one store, on its volume."""
+
+    listen = "0.0.0.0"  # noqa: S104 - the pod's network policy says who gets there
+
+    def __init__(self, store: str, environ: Mapping[str, str]) -> None:
+        super().__init__(Path(environ.get("DATA_DIR", "/data")))
+        folder = Path(environ.get("PASSWORDS_DIR", "/passwords"))
+        users = [store, *(service for service in SERVICES if store in ("nats", STORE_OF[service]))]
+        self.passwords = {user: _password(folder / user) for user in users}
+        self._mongo_host = environ.get("MONGO_HOST")
+        self.nats_options = {"http": f"{self.listen}:{PORTS['nats-monitor']}"}
+        if peers := environ.get("NATS_PEERS"):
+            login = f"admin:{self.passwords[store]}"
+            self.nats_options |= {
+                "server_name": environ["NATS_SERVER"],
+                "cluster": {
+                    "name": "vaccination",
+                    "listen": f"{self.listen}:{PORTS['nats-routes']}",
+                    "authorization": {"user": "admin", "password": self.passwords[store]},
+                    "routes": [f"nats-route://{login}@{peer}" for peer in peers.split(",")],
+                },
+            }
+
+    def port(self, name: str) -> int:
+        """The port that everybody knows."""
+        return PORTS[name]
+
+    @property
+    def mongo_member(self) -> str:
+        """See MONGO_HOST."""
+        return self._mongo_host or self.address("mongo")
+
+
+def _password(file: Path) -> str:
+    try:
+        password = file.read_text().strip()
+    except OSError as error:
+        raise MeshError(f"no password: {file}: {error.strerror}") from error
+    if not re.fullmatch(
+        "[A-Za-z0-9]{8,128}", password
+    ):  # so it needs no quoting in SQL and URLs, and makes MongoDB's key
+        raise MeshError(f"password {file}: should be 8 to 128 letters and digits")
+    return password
+
+
+def main() -> int:
+    """Serves until SIGTERM; the server's exit code."""
+    parser = argparse.ArgumentParser("mesh.evaluation", description="A store in a pod.")
+    parser.add_argument("store", choices=STORES)
+    store: str = parser.parse_args().store
+    stores = Stores(PodHome(store, os.environ))
+    if store == "nats":
+        stores.prepare_nats()
+        command = [str(part) for part in stores.nats_command()]
+        os.execv(command[0], command)  # noqa: S606 - it needs nobody to look after it
+    prepare, command_of, provision, stop_signal = {
+        # Its "fast" shutdown: does not wait for clients to leave.
+        "postgres": (stores.prepare_postgres, stores.postgres_command, stores.provision_postgres, signal.SIGINT),
+        "mongo": (stores.prepare_mongo, stores.mongo_command, stores.provision_mongo, signal.SIGTERM),
+    }[store]
+    server: subprocess.Popen[bytes] | None = None
+
+    def stop(*_: int | FrameType | None) -> None:
+        READY.unlink(missing_ok=True)
+        if server is None:
+            raise SystemExit(0)
+        server.send_signal(stop_signal)
+
+    # The kernel spares process 1 every signal that it does not handle.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
+    READY.unlink(missing_ok=True)  # of a container before this one in the same pod
+    prepare()
+    server = subprocess.Popen(command_of(), cwd=stores.home.path)
+    said = ""
+    while server.poll() is None:
+        try:
+            provision()
+            READY.touch()
+            break
+        except Exception as error:
+            if (why := f"{type(error).__name__}: {error}") != said:
+                print(f"not provisioned yet: {why[:200]}", file=sys.stderr, flush=True)
+            said = why
+            try:
+                server.wait(PAUSE)
+            except subprocess.TimeoutExpired:
+                pass
+    return server.wait()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except MeshError as error:
+        sys.exit(f"error: {error}")
