@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from . import operations, telemetry
+from . import operations, telemetry, tracing
 from .edge import Edge
 from .errors import Errors, StoreUnavailable
 from .jetstream import Bus, Consumer, PublishFailed
@@ -31,6 +31,7 @@ class Service:
 
     def __init__(self, name: str, settings: Settings, errors: Errors) -> None:
         telemetry.start(name, settings.log_level, settings.metrics_listen)
+        tracing.start(name, settings.otel_exporter_otlp_endpoint)
         self.name, self.settings = name, settings
         self._edge = Edge(errors, operations.ERRORS)
         self.server = grpc.aio.server(
@@ -102,6 +103,7 @@ class Service:
             task.cancel()
         await self.bus.close()
         await close_store()
+        await asyncio.to_thread(tracing.stop)
         log.info("stopped")
         for task in failed:
             task.result()
