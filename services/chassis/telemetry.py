@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 
 import structlog
-from prometheus_client import Counter, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -30,6 +30,7 @@ batch_size = Histogram(
 outbox_oldest = Histogram(
     "outbox_seconds", "From an event's commit to its acknowledgement, in seconds.", buckets=_BUCKETS
 )
+component_ready = Gauge("component_ready", "1 while the process serves, else 0.", ["component"])
 
 
 def start(service: str, level: str, metrics_listen: str) -> None:
@@ -50,6 +51,7 @@ def start(service: str, level: str, metrics_listen: str) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     host, port = metrics_listen.rsplit(":", 1)
     start_http_server(int(port), host)
+    component_ready.labels(service).set(0)
 
 
 def without_row_values(text: str) -> str:
