@@ -9,7 +9,7 @@ from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
 
-from .adapters import events, grpc
+from .adapters import events, grpc, metrics
 from .adapters.postgres import PostgresBooks
 from .application import Approval
 
@@ -27,6 +27,7 @@ async def approval() -> None:
         close_store=database.close,
         relay=relay,
         consumer=Consumer(service.bus, service.name, events.handlers(use_cases)),
+        looks=[metrics.outlook(database, clock.now)],
     )
 
 

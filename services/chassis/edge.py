@@ -2,7 +2,6 @@
 
 import asyncio
 import random
-import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
@@ -15,9 +14,10 @@ import structlog
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
+from . import tracing
 from .caller import admit
 from .errors import Errors, InvalidFields, MalformedRequest, Overloaded, RoleNotAllowed, to_status
-from .telemetry import log, new_traceparent, rpc_seconds, traceparent
+from .telemetry import log, rpc_refusals, rpc_seconds, traceparent
 
 # Work in hand at once, of calls and of streams; what comes above is refused at once and never queues. Counted here and
 # not by gRPC's server, which would refuse the probes too: under load the process would be taken for dead, and killed.
@@ -26,8 +26,9 @@ MAX_STREAMS = 1000
 
 _validator = protovalidate.Validator()
 # What the chassis itself serves: probes and reflection, for anybody who can reach the port.
-TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _OPEN = ("/grpc.health.", "/grpc.reflection.")
+# What the server is to blame for, by OpenTelemetry's conventions; any other code is an answer.
+_FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 
 
 def violations(message: Message) -> list[tuple[str, str]]:
@@ -75,11 +76,14 @@ class Edge(grpc.aio.ServerInterceptor):
     def _wrap(self, method: str, handler: Any) -> Any:
         serving = handler.unary_unary or handler.unary_stream
         roles: frozenset[str] | None = getattr(serving, "allowed_roles", None)
+        about = {"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")}
 
-        def enter(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Message:
+        def enter(raw: bytes, context: grpc.aio.ServicerContext[Any, Any], observed: _Observed) -> Message:
             metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             trace = metadata.get("traceparent", "")  # from outside, and stored with every event: nothing but what it is
-            traceparent.set(trace if TRACEPARENT.fullmatch(trace) else new_traceparent())
+            parent = trace if tracing.TRACEPARENT.fullmatch(trace) else ""
+            observed.step = tracing.begin(about["rpc.method"], "SERVER", parent, about)
+            traceparent.set(observed.step.traceparent)
             structlog.contextvars.bind_contextvars(trace=traceparent.get()[3:35])
             if roles is None:
                 raise RoleNotAllowed("this call is for nobody")
@@ -97,7 +101,7 @@ class Edge(grpc.aio.ServerInterceptor):
                 try:
                     if len(self._running) >= MAX_CALLS:
                         raise Overloaded(1.0 + self._jitter())
-                    request = enter(raw, context)
+                    request = enter(raw, context, observed)
                     # grpc.aio cancels the handler at the client's deadline; what may have begun to commit must finish.
                     task = asyncio.create_task(serving(request, context))
                     self._running.add(task)
@@ -112,7 +116,7 @@ class Edge(grpc.aio.ServerInterceptor):
                 try:
                     if self._streams > MAX_STREAMS:
                         raise Overloaded(1.0 + self._jitter())
-                    request = enter(raw, context)
+                    request = enter(raw, context, observed)
                     async with aclosing(serving(request, context)) as responses:
                         async for response in responses:
                             yield response
@@ -144,10 +148,11 @@ class Edge(grpc.aio.ServerInterceptor):
 
 
 class _Observed:
-    """Measures and logs one RPC."""
+    """Measures and logs one RPC, and ends its step of the trace."""
 
     def __init__(self, method: str) -> None:
         self._method, self.code, self.reason = method, "OK", ""
+        self.step: tracing.Step | None = None  # a call that is shed has none
 
     def __enter__(self) -> "_Observed":
         self._begin = time.perf_counter()
@@ -158,6 +163,10 @@ class _Observed:
         if kind is not None and self.code == "OK":
             self.code = "CANCELLED"
         rpc_seconds.labels(self._method, self.code).observe(seconds)
+        if self.reason:
+            rpc_refusals.labels(self._method, self.reason).inc()
+        if self.step is not None:
+            self.step.end(self.code, failed=self.code in _FAULTS)
         log.info("rpc", method=self._method, code=self.code, reason=self.reason, ms=round(seconds * 1000, 2))
 
 

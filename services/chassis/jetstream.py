@@ -18,6 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from nats.js.errors import NotFoundError
 
+from . import tracing
 from .deadletters import STREAM as DEAD_LETTERS
 from .deadletters import DeadLetter, DeadLetters, Failure
 from .edge import violations
@@ -192,6 +193,28 @@ def _boundary() -> Iterator[None]:
         raise PublishFailed(f"{type(error).__name__} {error}") from error
 
 
+@contextmanager
+def _steps(consumer: str, traces: Sequence[tuple[Event, str]]) -> Iterator[None]:
+    """Handling a batch is a step in each of its events' traces, and what comes out of an event goes on from there."""
+    if not tracing.exporting():
+        traces_by_key.set({event.key: trace for event, trace in traces})
+        yield
+        return
+    group = {"messaging.consumer.group.name": consumer}
+    steps = []
+    for event, trace in traces:
+        about = tracing.of_message("process", event.type, len(traces)) | group
+        steps.append(tracing.begin(f"process {event.type}", "CONSUMER", trace, about))
+    traces_by_key.set({event.key: step.traceparent for (event, _), step in zip(traces, steps, strict=True)})
+    failed = True
+    try:
+        yield
+        failed = False
+    finally:
+        for step in steps:
+            step.end(failed=failed)
+
+
 class Consumer:
     """A durable pull consumer, shared by a service's replicas, and its handlers by message class.
 
@@ -362,11 +385,12 @@ class Consumer:
             await self._handle_run(handler, run)
 
     async def _handle_run(self, handler: Handler, run: Sequence[tuple[Msg, Event]]) -> None:
+        traces = [(event, (message.headers or {}).get("traceparent", "")) for message, event in run]
         pause = 0.1
         while True:
-            traces_by_key.set({event.key: (message.headers or {}).get("traceparent", "") for message, event in run})
             try:
-                await handler([event for _, event in run])
+                with _steps(self._name, traces):
+                    await handler([event for _, event in run])
             except StoreUnavailable:
                 log.warning("store away: events wait", consumer=self._name, waiting=len(run))
                 try:
@@ -467,7 +491,8 @@ class Consumer:
         """Hands a dead letter to its handler once more; why it failed again, or None."""
         try:
             event = self._decode(letter.subject, letter.data, letter.headers)
-            await self._handlers[event.type][1]([event])
+            with _steps(self._name, [(event, letter.headers.get("traceparent", ""))]):
+                await self._handlers[event.type][1]([event])
         except StoreUnavailable:
             raise
         except Exception as error:

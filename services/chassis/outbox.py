@@ -11,12 +11,13 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
 from google.protobuf.message import Message
 
+from . import tracing
 from .errors import StoreUnavailable
 from .telemetry import events_published, log, outbox_oldest, traceparent, traces_by_key
 
@@ -126,9 +127,25 @@ class Relay:
         """Publishes one batch; returns how many."""
         async with self.store.taken(BATCH) as rows:
             if rows:
-                await self._publish(rows)
+                await (self._traced(rows) if tracing.exporting() else self._publish(rows))
         now = time.time()
         for row in rows:
             events_published.labels(row.subject).inc()
             outbox_oldest.observe(max(0.0, now - row.time.timestamp()))
         return len(rows)
+
+    async def _traced(self, rows: Sequence[Outgoing]) -> None:
+        """Publishes each event as a step of its trace: whoever handles the event goes on from there."""
+        steps = [
+            tracing.begin(
+                f"send {row.subject}", "PRODUCER", row.traceparent, tracing.of_message("send", row.subject, len(rows))
+            )
+            for row in rows
+        ]
+        failed = True
+        try:
+            await self._publish([replace(r, traceparent=s.traceparent) for r, s in zip(rows, steps, strict=True)])
+            failed = False
+        finally:
+            for step in steps:
+                step.end(failed=failed)

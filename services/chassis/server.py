@@ -14,7 +14,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from . import operations, telemetry
+from . import gauges, operations, telemetry, tracing
 from .edge import Edge
 from .errors import Errors, StoreUnavailable
 from .jetstream import Bus, Consumer, PublishFailed
@@ -31,6 +31,7 @@ class Service:
 
     def __init__(self, name: str, settings: Settings, errors: Errors) -> None:
         telemetry.start(name, settings.log_level, settings.metrics_listen)
+        tracing.start(name, settings.otel_exporter_otlp_endpoint)
         self.name, self.settings = name, settings
         self._edge = Edge(errors, operations.ERRORS, claim_names=settings.claim_names)
         self.server = grpc.aio.server(
@@ -64,8 +65,12 @@ class Service:
         consumer: Consumer,
         relay: Relay | None = None,
         background: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
+        looks: Iterable[gauges.Look] = (),
     ) -> None:
-        """Serves until SIGTERM or SIGINT, then drains; raises if a background task fails for good."""
+        """Serves until SIGTERM or SIGINT, then drains; raises if a background task fails for good.
+
+        `looks` are at the service's own figures, beside those that every service has.
+        """
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -90,7 +95,10 @@ class Service:
             consuming = asyncio.create_task(consumer.run())
             tasks.append(consuming)
             tasks += [asyncio.create_task(work()) for work in background]
+            own = gauges.of_component(self.name, consumer, relay.store if relay else None)
+            tasks.append(asyncio.create_task(gauges.keep([*own, *looks])))
             await self._health.set(self.name, health_pb2.HealthCheckResponse.SERVING)
+            telemetry.component_ready.labels(self.name).set(1)
             log.info("ready")
             await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
         failed = [task for task in tasks if task.done()]
@@ -102,6 +110,7 @@ class Service:
             task.cancel()
         await self.bus.close()
         await close_store()
+        await asyncio.to_thread(tracing.stop)
         log.info("stopped")
         for task in failed:
             task.result()
@@ -129,6 +138,7 @@ class Service:
         tasks: list[asyncio.Task[None]],
     ) -> None:
         log.info("draining")
+        telemetry.component_ready.labels(self.name).set(0)
         await self._health.set(self.name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await asyncio.sleep(self.settings.drain_seconds)
         draining.set()

@@ -32,6 +32,8 @@ class Settings(BaseSettings):
     stream_replicas: int = 1
     """Copies of each stream: 1 on one machine, 3 in a cluster."""
     log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error|critical)$")] = "INFO"
+    otel_exporter_otlp_endpoint: Annotated[str, Field(pattern="^(https?://.+)?$")] = ""
+    """Where traces go: an OpenTelemetry collector's base URL, for OTLP over HTTP; empty: nowhere."""
     drain_seconds: float = 0.0
     """From readiness off to the server's stop: time for load balancers to notice."""
     shutdown_seconds: float = 25.0

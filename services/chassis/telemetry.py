@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 
 import structlog
-from prometheus_client import Counter, Histogram, start_http_server
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -19,6 +19,7 @@ traces_by_key: ContextVar[Mapping[str, str]] = ContextVar("traces_by_key", defau
 
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 rpc_seconds = Histogram("rpc_seconds", "Time to serve an RPC, in seconds.", ["method", "code"], buckets=_BUCKETS)
+rpc_refusals = Counter("rpc_refusals_total", "RPCs that ended with an error, by its reason.", ["method", "reason"])
 events_published = Counter("events_published_total", "Events that the stream acknowledged.", ["subject"])
 events_handled = Counter("events_handled_total", "Events whose effect is committed.", ["subject"])
 events_failed = Counter("events_failed_total", "Deliveries that will be tried again.", ["subject"])
@@ -29,6 +30,7 @@ batch_size = Histogram(
 outbox_oldest = Histogram(
     "outbox_seconds", "From an event's commit to its acknowledgement, in seconds.", buckets=_BUCKETS
 )
+component_ready = Gauge("component_ready", "1 while the process serves, else 0.", ["component"])
 
 
 def start(service: str, level: str, metrics_listen: str) -> None:
@@ -49,6 +51,7 @@ def start(service: str, level: str, metrics_listen: str) -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     host, port = metrics_listen.rsplit(":", 1)
     start_http_server(int(port), host)
+    component_ready.labels(service).set(0)
 
 
 def without_row_values(text: str) -> str:

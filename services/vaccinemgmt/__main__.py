@@ -11,7 +11,7 @@ from services.chassis.server import Service, main
 from services.chassis.settings import Settings
 from services.chassis.telemetry import log
 
-from .adapters import events, grpc
+from .adapters import events, grpc, metrics
 from .adapters.mongo import COLLECTIONS, INDEXES, MongoStock
 from .application import Vaccines
 
@@ -51,6 +51,7 @@ async def vaccinemgmt() -> None:
         relay=relay,
         consumer=Consumer(service.bus, service.name, events.handlers(vaccines)),
         background=[lambda: serve_waiting(vaccines)],
+        looks=[metrics.stock(mongo, clock.now)],
     )
 
 

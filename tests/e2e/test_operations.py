@@ -12,7 +12,7 @@ from typing import Any
 import nats
 import pytest
 
-from mesh.home import ROOT
+from mesh.home import DEFAULT_BASE_PORT, ROOT
 from services.reservation.domain import Request
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.mypage.v1 import view_service_pb2
@@ -23,14 +23,20 @@ from .conftest import Status, World, eventually
 CANCELLED = "vaccination.vaccinemgmt.v1.CancellationCompleted"
 
 
+RUNBOOKS = ROOT / "docs/runbooks"
+TYPED_ELSEWHERE = ("README.md", "dead-letters.md")  # with every other, and with a dead letter
+
+
 def runbook(name: str) -> str:
-    """A runbook's commands, in their order."""
-    return "\n".join(re.findall(r"```sh\n(.*?)```", (ROOT / "docs/runbooks" / name).read_text(), flags=re.DOTALL))
+    """A runbook's commands, in their order, in the shell that all of them begin with."""
+    texts = [(RUNBOOKS / page).read_text() for page in ("README.md", name)]
+    return "\n".join(block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
 
 
 async def typed(world: World, script: str, **env: str) -> str:
     """What the commands print, typed into a shell."""
-    script = script.replace("127.0.0.1:18080", world.mesh.gateway)
+    moved = world.mesh.home.base_port - DEFAULT_BASE_PORT
+    script = re.sub(r"127\.0\.0\.1:(18\d{3})\b", lambda found: f"127.0.0.1:{int(found[1]) + moved}", script)
     process = await asyncio.create_subprocess_exec(
         "bash", "-euo", "pipefail", "-c", script,
         cwd=ROOT, env=os.environ | {"MESH_HOME": str(world.mesh.home.path)} | env,
@@ -76,6 +82,13 @@ async def clean(world: World) -> None:
     client = await nats.connect(world.mesh.stores.nats_url)
     await client.jetstream().purge_stream("DEAD_LETTERS")
     await client.close()
+
+
+@pytest.mark.parametrize("name", sorted(p.name for p in RUNBOOKS.glob("*.md") if p.name not in TYPED_ELSEWHERE))
+async def test_the_commands_of_a_runbook_work_in_their_order(world: World, name: str) -> None:
+    await world.new_hospital(capacity=1, doses=1)
+    out = await typed(world, runbook(name))
+    assert all(state.state == "ready" for state in world.mesh.status()), out
 
 
 @pytest.mark.usefixtures("clean")

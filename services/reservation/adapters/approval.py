@@ -7,6 +7,7 @@ from google.rpc import error_details_pb2
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Channel, Metadata
 
+from services.chassis import tracing
 from services.chassis.convert import from_message, to_message
 from services.chassis.edge import status_of
 from services.chassis.telemetry import traceparent
@@ -33,6 +34,8 @@ REFUSALS: dict[str, type[ReservationError]] = {
 # No answer: breaker open, shed, no connection, too slow. Whether it was decided is not known; a repeat will tell.
 NO_ANSWER = {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED}
 
+ABOUT = {"rpc.system.name": "grpc", "rpc.method": "vaccination.approval.v1.ApprovalService/Approve"}
+
 
 class GrpcApproval:
     """See application.Approval."""
@@ -45,12 +48,17 @@ class GrpcApproval:
     async def decide(self, request: Request) -> tuple[Appointment, Rejection | None]:
         """See Approval."""
         message = to_message(request, approval_service_pb2.ApproveRequest, reservation_id=str(request.reservation_id))
+        step, code = tracing.begin(ABOUT["rpc.method"], "CLIENT", traceparent.get(), ABOUT), StatusCode.CANCELLED
         try:
             answer = await self._stub.Approve(
-                message, timeout=self._timeout, metadata=Metadata(("traceparent", traceparent.get()))
+                message, timeout=self._timeout, metadata=Metadata(("traceparent", step.traceparent))
             )
+            code = StatusCode.OK
         except AioRpcError as error:
+            code = error.code()
             raise self._refusal(error) from error
+        finally:
+            step.end(code.name, failed=code is not StatusCode.OK)
         self._unanswered = 0
         return from_message(answer.appointment, Appointment), rejection(answer.denial_reason)
 

@@ -10,6 +10,7 @@ from motor.motor_asyncio import AsyncIOMotorClientSession
 from pymongo import ReplaceOne
 
 from services.chassis.mongo import Mongo
+from services.chassis.telemetry import traces_by_key
 
 from ..application import Ward
 from ..domain import Appointment, Dose, Lot, Status, Vaccination
@@ -114,11 +115,12 @@ class MongoWard:
     def __init__(self, mongo: Mongo, session: AsyncIOMotorClientSession) -> None:
         self._mongo, self._session = mongo, session
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
+        self._traces: dict[str, str] = {}
 
     async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
         """See Ward."""
         rows = self._vaccinations.find({"_id": {"$in": [str(i) for i in ids]}}, session=self._session)
-        return {(v := _vaccination(row)).appointment.reservation_id: v async for row in rows}
+        return {(v := self._seen(row)).appointment.reservation_id: v async for row in rows}
 
     async def waiting(
         self, hospital_id: str, lots: Sequence[Lot], since: date, behind: tuple[datetime, UUID] | None, limit: int
@@ -134,7 +136,7 @@ class MongoWard:
         where = [{"$or": suited}, *([_behind("decide_time", *behind)] if behind else [])]
         query = {"hospital_id": hospital_id, "status": Status.WAITING.value, "$and": where}
         rows = self._vaccinations.find(query, session=self._session).sort(IN_ORDER).limit(limit)
-        return [_vaccination(row) async for row in rows]
+        return [self._seen(row) async for row in rows]
 
     async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
         """See Ward."""
@@ -150,11 +152,22 @@ class MongoWard:
         """See Ward."""
         if lots:
             await self._lots.bulk_write([_put(_lot_document(lot)) for lot in lots], session=self._session)
+        # Who has waited goes on in the trace of the request, whoever's delivery or cancellation it is that ends it.
+        traces = self._traces | {key: trace for key, trace in traces_by_key.get().items() if trace}
         if vaccinations:
-            await self._vaccinations.bulk_write(
-                [_put(_vaccination_document(v)) for v in vaccinations], session=self._session
-            )
-        await self._mongo.enqueue(self._session, [outgoing(event) for v in vaccinations for event in v.events])
+            documents = [_vaccination_document(v) for v in vaccinations]
+            puts = [_put(d | {"traceparent": traces.get(d["_id"], "")}) for d in documents]
+            await self._vaccinations.bulk_write(puts, session=self._session)
+        before = traces_by_key.set(traces)
+        try:
+            events = [outgoing(event) for v in vaccinations for event in v.events]
+        finally:
+            traces_by_key.reset(before)
+        await self._mongo.enqueue(self._session, events)
+
+    def _seen(self, row: Document) -> Vaccination:
+        self._traces[row["_id"]] = row.get("traceparent", "")
+        return _vaccination(row)
 
 
 def _put(document: Document) -> ReplaceOne[Document]:
