@@ -32,7 +32,7 @@ class Service:
     def __init__(self, name: str, settings: Settings, errors: Errors) -> None:
         telemetry.start(name, settings.log_level, settings.metrics_listen)
         self.name, self.settings = name, settings
-        self._edge = Edge(errors, operations.ERRORS)
+        self._edge = Edge(errors, operations.ERRORS, max_calls=settings.max_calls, max_streams=settings.max_streams)
         self.server = grpc.aio.server(
             interceptors=[self._edge],
             options=[
