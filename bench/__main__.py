@@ -116,7 +116,7 @@ class Bench:
         self.vaccinemgmt = vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceStub(channel)
         self.reservation = reservation_service_pb2_grpc.ReservationServiceStub(channel)
         self.mypage = mypage_service_pb2_grpc.MypageServiceStub(channel)
-        self._customers = self._approved = 0
+        self._customers = self.approved = 0
 
     def customers(self, count: int, name: str = "customer") -> list[str]:
         """Tokens of people whom nobody has met."""
@@ -148,24 +148,24 @@ class Bench:
             delivery = vaccinemgmt_service_pb2.RegisterLotsRequest(hospital_id=name, deliveries=lots)
             await self.vaccinemgmt.RegisterLots(delivery, metadata=metadata)
 
-    async def turn(self, mesh: Mesh, tokens: list[str], seconds: float) -> Turn:
-        """Load on one path; on the real one some bookings are followed meanwhile, and all is completed in the end."""
-        file, result, real = self.folder / "tokens.json", self.folder / "k6.json", mesh is self.real
+    async def load(
+        self, script: str, mesh: Mesh, tokens: list[str], began: Callable[[int], None], **settings: str
+    ) -> Json:
+        """Runs k6 with a script of this folder; `began` gets its process id when the load begins. What it found."""
+        file, result = self.folder / "tokens.json", self.folder / "k6.json"
         file.write_text(json.dumps(tokens))
         env = os.environ | {
             "GATEWAY": mesh.gateway, "IMAGE": str(IMAGE), "TOKENS": str(file), "RESULT": str(result),
-            "VUS": str(self.vus), "SECONDS": f"{seconds:g}", "REUSE": "" if real else "1",
             "HOSPITALS": ",".join(HOSPITALS), "DAYS": ",".join(map(str, DAYS)),
             "REQUEST_PREFIX": str(uuid.uuid4())[:24],
-        }  # fmt: skip
+        } | settings  # fmt: skip
         k6, options = Path(sys.executable).parent / "k6", ["--quiet", "--no-usage-report", "--no-color", "--address="]
-        script = Path(__file__).with_name("load.js")
-        process = await asyncio.create_subprocess_exec(k6, "run", *options, script, env=env, stdout=PIPE, stderr=STDOUT)
+        path = Path(__file__).with_name(script)
+        process = await asyncio.create_subprocess_exec(k6, "run", *options, path, env=env, stdout=PIPE, stderr=STDOUT)
         assert process.stdout is not None
         try:
             output = await process.stdout.readline()  # setup's: from now on there is load
-            before, begin = self._used(mesh, process.pid), time.monotonic()
-            following = asyncio.create_task(self.follow(seconds)) if real else None
+            began(process.pid)
             output += await process.stdout.read()
             if await process.wait() or b"level=error" in output:
                 raise MeshError(f"k6 ended with {process.returncode}:\n{output.decode()[-2000:]}")
@@ -173,21 +173,33 @@ class Bench:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        load = json.loads(result.read_text())
+        found: Json = json.loads(result.read_text())
+        return found
+
+    async def turn(self, mesh: Mesh, tokens: list[str], seconds: float) -> Turn:
+        """Load on one path; on the real one some bookings are followed meanwhile, and all is completed in the end."""
+        before, begin, real = dict[str, float](), 0.0, mesh is self.real
+        following: asyncio.Task[list[float | None]] | None = None
+
+        def began(pid: int) -> None:
+            nonlocal before, begin, following
+            before, begin = self.used(mesh, pid), time.monotonic()
+            following = asyncio.create_task(self.follow(seconds)) if real else None
+
+        settings = {"VUS": str(self.vus), "SECONDS": f"{seconds:g}", "REUSE": "" if real else "1"}
+        load = await self.load("load.js", mesh, tokens, began, **settings)
         if not load["outcomes"].get("OK"):
             raise MeshError(f"nobody was approved: {load['outcomes']}")
         approved, waiting, drain, completed = load["outcomes"].pop("OK"), 0, 0.0, list[float | None]()
         if following is not None:
-            self._approved += approved
+            self.approved += approved
             waiting, drain = await self.drain()
             completed = await following
-        spent = {name: used - before[name] for name, used in self._used(mesh).items()}
-        foreign = (spent.pop("machine") - sum(spent.values())) / (time.monotonic() - begin)
-        del spent["idle path"]
+        spent, foreign = self.spent(mesh, before, time.monotonic() - begin)
         rate, errors = approved / load["seconds"], load["outcomes"]
         return Turn(rate, load["ms"], approved, errors, spent, foreign, waiting, drain, completed)
 
-    def _used(self, mesh: Mesh, running: int | None = None) -> dict[str, float]:
+    def used(self, mesh: Mesh, running: int | None = None) -> dict[str, float]:
         """CPU seconds so far, of the machine too. `running` is a child that the kernel does not add up yet."""
         tools, machine = resource.getrusage(resource.RUSAGE_CHILDREN), psutil.cpu_times()
         return cpu(mesh) | {
@@ -196,6 +208,13 @@ class Bench:
             "idle path": sum(cpu(self.null if mesh is self.real else self.real).values()),
             "machine": machine.user + machine.nice + machine.system + machine.irq + machine.softirq,
         }
+
+    def spent(self, mesh: Mesh, before: dict[str, float], seconds: float) -> tuple[dict[str, float], float]:
+        """CPU seconds by component since `before`, and the cores that others' processes have kept busy."""
+        spent = {name: used - before[name] for name, used in self.used(mesh).items()}
+        foreign = (spent.pop("machine") - sum(spent.values())) / seconds
+        del spent["idle path"]
+        return spent, foreign
 
     async def follow(self, seconds: float) -> list[float | None]:
         """Bookings at a fixed rate, each followed to COMPLETED; None: it failed."""
@@ -245,7 +264,7 @@ class Bench:
         try:
             count = "SELECT count(*) FROM my_reservations WHERE status = $1 AND customer_id LIKE 'customer-%'"
             # An event may still be in an outbox, where no consumer counts it: hence both.
-            while left or await database.fetchval(count, COMPLETED) < self._approved:
+            while left or await database.fetchval(count, COMPLETED) < self.approved:
                 if time.monotonic() - begin > PATIENCE:
                     raise MeshError(f"not all bookings were completed within {PATIENCE} s; {left} events are waiting")
                 await asyncio.sleep(0.05)

@@ -5,8 +5,10 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing
+from contextvars import ContextVar
+from math import ceil
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import grpc
 import protovalidate
@@ -19,16 +21,23 @@ from .caller import admit
 from .errors import Errors, InvalidFields, MalformedRequest, Overloaded, RoleNotAllowed, to_status
 from .telemetry import log, rpc_refusals, rpc_seconds, traceparent
 
-# Work in hand at once, of calls and of streams; what comes above is refused at once and never queues. Counted here and
-# not by gRPC's server, which would refuse the probes too: under load the process would be taken for dead, and killed.
-MAX_CALLS = 1000
-MAX_STREAMS = 1000
-
 _validator = protovalidate.Validator()
 # What the chassis itself serves: probes and reflection, for anybody who can reach the port.
 _OPEN = ("/grpc.health.", "/grpc.reflection.")
 # What the server is to blame for, by OpenTelemetry's conventions; any other code is an answer.
 _FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+Trailers = tuple[tuple[str, str | bytes], ...]
+# Refusals of Overloaded made in advance, so that one costs no protobuf: enough to spread those who come back.
+VARIANTS = 32
+
+_deadline: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+
+def time_left(own: float) -> float:
+    """Seconds for a call to another service: `own`, or what the RPC being served has left of its own deadline if that
+    is less. What is done for somebody who waits no longer is done in vain, and in overload in somebody's way."""
+    deadline = _deadline.get()
+    return own if deadline is None else max(0.0, min(own, deadline - time.monotonic()))
 
 
 def violations(message: Message) -> list[tuple[str, str]]:
@@ -45,40 +54,66 @@ def violations(message: Message) -> list[tuple[str, str]]:
 
 
 class Edge(grpc.aio.ServerInterceptor):
-    """Stands around every method of the server."""
+    """Stands around every method of the server.
+
+    With `max_calls` calls or `max_streams` streams in hand, what comes above is refused and never queues. They are
+    counted here and not by gRPC's server, which would refuse the probes too: under load the process would be taken for
+    dead, and killed.
+    """
 
     def __init__(
         self,
         *errors: Errors,
+        max_calls: int,
+        max_streams: int,
         claim_names: Mapping[str, str] = MappingProxyType({}),
-        jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._errors, self._claim_names, self._jitter = errors, claim_names, jitter
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any] | None] = {}
+        self._errors, self._claim_names = errors, claim_names
+        self._max_calls, self._max_streams = max_calls, max_streams
+        self._wrapped: dict[str, _Wrapped] = {}
         self._running: set[asyncio.Task[Any]] = set()
         self._streams = 0
+        self._refusals = []
+        for i in range(VARIANTS):
+            error = Overloaded(1.0 + i / VARIANTS)
+            code, _, status = to_status(error)
+            self._refusals.append((code, status.message, _trailers(status, error.retry_after)))
 
     async def intercept_service(self, continuation: Callable[..., Awaitable[Any]], details: Any) -> Any:
-        """Wraps a method's handler once and remembers it."""
+        """Wraps a method's handler once and remembers it; gives one that refuses while there is too much in hand."""
         method = details.method
         if method not in self._wrapped:
             handler = await continuation(details)
             if handler is None or method.startswith(_OPEN):
                 return handler
             self._wrapped[method] = self._wrap(method, handler)
-        return self._wrapped[method]
+        wrapped = self._wrapped[method]
+        return wrapped.refusing if wrapped.full() else wrapped.serving
 
     async def finish(self) -> None:
         """Waits for what was begun: also calls whose clients have gone."""
         while self._running:
             await asyncio.wait(self._running)
 
-    def _wrap(self, method: str, handler: Any) -> Any:
+    def _wrap(self, method: str, handler: Any) -> "_Wrapped":
         serving = handler.unary_unary or handler.unary_stream
         roles: frozenset[str] | None = getattr(serving, "allowed_roles", None)
         about = {"rpc.system.name": "grpc", "rpc.method": method.removeprefix("/")}
+        refused = rpc_refusals.labels(method, "OVERLOADED")
+
+        def full() -> bool:
+            return len(self._running) >= self._max_calls
+
+        def no_more_streams() -> bool:
+            return self._streams >= self._max_streams
+
+        async def refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+            refused.inc()
+            await context.abort(*random.choice(self._refusals))  # noqa: S311 - spreads those who come back
 
         def enter(raw: bytes, context: grpc.aio.ServicerContext[Any, Any], observed: _Observed) -> Message:
+            left = context.time_remaining()
+            _deadline.set(None if left is None else time.monotonic() + left)
             metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             trace = metadata.get("traceparent", "")  # from outside, and stored with every event: nothing but what it is
             parent = trace if tracing.TRACEPARENT.fullmatch(trace) else ""
@@ -97,10 +132,10 @@ class Edge(grpc.aio.ServerInterceptor):
             return request
 
         async def unary(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> Any:
+            if full():  # asked again: of calls that arrive together all have passed the first time
+                await refuse(raw, context)
             with _Observed(method) as observed:
                 try:
-                    if len(self._running) >= MAX_CALLS:
-                        raise Overloaded(1.0 + self._jitter())
                     request = enter(raw, context, observed)
                     # grpc.aio cancels the handler at the client's deadline; what may have begun to commit must finish.
                     task = asyncio.create_task(serving(request, context))
@@ -111,11 +146,11 @@ class Edge(grpc.aio.ServerInterceptor):
                     await self._abort(error, context, observed)
 
         async def stream(raw: bytes, context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[Any]:
+            if no_more_streams():
+                await refuse(raw, context)
             with _Observed(method) as observed:
                 self._streams += 1
                 try:
-                    if self._streams > MAX_STREAMS:
-                        raise Overloaded(1.0 + self._jitter())
                     request = enter(raw, context, observed)
                     async with aclosing(serving(request, context)) as responses:
                         async for response in responses:
@@ -126,9 +161,14 @@ class Edge(grpc.aio.ServerInterceptor):
                     self._streams -= 1
 
         # Without a deserializer: gRPC's own answer to what cannot be read is UNKNOWN with the exception's text.
+        # And refused as if the requests were a stream: then gRPC does not read the request first.
+        refusing: grpc.RpcMethodHandler[Any, Any] = grpc.stream_unary_rpc_method_handler(refuse)
+        serializer = handler.response_serializer
+        made: grpc.RpcMethodHandler[Any, Any]
         if handler.unary_stream:
-            return grpc.unary_stream_rpc_method_handler(stream, response_serializer=handler.response_serializer)
-        return grpc.unary_unary_rpc_method_handler(unary, response_serializer=handler.response_serializer)
+            made = grpc.unary_stream_rpc_method_handler(stream, response_serializer=serializer)
+            return _Wrapped(made, refusing, no_more_streams)
+        return _Wrapped(grpc.unary_unary_rpc_method_handler(unary, response_serializer=serializer), refusing, full)
 
     def _done(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -144,7 +184,21 @@ class Edge(grpc.aio.ServerInterceptor):
         observed.code = code.name
         if code is grpc.StatusCode.INTERNAL:
             log.error("unexpected error", exc_info=error)
-        await context.abort(code, status.message, (("grpc-status-details-bin", status.SerializeToString()),))
+        await context.abort(code, status.message, _trailers(status, getattr(error, "retry_after", None)))
+
+
+class _Wrapped(NamedTuple):
+    """A method's handlers, and which of them is the right one now."""
+
+    serving: "grpc.RpcMethodHandler[Any, Any]"  # quoted: generic for type checkers alone
+    refusing: "grpc.RpcMethodHandler[Any, Any]"
+    full: Callable[[], bool]
+
+
+def _trailers(status: status_pb2.Status, retry_after: float | None) -> Trailers:
+    """What goes with an error; the second is REST's, where the gateway makes a header of it."""
+    details = ("grpc-status-details-bin", status.SerializeToString())
+    return (details,) if retry_after is None else (details, ("retry-after", str(ceil(retry_after))))
 
 
 class _Observed:

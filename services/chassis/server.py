@@ -33,7 +33,13 @@ class Service:
         telemetry.start(name, settings.log_level, settings.metrics_listen)
         tracing.start(name, settings.otel_exporter_otlp_endpoint)
         self.name, self.settings = name, settings
-        self._edge = Edge(errors, operations.ERRORS, claim_names=settings.claim_names)
+        self._edge = Edge(
+            errors,
+            operations.ERRORS,
+            max_calls=settings.max_calls,
+            max_streams=settings.max_streams,
+            claim_names=settings.claim_names,
+        )
         self.server = grpc.aio.server(
             interceptors=[self._edge],
             options=[

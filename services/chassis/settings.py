@@ -34,6 +34,13 @@ class Settings(BaseSettings):
     log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error|critical)$")] = "INFO"
     otel_exporter_otlp_endpoint: Annotated[str, Field(pattern="^(https?://.+)?$")] = ""
     """Where traces go: an OpenTelemetry collector's base URL, for OTLP over HTTP; empty: nowhere."""
+    max_calls: Annotated[int, Field(gt=0)] = 128
+    """Calls in hand at once; what comes above is refused and never queues. A booking keeps a core busy for 7 ms, its
+    stores included, so that on one core the last of 128 waits for less than a second, half of what reservation gives
+    approval. It bounds what was begun and is the last resort: under three times what the process can do, calls wait in
+    gRPC before any code of ours sees them, so that a flood has to end in the proxy before it, whose limit is lower."""
+    max_streams: Annotated[int, Field(gt=0)] = 1000
+    """Streams in hand at once: they stay, almost idle, and cost memory rather than time."""
     drain_seconds: float = 0.0
     """From readiness off to the server's stop: time for load balancers to notice."""
     shutdown_seconds: float = 25.0

@@ -325,7 +325,7 @@ CUSTOMER = (
 
 @asynccontextmanager
 async def watching(view: Database, changes: Changes) -> AsyncIterator[Any]:
-    grpc_server = grpc.aio.server(interceptors=[Edge(server.ERRORS)])
+    grpc_server = grpc.aio.server(interceptors=[Edge(server.ERRORS, max_calls=100, max_streams=100)])
     server.register(grpc_server, view, changes)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()

@@ -18,6 +18,7 @@ from services.approval.adapters import grpc as approval_grpc
 from services.approval.adapters.postgres import PostgresBooks
 from services.approval.application import Approval
 from services.approval.domain import Hospital
+from services.chassis.caller import internal
 from services.chassis.edge import Edge
 from services.chassis.errors import StoreUnavailable
 from services.chassis.postgres import Database
@@ -36,6 +37,12 @@ from services.reservation.domain import (
     Status,
     UnknownHospital,
     UnknownReservation,
+)
+from vaccination.reservation.v1 import reservation_service_pb2
+from vaccination.reservation.v1.reservation_service_pb2_grpc import (
+    ReservationServiceServicer,
+    ReservationServiceStub,
+    add_ReservationServiceServicer_to_server,
 )
 
 from .conftest import OpenDatabase, eventually
@@ -312,7 +319,7 @@ async def town(shelf: Shelf, open_database: OpenDatabase) -> AsyncIterator[Town]
     approval = Approval(PostgresBooks(await open_database("approval"), lambda: None), lambda: NOW)
     await approval.put_hospital(Hospital("h1", "Han River Clinic", "Asia/Seoul"))
     await approval.set_capacity("h1", DAY, DAY + timedelta(1), 1)
-    server = grpc.aio.server(interceptors=[Edge(approval_grpc.ERRORS)])
+    server = grpc.aio.server(interceptors=[Edge(approval_grpc.ERRORS, max_calls=100, max_streams=100)])
     approval_grpc.register(server, approval)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
@@ -379,6 +386,48 @@ async def test_when_approval_cannot_answer_a_known_request_is_answered_and_a_new
     assert pauses == sorted(pauses)
     assert len(set(pauses)) == 3
     assert len(await town.shelf.statuses()) == 1
+
+
+async def test_what_is_asked_of_approval_ends_with_the_deadline_of_who_asked() -> None:
+    asked = asyncio.Event()
+
+    async def never(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
+        asked.set()
+        await asyncio.Event().wait()
+        return b""
+
+    class Front(ReservationServiceServicer):
+        """Asks with half an hour of its own."""
+
+        busy = asyncio.Event()
+
+        @internal
+        async def CancelReservation(  # noqa: N802
+            self, request: object, context: object
+        ) -> reservation_service_pb2.CancelReservationResponse:
+            try:
+                await GrpcApproval(to_approval, 1800.0).decide(wants())
+            except ApprovalBusy:
+                self.busy.set()
+            return reservation_service_pb2.CancelReservationResponse()
+
+    approval, reservation = grpc.aio.server(), grpc.aio.server(interceptors=[Edge(max_calls=9, max_streams=9)])
+    handlers: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {"Approve": grpc.unary_unary_rpc_method_handler(never)}
+    approval.add_registered_method_handlers("vaccination.approval.v1.ApprovalService", handlers)
+    front = Front()  # type: ignore[abstract] # the other calls are not asked for
+    add_ReservationServiceServicer_to_server(front, reservation)
+    ports = [server.add_insecure_port("127.0.0.1:0") for server in (approval, reservation)]
+    to_approval, to_reservation = (grpc.aio.insecure_channel(f"127.0.0.1:{port}") for port in ports)
+    async with to_approval, to_reservation:
+        await approval.start()
+        await reservation.start()
+        request = reservation_service_pb2.CancelReservationRequest(reservation_id=str(uuid.uuid4()))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await ReservationServiceStub(to_reservation).CancelReservation(request, timeout=1)
+        await asyncio.wait_for(asked.wait(), 10)
+        await asyncio.wait_for(front.busy.wait(), 10)
+        await approval.stop(None)
+        await reservation.stop(None)
 
 
 async def test_only_ones_own_reservation_can_be_seen_and_given_up(town: Town) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import math
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,14 +26,14 @@ from grpc.aio import AioRpcError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import REGISTRY
 
 from services.approval.domain import Appointment
-from services.chassis import edge as edge_module
 from services.chassis import paging
 from services.chassis.batch import Batcher
 from services.chassis.caller import CLAIMS_HEADER, Caller, admit, allow, caller, internal
 from services.chassis.convert import calendar_day, from_message, to_message
-from services.chassis.edge import Edge, status_of, violations
+from services.chassis.edge import Edge, status_of, time_left, violations
 from services.chassis.errors import (
     Answer,
     Errors,
@@ -343,6 +344,7 @@ class Desk(reservation_service_pb2_grpc.ReservationServiceServicer):
 
     def __init__(self) -> None:
         self.begun, self.go_on, self.entered, self.finished = asyncio.Event(), asyncio.Event(), 0, 0
+        self.time_left = 0.0
 
     @allow("customer")
     async def GetReservation(self, request: Any, context: Any) -> pb.GetReservationResponse:  # noqa: N802
@@ -358,6 +360,7 @@ class Desk(reservation_service_pb2_grpc.ReservationServiceServicer):
 
     @internal
     async def CreateReservation(self, request: Any, context: Any) -> pb.CreateReservationResponse:  # noqa: N802
+        self.time_left = time_left(60)
         return pb.CreateReservationResponse()
 
     async def ListReservations(self, request: Any, context: Any) -> pb.ListReservationsResponse:  # noqa: N802
@@ -376,8 +379,10 @@ class Screen(mypage_service_pb2_grpc.MypageServiceServicer):
 
 
 @asynccontextmanager
-async def serving(desk: Desk) -> AsyncIterator[tuple[Edge, grpc.aio.Channel]]:
-    edge = Edge(ERRORS)
+async def serving(
+    desk: Desk, max_calls: int = 100, max_streams: int = 100
+) -> AsyncIterator[tuple[Edge, grpc.aio.Channel]]:
+    edge = Edge(ERRORS, max_calls=max_calls, max_streams=max_streams)
     server = grpc.aio.server(interceptors=[edge])
     reservation_service_pb2_grpc.add_ReservationServiceServicer_to_server(desk, server)
     health_pb2_grpc.add_HealthServicer_to_server(health.aio.HealthServicer(), server)
@@ -464,12 +469,9 @@ class TestEdge:
             await asyncio.wait_for(finishing, 5)
             assert desk.finished == 1
 
-    async def test_what_is_too_much_at_once_is_refused_at_once_but_probes_are_answered(
-        self, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(edge_module, "MAX_CALLS", 2)
+    async def test_what_is_too_much_at_once_is_refused_at_once_but_probes_are_answered(self) -> None:
         desk = Desk()
-        async with serving(desk) as (_, channel):
+        async with serving(desk, max_calls=2) as (_, channel):
             stub = reservation_service_pb2_grpc.ReservationServiceStub(channel)
             held = stub.CancelReservation(CANCEL, metadata=CUSTOMER)
             gone = stub.CancelReservation(CANCEL, metadata=CUSTOMER)  # its client goes, its work stays
@@ -482,26 +484,63 @@ class TestEdge:
             assert refusal.value.code() is StatusCode.RESOURCE_EXHAUSTED
             found = details(status)
             assert found["ErrorInfo"].reason == "OVERLOADED"  # type: ignore[attr-defined]
-            assert 1000 <= found["RetryInfo"].retry_delay.ToMilliseconds() <= 2000  # type: ignore[attr-defined]
+            milliseconds = found["RetryInfo"].retry_delay.ToMilliseconds()  # type: ignore[attr-defined]
+            assert 1000 <= milliseconds <= 2000
+            trailers = dict(refusal.value.trailing_metadata() or ())
+            assert int(trailers["retry-after"]) == math.ceil(milliseconds / 1000)
             await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
             desk.go_on.set()
             await held
             await within(lambda: desk.finished == 2)
             await stub.CreateReservation(CREATE)
 
-    async def test_streams_have_a_limit_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(edge_module, "MAX_STREAMS", 0)
-        async with serving(Desk()) as (_, channel):
+    async def test_those_who_are_refused_are_told_different_times_to_come_back(self) -> None:
+        pauses = set()
+        async with serving(Desk(), max_calls=0) as (_, channel):
+            stub = reservation_service_pb2_grpc.ReservationServiceStub(channel)
+            for _ in range(20):
+                with pytest.raises(AioRpcError) as refusal:
+                    await stub.CreateReservation(CREATE)
+                status = status_of(refusal.value)
+                assert status is not None
+                pauses.add(details(status)["RetryInfo"].retry_delay.ToMilliseconds())  # type: ignore[attr-defined]
+        assert len(pauses) > 5
+
+    async def test_what_is_refused_for_want_of_room_is_counted(self) -> None:
+        def counted() -> float:
+            method = "/vaccination.reservation.v1.ReservationService/CreateReservation"
+            return REGISTRY.get_sample_value("rpc_refusals_total", {"method": method, "reason": "OVERLOADED"}) or 0.0
+
+        before = counted()
+        async with serving(Desk(), max_calls=0) as (_, channel):
+            stub = reservation_service_pb2_grpc.ReservationServiceStub(channel)
+            assert (await refused(stub.CreateReservation(CREATE)))[1] == "OVERLOADED"
+        assert counted() == before + 1
+
+    async def test_a_call_has_no_more_time_than_its_client_waits(self) -> None:
+        desk = Desk()
+        async with serving(desk) as (_, channel):
+            stub = reservation_service_pb2_grpc.ReservationServiceStub(channel)
+            await stub.CreateReservation(CREATE)
+            assert desk.time_left == 60  # no deadline: its own
+            await stub.CreateReservation(CREATE, timeout=30)
+            assert 0 < desk.time_left < 40  # gRPC rounds up
+            await stub.CreateReservation(CREATE, timeout=3600)
+            assert desk.time_left == 60
+
+    async def test_streams_have_a_limit_of_their_own(self) -> None:
+        async with serving(Desk(), max_streams=0) as (_, channel):
             watch = mypage_service_pb2_grpc.MypageServiceStub(channel).WatchMyReservations
             for _ in range(2):
                 call = watch(mypage_service_pb2.WatchMyReservationsRequest(), metadata=CUSTOMER)
                 assert (await refused(call.read()))[1] == "OVERLOADED"
-            monkeypatch.setattr(edge_module, "MAX_STREAMS", 1)
+            await reservation_service_pb2_grpc.ReservationServiceStub(channel).CreateReservation(CREATE)
+        async with serving(Desk(), max_streams=1) as (_, channel):
+            watch = mypage_service_pb2_grpc.MypageServiceStub(channel).WatchMyReservations
             for _ in range(2):  # one that has ended makes place for another
                 call = watch(mypage_service_pb2.WatchMyReservationsRequest(), metadata=CUSTOMER)
                 await call.read()
                 assert (await refused(call.read()))[1] == "REFUSED"
-            await reservation_service_pb2_grpc.ReservationServiceStub(channel).CreateReservation(CREATE)
 
 
 class NothingToPublish:

@@ -1,4 +1,5 @@
-"""The reservation's rules: which moves are legal, and that the order in which they come does not matter. No servers."""
+"""The reservation's rules: which moves are legal, that the order in which they come does not matter, and for how long a
+customer is sent away. No servers."""
 
 import uuid
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from services.reservation.adapters.approval import HALF_LIFE, LONGEST, Crowd
 from services.reservation.domain import (
     Appointment,
     AppointmentPassed,
@@ -129,3 +131,57 @@ def test_every_order_and_repetition_of_the_same_events_ends_in_the_same_status(o
         expected = Status.COMPLETED if order else Status.APPROVED
     assert reservation.status is expected
     assert sum(isinstance(e, CancellationRequested) for e in reservation.events) <= 1
+
+
+class Clock:
+    """Seconds, as the test says."""
+
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def crowd(jitter: float = 0.0) -> tuple[Crowd, Clock]:
+    clock = Clock()
+    return Crowd(clock, lambda: jitter), clock
+
+
+def test_the_more_are_turned_away_the_longer_and_within_bounds() -> None:
+    busy, _ = crowd()
+    pauses = [busy.refused() for _ in range(500)]
+    assert pauses == sorted(pauses)
+    assert 1 <= pauses[0] < 2
+    assert pauses[-1] == LONGEST / 2
+    assert crowd(jitter=0.5)[0].refused() == 1.5 * pauses[0]
+
+
+def test_one_answer_does_not_make_the_crowd_forgotten_and_many_do() -> None:
+    busy, _ = crowd()
+    before = [busy.refused() for _ in range(30)][-1]
+    busy.answered()
+    assert busy.refused() > 0.9 * before
+    for _ in range(1000):
+        busy.answered()
+    assert busy.refused() < 1.5
+
+
+def test_a_crowd_is_forgotten_as_time_goes_by() -> None:
+    busy, clock = crowd()
+    before = [busy.refused() for _ in range(30)][-1]
+    clock.now += HALF_LIFE
+    assert 1 < busy.refused() < 0.6 * before
+    clock.now += 20 * HALF_LIFE
+    assert busy.refused() == pytest.approx(crowd()[0].refused(), rel=0.01)
+
+
+def test_a_large_installation_sends_away_for_as_long_as_a_small_one_with_the_same_share_of_refusals() -> None:
+    pauses = []
+    for size in (500, 50_000):
+        busy, _ = crowd()
+        for _ in range(size):
+            busy.answered()
+        for _ in range(size // 5):
+            pause = busy.refused()
+        pauses.append(pause)
+    assert pauses[0] == pytest.approx(pauses[1], rel=0.1)

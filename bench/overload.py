@@ -1,0 +1,387 @@
+"""What happens when many more come than can be served: `python -m bench.overload`, on a mesh of its own.
+
+An open model offers multiples of the capacity, and in the last and largest crowd's wake half of it: how soon is all as
+if nothing had been? Meanwhile MyPage is read and every service's health asked, as a kubelet would. The capacity, that
+is what a closed model gets through, is measured anew before each step, so that a slow spell of the machine meets both.
+
+The load generator has a core of its own and the mesh all others: it would take from the mesh what the mesh has to show,
+and the more the larger the crowd. Times are in milliseconds.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+import grpc.aio
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from rich.console import Console
+from rich.markdown import Markdown
+
+from bench.__main__ import DAYS, HOSPITALS, Bench, memory
+from mesh.home import ROOT, SERVICES
+from mesh.machine import Mesh
+from mesh.processes import MeshError
+from vaccination.mypage.v1 import mypage_service_pb2
+from vaccination.reservation.v1 import reservation_service_pb2
+
+Json = dict[str, Any]
+BASE_PORT = 14200
+MULTIPLES = (0.5, 1.0, 2.0, 5.0, 10.0)
+REFUSED = (
+    "REFUSED_BUSY",
+    "REFUSED_OVERLOADED",
+)  # RESOURCE_EXHAUSTED with RetryInfo: by the fallback; by whoever is full
+# Calls in flight that the generator can hold: what is served takes up to a second, what is refused milliseconds.
+FLIGHT = 400
+READS = 5.0  # of MyPage, a second
+PROBES = 2.0  # of each service's health, a second
+PROBE_TIMEOUT = 1.0  # the kubelet's default
+AFTER = 12.0  # seconds of load in the wake of the largest crowd
+WINDOW = 0.5  # seconds of which it is said whether all was normal
+
+
+@dataclass(frozen=True)
+class Step:
+    """What came of one multiple of the capacity."""
+
+    multiple: float
+    capacity: float  # a second, just before
+    offered: float  # a second, as really sent
+    dropped: int  # could not be sent: the generator had too much in flight
+    goodput: float  # approved a second
+    refused: int
+    outcomes: dict[str, int]
+    served_ms: dict[str, float]
+    refused_ms: dict[str, float]
+    retry_after: dict[str, float]  # seconds
+    reads: int
+    reads_failed: int
+    reads_ms: dict[str, float]
+    probes: int
+    probes_failed: int
+    probes_ms: dict[str, float]
+    cpu: dict[str, float]  # cores kept busy by component
+    foreign: float  # cores kept busy by processes which are none of ours: the noise
+    memory_mb: float  # of all services, afterwards
+
+
+def spread(times: list[float]) -> dict[str, float]:
+    """p50, p99 and max; of nothing: zeros."""
+    cuts = quantiles(times, n=100, method="inclusive") if len(times) > 1 else [*times, 0.0][:1] * 99
+    return {"p50": cuts[49], "p99": cuts[98], "max": max(times, default=0.0)}
+
+
+class Times:
+    """How long calls took, and how many failed."""
+
+    def __init__(self) -> None:
+        self.ms: list[float] = []
+        self.failed = 0
+
+    async def call(self, call: Callable[[], Any]) -> None:
+        """Makes one."""
+        begin = time.perf_counter()
+        try:
+            answer = await call()
+            self.failed += isinstance(answer, health_pb2.HealthCheckResponse) and answer.status != 1
+        except grpc.aio.AioRpcError:
+            self.failed += 1
+        self.ms.append((time.perf_counter() - begin) * 1000)
+
+
+async def regularly(rate: float, act: Callable[[], Any]) -> None:
+    """Begins `rate` a second, whether those before have ended or not; until it is cancelled, then waits for them."""
+    tasks: set[asyncio.Task[None]] = set()
+    loop = asyncio.get_running_loop()
+    begin, i = loop.time(), 0
+    try:
+        while True:
+            task = asyncio.create_task(act())
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+            i += 1
+            await asyncio.sleep(max(0.0, begin + i / rate - loop.time()))
+    finally:
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+class Study(Bench):
+    """One run against a mesh that is up."""
+
+    async def step(self, multiple: float, seconds: float) -> Step:
+        """The capacity, and a multiple of it."""
+        turn = await self.turn(self.real, self.customers(round(1000 * seconds / 2)), seconds / 2)
+        capacity = turn.per_second
+        rate = max(1, round(multiple * capacity))
+        tokens = self.customers(round(rate * seconds * 1.05) + 10)
+        reads, probes, meanwhile = Times(), Times(), list[asyncio.Task[None]]()
+        before, begin, loading = dict[str, float](), time.monotonic(), asyncio.Event()
+        reader = [("authorization", f"Bearer {self.customers(1, 'reader')[0]}")]
+        channels = [grpc.aio.insecure_channel(self.real.home.address(service)) for service in SERVICES]
+        health = [health_pb2_grpc.HealthStub(channel) for channel in channels]
+
+        async def read() -> None:
+            request = mypage_service_pb2.ListMyReservationsRequest()
+            await reads.call(lambda: self.mypage.ListMyReservations(request, metadata=reader, timeout=5))
+
+        def probing(stub: Any, service: str) -> Callable[[], Any]:
+            request = health_pb2.HealthCheckRequest(service=service)
+            return lambda: probes.call(lambda: stub.Check(request, timeout=PROBE_TIMEOUT))
+
+        def began(pid: int) -> None:
+            nonlocal before, begin
+            before, begin = self.used(self.real, pid), time.monotonic()
+            loading.set()
+            meanwhile.append(asyncio.create_task(regularly(READS, read)))
+            for stub, service in zip(health, SERVICES, strict=True):
+                meanwhile.append(asyncio.create_task(regularly(PROBES, probing(stub, service))))
+
+        settings = {"RATE": str(rate), "SECONDS": f"{seconds:g}", "VUS": str(FLIGHT)}
+        load = asyncio.create_task(self.load("overload.js", self.real, tokens, began, **settings))
+        started = asyncio.create_task(loading.wait())
+        await asyncio.wait([load, started], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([load], timeout=begin + seconds - time.monotonic())
+        wake = asyncio.create_task(self.wake(capacity / 2)) if multiple == MULTIPLES[-1] else None
+        for task in meanwhile:
+            task.cancel()
+        await asyncio.gather(*meanwhile, return_exceptions=True)
+        found = await load
+        spent, foreign = self.spent(self.real, before, time.monotonic() - begin)
+        self.after = await wake if wake else []
+        for channel in channels:
+            await channel.close()
+        outcomes: dict[str, int] = {name: n for name, n in found["outcomes"].items() if n}
+        self.approved += outcomes.get("OK", 0)
+        return Step(
+            multiple=multiple,
+            capacity=capacity,
+            offered=sum(outcomes.values()) / seconds,
+            dropped=found["dropped"],
+            goodput=outcomes.get("OK", 0) / seconds,
+            refused=sum(outcomes.get(name, 0) for name in REFUSED),
+            outcomes=outcomes,
+            served_ms=found["served"],
+            refused_ms=found["refused"],
+            retry_after=found["retry"],
+            reads=len(reads.ms),
+            reads_failed=reads.failed,
+            reads_ms=spread(reads.ms),
+            probes=len(probes.ms),
+            probes_failed=probes.failed,
+            probes_ms=spread(probes.ms),
+            cpu={name: used / seconds for name, used in spent.items()},
+            foreign=foreign,
+            memory_mb=sum(mb for name, mb in memory(self.real).items() if name in SERVICES),
+        )
+
+    async def wake(self, rate: float) -> list[tuple[float, float | None]]:
+        """Half the capacity, in the wake of a crowd; of each call when it began, in seconds from now, and how long it
+        took; None: it was not served."""
+        calls: list[tuple[float, float | None]] = []
+        tokens = iter(self.customers(round(rate * AFTER * 1.1) + 10))
+        begin = time.perf_counter()
+
+        async def one() -> None:
+            request = reservation_service_pb2.CreateReservationRequest(
+                request_id=str(uuid.uuid4()), hospital_id=HOSPITALS[0], date=str(DAYS[0])
+            )
+            metadata = [("authorization", f"Bearer {next(tokens)}")]
+            at = time.perf_counter()
+            took: float | None = None
+            with contextlib.suppress(grpc.aio.AioRpcError):
+                await self.reservation.CreateReservation(request, metadata=metadata, timeout=10)
+                took = (time.perf_counter() - at) * 1000
+                self.approved += 1
+            calls.append((at - begin, took))
+
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(regularly(rate, one), AFTER)
+        return sorted(calls)
+
+
+def recovery(calls: list[tuple[float, float | None]], normal: float) -> float:
+    """Seconds until all windows from then on were normal: everybody served, the median within `normal` ms."""
+    windows: dict[int, list[float | None]] = {}
+    for at, took in calls:
+        windows.setdefault(int(at / WINDOW), []).append(took)
+    bad = [i for i, took in windows.items() if None in took or median(t or 0.0 for t in took) > normal]
+    return (max(bad, default=-1) + 1) * WINDOW if windows else AFTER
+
+
+async def run(mesh: Mesh, arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> Json:
+    """The whole study; returns what is written."""
+    async with grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        nobody = Mesh(folder / "nobody", BASE_PORT)  # never started: there is no other path here
+        study = Study(mesh, nobody, channel, arguments.vus, folder)
+        say("stocking hospitals")
+        await study.stock()
+        say("warming up")
+        await study.turn(mesh, study.customers(20_000), 5.0)
+        before = sum(mb for name, mb in memory(mesh).items() if name in SERVICES)
+        steps = []
+        for multiple in MULTIPLES:
+            say(f"{multiple:g} times the capacity")
+            steps.append(await study.step(multiple, arguments.seconds))
+            await study.drain()
+    return {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cores": {"mesh": arguments.mesh_cores, "load": arguments.load_cores},
+        "arguments": {"seconds": arguments.seconds, "vus": arguments.vus},
+        "memory_before_mb": before,
+        "steps": [asdict(step) for step in steps],
+        "recovery_seconds": recovery(study.after, 2 * steps[0].served_ms["p99"]),
+    }
+
+
+def goals(result: Json) -> list[tuple[str, str, bool]]:
+    """What the study has to show: (the goal, the figure, whether it is reached)."""
+    steps = result["steps"]
+    one, last = next(s for s in steps if s["multiple"] == 1), steps[-1]
+    peak = max(1.0, *(s["goodput"] / s["capacity"] for s in steps))  # of the capacity
+    others = sum((Counter(s["outcomes"]) for s in steps), Counter[str]())
+    for expected in ("OK", *REFUSED):
+        others.pop(expected, None)
+    kept, slower = last["goodput"] / last["capacity"] / peak, last["served_ms"]["p99"] / one["served_ms"]["p99"]
+    turned_away = max(s["refused_ms"]["p50"] for s in steps)
+    failed = {kind: sum(s[f"{kind}_failed"] for s in steps) for kind in ("reads", "probes")}
+    asked = {kind: sum(s[kind] for s in steps) for kind in failed}
+    grown, after = last["memory_mb"] / result["memory_before_mb"], result["recovery_seconds"]
+    told = ", ".join(f"{n} {code}" for code, n in others.items()) or "none"
+    return [
+        ("goodput at 10x, of the peak, at least 90 %", f"{kept:.0%} of {peak * last['capacity']:.0f}/s", kept >= 0.9),
+        ("p99 of what is served at 10x, at most 2 times that at 1x", f"{slower:.1f} times", slower <= 2),
+        ("median time to be refused, at most 100 ms", f"{turned_away:.0f} ms", turned_away <= 100),
+        ("answers other than yes and RESOURCE_EXHAUSTED with RetryInfo", told, not others),
+        ("reads of MyPage that failed", f"{failed['reads']} of {asked['reads']}", not failed["reads"]),
+        ("health checks that failed", f"{failed['probes']} of {asked['probes']}", not failed["probes"]),
+        ("memory of the services after, of before, at most 1.2 times", f"{grown:.2f} times", grown <= 1.2),
+        ("recovery after 10x, at most 5 s", f"{after:.1f} s" if after < AFTER else "none", after <= 5),
+    ]
+
+
+def table(result: Json) -> str:
+    """Markdown."""
+    columns = (
+        "offered", "of", "per s", "dropped", "served/s", "refused/s", "other", "p50", "p99", "refused p50", "p99",
+        "retry after s", "MyPage p99", "failed", "health p99", "failed", "MB", "Envoy", "reservation", "approval", "k6",
+        "others",
+    )  # fmt: skip
+    lines = [f"| {' | '.join(columns)} |", "|" + "--:|" * len(columns)]
+    for s in result["steps"]:
+        other = {k: n for k, n in s["outcomes"].items() if k not in ("OK", *REFUSED)}
+        cells = [
+            f"{s['multiple']:g}x", f"{s['capacity']:.0f}", f"{s['offered']:.0f}", f"{s['dropped']}",
+            f"{s['goodput']:.0f}", f"{s['refused'] / s['seconds']:.0f}",
+            ", ".join(f"{n} {code}" for code, n in other.items()) or "0",
+            *(f"{s[kind][p]:.0f}" for kind in ("served_ms", "refused_ms") for p in ("p50", "p99")),
+            f"{s['retry_after']['p50']:.1f}",
+            *(cell for k in ("reads", "probes") for cell in (f"{s[f'{k}_ms']['p99']:.0f}", f"{s[f'{k}_failed']}")),
+            f"{s['memory_mb']:.0f}",
+            *(f"{s['cpu'][name]:.2f}" for name in ("envoy", "reservation", "approval", "k6")), f"{s['foreign']:.2f}",
+        ]  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    told = [f"| {goal} | {figure} | {'yes' if reached else '**no**'} |" for goal, figure, reached in goals(result)]
+    cores, vus = result["cores"], result["arguments"]["vus"]
+    return "\n".join(
+        [
+            f"`of` is the capacity, bookings a second with {vus} customers at a time, measured just before the step. "
+            "Times are in ms.\n",
+            *lines,
+            "",
+            "| goal | figure | reached |",
+            "|---|--:|---|",
+            *told,
+            "",
+            f"The mesh had the cores {cores['mesh']}, the load generator {cores['load']}. The last columns are cores "
+            "kept busy; `others` are processes that have nothing to do with this: what they take, the mesh lacks.",
+        ]
+    )
+
+
+def plot(result: Json, file: Path) -> None:
+    """Goodput and latency over what is offered."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    steps = result["steps"]
+    x = [s["multiple"] for s in steps]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.2), layout="constrained")
+    left.plot(x, [s["capacity"] for s in steps], ":", color="grey", label="capacity, just before")
+    left.plot(x, [s["goodput"] for s in steps], "o-", label="served")
+    left.plot(x, [s["refused"] / s["seconds"] for s in steps], "s--", label="refused, with RetryInfo")
+    left.set(xscale="log", yscale="symlog", ylabel="a second", title="What becomes of the crowd")
+    for kind, label in (("served_ms", "served"), ("refused_ms", "refused"), ("reads_ms", "MyPage read")):
+        for percentile, style in (("p50", "--"), ("p99", "-")):
+            right.plot(
+                x, [max(s[kind][percentile], 0.5) for s in steps], style, marker="o", label=f"{label} {percentile}"
+            )
+    right.set(xscale="log", yscale="log", ylabel="ms", title="How long it takes")
+    for axes in (left, right):
+        axes.set_xlabel("offered load, multiples of the capacity")
+        axes.set_xticks(x, [f"{m:g}x" for m in x])
+        axes.minorticks_off()
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(file, dpi=130)
+
+
+def main() -> int:
+    """Returns the exit code: 0 if all goals are reached."""
+    parser = argparse.ArgumentParser("overload", description="Offers up to ten times what can be served.")
+    parser.add_argument("--seconds", type=float, default=15.0, help="of each step (15)")
+    parser.add_argument("--vus", type=int, default=64, help="customers at a time when the capacity is measured (64)")
+    arguments = parser.parse_args()
+    console = Console(highlight=False)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    cores = sorted(os.sched_getaffinity(0))
+    arguments.mesh_cores, arguments.load_cores = cores[:-1] or cores, cores[-1:]
+    with tempfile.TemporaryDirectory(prefix="overload-") as name:
+        mesh = Mesh(Path(name) / "mesh", BASE_PORT)
+        try:
+            with console.status("starting a mesh") as status:
+                os.sched_setaffinity(0, arguments.mesh_cores)  # what is started inherits it
+                mesh.up()
+                os.sched_setaffinity(0, arguments.load_cores)
+                result = asyncio.run(run(mesh, arguments, Path(name), status.update))
+        except MeshError as error:
+            console.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=False)
+            return 1
+        except KeyboardInterrupt:
+            console.print("interrupted")
+            return 130
+        finally:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on nothing keeps it from cleaning up
+            mesh.down()
+    for step in result["steps"]:
+        step["seconds"] = arguments.seconds
+    folder = ROOT / "bench" / "results"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "overload.json").write_text(json.dumps(result, indent=1))
+    text = table(result)
+    (folder / "overload.md").write_text(text + "\n")
+    plot(result, folder / "overload.png")
+    console.print(Markdown(text), width=220)
+    console.print("written to bench/results/overload.{md,png,json}")
+    return 0 if all(reached for *_, reached in goals(result)) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
