@@ -365,7 +365,7 @@ async def _work_off(world: World, services: Sequence[str]) -> Worked:
     client = await nats.connect(world.mesh.stores.nats_url)
     try:
         before = await _delivered(client, services)
-        own, store = _cpu(world, processes), _cpu(world, stores)
+        own, store = used = _cpu(world, processes), _cpu(world, stores)
         await _pause(world, services, until=0)
         begin = since = time.monotonic()
         last = before
@@ -375,11 +375,12 @@ async def _work_off(world: World, services: Sequence[str]) -> Worked:
                 # A server that resumes a consumer delivers with its next heartbeat: up to HEARTBEAT is nobody's work.
                 begin = since if last == before else begin
                 last, since = seen, time.monotonic()
+                used = _cpu(world, processes), _cpu(world, stores)
             elif last == before:
                 since = time.monotonic()
         events = last.done - before.done
         again = last.deliveries - before.deliveries - events
-        return Worked(events, again, since - begin, _cpu(world, processes) - own, _cpu(world, stores) - store)
+        return Worked(events, again, since - begin, used[0] - own, used[1] - store)
     finally:
         await client.close()
 
