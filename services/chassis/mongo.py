@@ -30,7 +30,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from .errors import StoreUnavailable
-from .outbox import Outgoing
+from .outbox import REFUSED_PAUSE, Outgoing, Refused
 
 R = TypeVar("R")
 # A relay that holds rows longer than this, in seconds, is taken for dead. Longer than a publish may take.
@@ -144,6 +144,15 @@ class Mongo:
             rows = [row async for row in self.outbox.find({"held_by": lease}).sort("time", 1)] if ids else []
         try:
             yield [Outgoing(r["_id"], r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows]
+        except Refused as refused:
+            times = {"$add": [{"$ifNull": ["$refused", 0]}, 1]}
+            pause = {"$min": [REFUSED_PAUSE, {"$pow": [2, {"$min": ["$refused", 30]}]}]}
+            until = {"$add": ["$$NOW", {"$multiply": [1000, pause]}]}
+            async with self.boundary():
+                await self.outbox.update_many(
+                    {"held_by": lease, "_id": {"$in": list(refused.reasons)}},
+                    [{"$set": {"refused": times}}, {"$set": {"held_by": None, "held_until": until}}],
+                )
         except BaseException:
             try:
                 await self.outbox.update_many({"held_by": lease}, {"$set": {"held_until": EPOCH}})
