@@ -15,7 +15,7 @@ CLAIMS_HEADER = "x-jwt-payload"
 # Who may act on everything, whatever claims bind the other roles.
 UNBOUND_ROLE = "operator"
 CLOCK_SKEW = 5.0
-"""Seconds that a token outlives its end. The gateway's allowance is Istio's, 60, and it takes tokens without any end."""
+"""Seconds that a token outlives its end. The gateway allows Istio's 60, and takes tokens without any end."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 

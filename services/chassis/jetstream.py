@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
@@ -23,11 +24,10 @@ from .deadletters import STREAM as DEAD_LETTERS
 from .deadletters import DeadLetter, DeadLetters, Failure
 from .edge import violations
 from .errors import InvalidFields, StoreUnavailable
-from .outbox import Outgoing
+from .outbox import Outgoing, Refused
 from .telemetry import events_dead, events_failed, events_handled, log, traces_by_key
 
 STREAM = "VACCINATION"
-ALREADY_SEEN = 10201  # the server's code for an atomic batch with a message id that it has
 BATCH = 256
 # Seconds until a message goes to another replica when the one that has it has gone, or hangs. One that lives says so
 # three times as often, however long its store keeps it.
@@ -37,8 +37,13 @@ PULL_EXPIRES = ACK_WAIT
 HEARTBEAT = 4.0  # seconds, less than half of PULL_EXPIRES; two missed: the pull request is lost and made anew
 PUBLISH_TIMEOUT = 5.0
 MAX_TRIES = 5  # of a message whose handling fails for a reason of its own
-ROLLOUT_TRIES = 60  # of one that this version does not know: half an hour for an update to reach every replica
+ROLLOUT_TRIES = 21  # of one that this version does not know: half an hour for an update to reach every replica
 MAX_PAUSE = 30.0  # seconds between tries, and between looks at a store that is away
+ROLLOUT_PAUSE = 120.0  # seconds between tries of what this version does not know
+# Deliveries after which an event is taken to kill whoever handles it. A handler that fails ends at MAX_TRIES, so more
+# than that are deaths, hangs and restarts in a row; this many are no accident, and more than an event may have had
+# before the first replica that knows it.
+MAX_DELIVERIES = 25
 
 
 class Unprocessable(Exception):
@@ -47,6 +52,10 @@ class Unprocessable(Exception):
 
 class PublishFailed(Exception):
     """The stream did not acknowledge; the messages may be in it or not."""
+
+
+class KilledItsProcess(Exception):
+    """Delivered again and again, and no process lived to say how it went."""
 
 
 class _NoHandler(Exception):
@@ -128,31 +137,61 @@ class Bus:
             await self._nats.close()
 
     async def publish(self, rows: Sequence[Outgoing]) -> None:
-        """Returns when the stream has all of them; raises PublishFailed when that is not known."""
+        """Returns when the stream has all of them.
+
+        Raises Refused when it has all but some, and does answer, and PublishFailed when it does not.
+        """
         with _boundary():
-            if len(rows) == 1 or not await self._publish_atomic(rows):
-                await asyncio.gather(
-                    *(self.js.publish(row.subject, row.payload, headers=row.headers()) for row in rows)
-                )
+            if len(rows) > 1 and await self._publish_atomic(rows):
+                return
+            sent = await asyncio.gather(*map(self._publish_one, rows), return_exceptions=True)
+            reasons = {
+                row.id: f"{type(error).__name__} {error}"
+                for row, error in zip(rows, sent, strict=True)
+                if isinstance(error, BaseException)
+            }
+            if reasons:
+                await self._answers()
+                raise Refused(reasons)
+
+    async def _publish_one(self, row: Outgoing) -> None:
+        connection, headers = self._connection(), row.headers()
+        if _size(row.payload, headers) > connection.max_payload:  # the server would cut the connection
+            raise nats.errors.MaxPayloadError
+        await self.js.publish(row.subject, row.payload, headers=headers)
 
     async def _publish_atomic(self, rows: Sequence[Outgoing]) -> bool:
-        """All or nothing in one round trip; False when the server has one of them already: then one by one."""
+        """All or nothing in one round trip; False when the server does not take the batch: then one by one.
+
+        It has one of them already, or will never have one of them, which a silence may mean too.
+        """
         connection = self._connection()
-        batch, last = uuid.uuid4().hex, len(rows)
-        for sequence, row in enumerate(rows, 1):
-            headers = row.headers() | {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(sequence)}
-            if sequence < last:
-                await connection.publish(row.subject, row.payload, headers=headers)
-            else:
-                reply = await connection.request(
-                    row.subject, row.payload, timeout=PUBLISH_TIMEOUT, headers=headers | {"Nats-Batch-Commit": "1"}
-                )
+        batch = uuid.uuid4().hex
+        parts = [
+            row.headers() | {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(sequence)}
+            for sequence, row in enumerate(rows, 1)
+        ]
+        parts[-1]["Nats-Batch-Commit"] = "1"
+        if any(_size(row.payload, part) > connection.max_payload for row, part in zip(rows, parts, strict=True)):
+            return False
+        for row, part in zip(rows[:-1], parts, strict=False):
+            await connection.publish(row.subject, row.payload, headers=part)
+        try:
+            reply = await connection.request(
+                rows[-1].subject, rows[-1].payload, timeout=PUBLISH_TIMEOUT, headers=parts[-1]
+            )
+        except (nats.errors.TimeoutError, nats.errors.NoRespondersError):
+            await self._answers()
+            return False
         answer = json.loads(reply.data)
-        if error := answer.get("error"):
-            if error.get("err_code") == ALREADY_SEEN:
-                return False
-            raise PublishFailed(f"batch refused: {error.get('err_code')}")
-        return bool(answer.get("count") == last)
+        return "error" not in answer and bool(answer.get("count") == len(rows))
+
+    async def _answers(self) -> None:
+        """Raises an error unless the stream is there and answers: then what was not taken is to blame, not the stream.
+
+        Soon, since rows are held meanwhile: see postgres.IDLE_IN_TRANSACTION.
+        """
+        await self._connection().jetstream(timeout=1.0).stream_info(STREAM)
 
     def _connection(self) -> Client:
         if self._nats is None or not self.connected:
@@ -183,6 +222,11 @@ class Bus:
     async def _on_reconnected(self) -> None:
         for call in self.reconnected:
             call()
+
+
+def _size(payload: bytes, headers: Mapping[str, str]) -> int:
+    """Of a message, as the server measures it: "NATS/1.0", "name: value" for each header, an empty line."""
+    return len(payload) + sum(len(name) + len(value) + 4 for name, value in headers.items()) + 12
 
 
 @contextmanager
@@ -222,7 +266,8 @@ class Consumer:
     acknowledged after its handler has returned, that is after its commit. When the store is away the batch in hand is
     kept and tried again, without counting. When a batch fails otherwise its messages are tried one by one; one that
     still fails is delivered again after growing pauses, and moves to the dead letters after MAX_TRIES; nothing behind
-    it waits.
+    it waits. One that comes more often than that may have killed the processes that had it in hand, with all else that
+    they had: it is handled behind all others and alone, and moves to the dead letters after MAX_DELIVERIES.
     """
 
     def __init__(
@@ -370,6 +415,24 @@ class Consumer:
             return None
 
     async def _handle(self, messages: Sequence[Msg]) -> None:
+        await self._handle_together([m for m in messages if m.metadata.num_delivered <= MAX_TRIES])
+        suspects = [m for m in messages if m.metadata.num_delivered > MAX_TRIES]
+        random.shuffle(
+            suspects
+        )  # who dies with the culprit time after time is before it the next time, or the one after
+        for message in sorted(suspects, key=lambda m: m.metadata.num_delivered):
+            # If this is the end, what was acknowledged before has arrived.
+            await self._quietly(self._flush())
+            deliveries = message.metadata.num_delivered
+            if deliveries > MAX_DELIVERIES:
+                await self._quietly(self._bury(message, KilledItsProcess(f"{deliveries} deliveries, no outcome")))
+            else:
+                await self._handle_together([message])
+
+    async def _flush(self) -> None:
+        await self._bus._connection().flush(timeout=2)
+
+    async def _handle_together(self, messages: Sequence[Msg]) -> None:
         runs: dict[Handler, list[tuple[Msg, Event]]] = {}
         for message in messages:
             try:
@@ -433,13 +496,14 @@ class Consumer:
 
     async def _failed(self, message: Msg, error: Exception) -> None:
         tries = message.metadata.num_delivered
-        enough = ROLLOUT_TRIES if isinstance(error, _NoHandler) else MAX_TRIES
+        unknown = isinstance(error, _NoHandler)
+        enough, longest = (ROLLOUT_TRIES, ROLLOUT_PAUSE) if unknown else (MAX_TRIES, MAX_PAUSE)
         if isinstance(error, Unprocessable | InvalidFields) or tries >= enough:
             await self._bury(message, error)
         else:
             events_failed.labels(message.subject).inc()
             log.warning("event not handled", consumer=self._name, subject=message.subject, tries=tries, exc_info=error)
-            await message.nak(delay=min(2.0 ** (tries - 1), MAX_PAUSE))
+            await message.nak(delay=min(2.0 ** (tries - 1), longest))
 
     async def _bury(self, message: Msg, error: Exception) -> None:
         sequence = message.metadata.sequence.stream

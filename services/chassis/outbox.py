@@ -9,7 +9,7 @@ consumers are idempotent by state for what the deduplication window misses.
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -19,12 +19,22 @@ from google.protobuf.message import Message
 
 from . import tracing
 from .errors import StoreUnavailable
-from .telemetry import events_published, log, outbox_oldest, traceparent, traces_by_key
+from .telemetry import events_published, events_refused, log, outbox_oldest, traceparent, traces_by_key
 
 # Measured: an atomic batch of 500 gives 11,000 messages/s, one of 100 3,400/s; the server's limit is 1,000.
 BATCH = 500
 # A row left by a dead process waits at most this long, in seconds, for another replica to look.
 LOOK_EVERY = 1.0
+# Seconds between tries of a row that the stream refuses, at most: they double from 2.
+REFUSED_PAUSE = 60.0
+
+
+class Refused(Exception):
+    """The stream took all of a batch but some that it does not take, while it answers; `reasons` by their ids."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        super().__init__(f"{len(reasons)} events")
+        self.reasons = reasons
 
 
 @dataclass(frozen=True)
@@ -72,7 +82,10 @@ class OutboxStore(Protocol):
     """The outbox table or collection of a store."""
 
     def taken(self, limit: int) -> AbstractAsyncContextManager[Sequence[Outgoing]]:
-        """The oldest rows that no other relay holds; removed for good when the block ends without an exception."""
+        """The oldest rows that no other relay holds; removed for good when the block ends without an exception.
+
+        When it ends with Refused, that is handled here: those rows stay, and are left alone for a pause that grows.
+        """
 
     async def backlog(self) -> tuple[int, float]:
         """How many rows there are, and the age of the oldest in seconds."""
@@ -125,11 +138,20 @@ class Relay:
 
     async def publish_some(self) -> int:
         """Publishes one batch; returns how many."""
+        refused: Mapping[str, str] = {}
         async with self.store.taken(BATCH) as rows:
             if rows:
-                await (self._traced(rows) if tracing.exporting() else self._publish(rows))
+                try:
+                    await (self._traced(rows) if tracing.exporting() else self._publish(rows))
+                except Refused as error:
+                    refused = error.reasons
+                    raise
         now = time.time()
         for row in rows:
+            if why := refused.get(row.id):
+                events_refused.labels(row.subject).inc()
+                log.error("event refused by the stream", subject=row.subject, id=row.id, key=row.key, reason=why)
+                continue
             events_published.labels(row.subject).inc()
             outbox_oldest.observe(max(0.0, now - row.time.timestamp()))
         return len(rows)

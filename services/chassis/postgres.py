@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import asyncpg
 
 from .errors import StoreUnavailable
-from .outbox import Outgoing
+from .outbox import REFUSED_PAUSE, Outgoing, Refused
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -46,12 +46,27 @@ CREATE TABLE IF NOT EXISTS outbox (
     enqueued    timestamptz NOT NULL DEFAULT now()
 )"""
 
+# Of a row that the stream refuses: how often it did, and until when the relays leave the row alone.
+OUTBOX_REFUSED = """
+ALTER TABLE outbox
+    ADD COLUMN refused    integer NOT NULL DEFAULT 0,
+    ADD COLUMN held_until timestamptz NOT NULL DEFAULT '-infinity'"""
+
 # Rows that another relay holds are skipped, so replicas share the work; the delete is undone if publishing fails.
 # An array, since a plan may run a subquery of IN several times: each time it would skip and lock others.
 TAKE = """
 DELETE FROM outbox
-WHERE sequence = ANY (ARRAY(SELECT sequence FROM outbox ORDER BY sequence LIMIT $1 FOR UPDATE SKIP LOCKED))
-RETURNING sequence, id, key, subject, time, traceparent, payload"""
+WHERE sequence = ANY (ARRAY(
+    SELECT sequence FROM outbox WHERE held_until <= now() ORDER BY sequence LIMIT $1 FOR UPDATE SKIP LOCKED
+))
+RETURNING sequence, id, key, subject, time, traceparent, payload, enqueued, refused"""
+
+# Puts a row back that TAKE has taken in the same transaction.
+PUT_OFF = """
+INSERT INTO outbox (sequence, id, key, subject, time, traceparent, payload, enqueued, refused, held_until)
+OVERRIDING SYSTEM VALUE
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9 + 1,
+        clock_timestamp() + least($10, 2.0 ^ least($9 + 1, 30)) * interval '1 second')"""
 
 BACKLOG = """
 SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(enqueued)), 0)::float8 AS oldest FROM outbox"""
@@ -121,9 +136,14 @@ class Database:
         async with self.transaction() as connection:
             rows = await connection.fetch(TAKE, limit)
             rows.sort(key=lambda row: row["sequence"])
-            yield [
-                Outgoing(str(r["id"]), r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows
-            ]
+            try:
+                yield [
+                    Outgoing(str(r["id"]), r["key"], r["subject"], r["time"], r["traceparent"], r["payload"])
+                    for r in rows
+                ]
+            except Refused as refused:
+                put_off = [row for row in rows if str(row["id"]) in refused.reasons]
+                await connection.executemany(PUT_OFF, [(*row.values(), REFUSED_PAUSE) for row in put_off])
 
 
 @contextmanager
@@ -164,10 +184,11 @@ async def _migrate(connection: Connection, folder: Path) -> None:
         )
         await connection.execute(OUTBOX)
         done = {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
-        for file in sorted(folder.glob("*.sql")):  # noqa: ASYNC240 - at start, before anything is served
-            if file.name not in done:
+        files = sorted(folder.glob("*.sql"))  # noqa: ASYNC240 - at start, before anything is served
+        for name, sql in [("outbox-refused", OUTBOX_REFUSED), *((file.name, file.read_text()) for file in files)]:
+            if name not in done:
                 async with connection.transaction():
-                    await connection.execute(file.read_text(), timeout=3600)
-                    await connection.execute("INSERT INTO migrations (name) VALUES ($1)", file.name)
+                    await connection.execute(sql, timeout=3600)
+                    await connection.execute("INSERT INTO migrations (name) VALUES ($1)", name)
     finally:
         await connection.execute("SELECT pg_advisory_unlock($1)", key)

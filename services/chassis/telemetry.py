@@ -21,6 +21,9 @@ _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 rpc_seconds = Histogram("rpc_seconds", "Time to serve an RPC, in seconds.", ["method", "code"], buckets=_BUCKETS)
 rpc_refusals = Counter("rpc_refusals_total", "RPCs that ended with an error, by its reason.", ["method", "reason"])
 events_published = Counter("events_published_total", "Events that the stream acknowledged.", ["subject"])
+events_refused = Counter(
+    "events_refused_total", "Times that the stream did not take an event; it is tried again.", ["subject"]
+)
 events_handled = Counter("events_handled_total", "Events whose effect is committed.", ["subject"])
 events_failed = Counter("events_failed_total", "Deliveries that will be tried again.", ["subject"])
 events_dead = Counter("events_dead_total", "Events moved to the dead letters.", ["subject"])

@@ -1,6 +1,7 @@
 """A consumer handles every event's effect and loses none: against a real JetStream, with every fault we know of."""
 
 import asyncio
+import sys
 import time
 import uuid
 from collections import Counter
@@ -14,6 +15,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo
 
+from mesh.home import ROOT
 from services.approval.domain import Appointment
 from services.chassis import jetstream as chassis
 from services.chassis.convert import to_message
@@ -147,6 +149,7 @@ async def bus(open_bus: OpenBus) -> Bus:
 def quick(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Small pauses between tries, and fewer of those."""
     monkeypatch.setattr(chassis, "MAX_PAUSE", 0.05)
+    monkeypatch.setattr(chassis, "ROLLOUT_PAUSE", 0.05)
     monkeypatch.setattr(chassis, "MAX_TRIES", 3)
     return monkeypatch
 
@@ -402,6 +405,65 @@ async def test_events_of_a_replica_that_died_go_to_another(
     assert dies.numbers == []
 
 
+# A replica that number 7 kills: as nothing within Python can, and before anything that it acknowledged is sent.
+MORTAL = """
+import asyncio, os, signal, sys, uuid
+from services.chassis import jetstream as chassis
+from vaccination.approval.v1.approval_events_pb2 import ApprovalGranted
+
+chassis.ACK_WAIT, chassis.MAX_TRIES, chassis.MAX_DELIVERIES = 1.0, 2, 6
+
+async def handle(events):
+    if uuid.UUID(int=7) in {uuid.UUID(event.key) for event in events}:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+async def main():
+    bus = chassis.Bus(*sys.argv[1:], "vaccinemgmt", 1)
+    await bus.connect()
+    consumer = chassis.Consumer(bus, "vaccinemgmt", {ApprovalGranted: handle})
+    await consumer.ensure()
+    await consumer.run()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_message_that_kills_its_process_ends_among_the_dead_letters_and_takes_no_other_with_it(
+    bus: Bus, stream: Stream, servers: Servers
+) -> None:
+    await bus.publish([row(i) for i in range(20)])
+    deaths = 0
+
+    async def start() -> asyncio.subprocess.Process:
+        login = servers.stores.nats_login(NAME)
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-c", MORTAL, servers.stores.nats_address, *login, cwd=ROOT
+        )
+
+    process = await start()
+
+    async def goes_on() -> bool:
+        nonlocal deaths, process
+        if process.returncode is not None:
+            deaths += 1
+            process = await start()
+        info = await stream.info() if deaths else None
+        return info is not None and not info.num_pending and not info.num_ack_pending
+
+    try:
+        await eventually(goes_on, bool, within=120)
+        assert process.returncode is None
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+    [letter] = await stream.dead()
+    headers = letter.headers or {}
+    assert headers["ce-subject"] == str(uuid.UUID(int=7))
+    assert headers["Dead-Letter-Reason"] == "KilledItsProcess: 7 deliveries, no outcome"
+    assert deaths == 6
+
+
 async def test_two_replicas_share_the_work_and_handle_nothing_twice(
     bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -501,7 +563,8 @@ async def test_a_message_buried_twice_is_one_dead_letter(bus: Bus, stream: Strea
 async def test_an_event_that_only_newer_replicas_know_is_left_to_them(
     bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
 ) -> None:
-    quick.setattr(chassis, "MAX_TRIES", 1000)
+    quick.setattr(chassis, "ROLLOUT_TRIES", 1000)
+    quick.setattr(chassis, "MAX_DELIVERIES", 1000)
     old, new = Handled(), Handled()
     await replica((ApprovalGranted, old))
     consumer, task = await replica((ApprovalGranted, new), (CancellationRequested, new))

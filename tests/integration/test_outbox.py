@@ -1,11 +1,12 @@
 """What is committed is in the stream, once, whoever dies in between: the relay, both stores and a real JetStream."""
 
 import asyncio
+import time
 import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -20,7 +21,7 @@ from services.chassis import postgres as postgres_module
 from services.chassis.errors import StoreUnavailable
 from services.chassis.jetstream import STREAM, Bus, PublishFailed
 from services.chassis.mongo import Mongo
-from services.chassis.outbox import BATCH, Outgoing, Relay
+from services.chassis.outbox import BATCH, Outgoing, Refused, Relay
 from services.chassis.postgres import Database, enqueue
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 
@@ -199,6 +200,61 @@ async def test_a_batch_with_an_event_that_the_stream_has_is_refused_whole_and_th
     assert len(await ids(jetstream)) == 2  # whole: nothing of it is there
     await bus.publish([*new, seen[0]])
     assert sorted(await ids(jetstream)) == sorted(row.id for row in [*seen, *new])
+
+
+NOBODYS = "vaccination.approval.v2.ApprovalGranted"  # a subject that no stream takes
+FORBIDDEN = "vaccination.reservation.v1.ReservationPlaced"  # one that the service may not publish
+
+
+@pytest.mark.parametrize("place", [0, 20], ids=["first", "last"])
+@pytest.mark.parametrize("refused", ["too large", "with its headers too large", NOBODYS, FORBIDDEN])
+async def test_an_event_that_the_stream_refuses_keeps_no_other_waiting_and_is_kept(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, refused: str, place: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jetstream_module, "PUBLISH_TIMEOUT", 1.0)
+    written = rows(21)
+    limit = bus._connection().max_payload
+    changes: dict[str, Any] = {"payload": b"x" * (limit + 1 if refused == "too large" else limit)}
+    bad = written[place] = replace(written[place], **changes if "large" in refused else {"subject": refused})
+    await outbox.write(written)
+    relay = Relay(outbox.store, bus.publish)
+    await relay.publish_some()
+    await outbox.write(later := rows(3, 50))
+    await relay.publish_some()
+    assert sorted(await ids(jetstream)) == sorted(row.id for row in [*written, *later] if row is not bad)
+    assert await outbox.left() == 1
+
+
+async def test_the_pauses_between_tries_of_a_refused_event_grow_and_it_goes_out_when_the_stream_takes_it(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+    [written], tries = rows(1), list[float]()
+
+    async def publish(batch: Sequence[Outgoing]) -> None:
+        tries.append(time.monotonic())
+        if len(tries) < 3:
+            raise Refused({row.id: "not yet" for row in batch})
+        await bus.publish(batch)
+
+    await outbox.write([written])
+    async with Running(Relay(outbox.store, publish)):
+        await outbox.empty()
+    assert await ids(jetstream) == [written.id]
+    assert tries[1] - tries[0] >= 2
+    assert tries[2] - tries[1] >= 4
+
+
+async def test_while_the_stream_is_missing_no_event_is_to_blame(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext
+) -> None:
+    await jetstream.delete_stream(STREAM)
+    for count in (1, 20):
+        await outbox.write(rows(count, count))
+        with pytest.raises(PublishFailed):
+            await Relay(outbox.store, bus.publish).publish_some()
+    await bus.connect()  # makes it anew
+    assert await Relay(outbox.store, bus.publish).publish_some() == 21
 
 
 async def test_a_relay_that_is_woken_does_not_wait_for_its_next_look(
@@ -386,7 +442,7 @@ async def test_a_service_cannot_publish_in_anothers_name(
     monkeypatch.setattr(jetstream_module, "PUBLISH_TIMEOUT", 0.3)
     [row] = rows(1)
     forged = Outgoing(row.id, row.key, "vaccination.vaccinemgmt.v1.CancellationCompleted", row.time, "", row.payload)
-    with pytest.raises(PublishFailed):
+    with pytest.raises(Refused):
         await bus.publish([forged])
     await bus.publish([row])
     assert await ids(jetstream) == [row.id]

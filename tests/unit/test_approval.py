@@ -1,13 +1,15 @@
 """The rules of approval: who gets a place. No servers."""
 
 import uuid
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from services.approval.domain import (
     Appointment,
@@ -216,75 +218,96 @@ def test_capacity_is_never_set_below_what_is_approved() -> None:
 
 
 @dataclass
-class Model:
-    """Approval as a list of facts and questions about it, nothing kept up to date."""
+class Fact:
+    """What became of a request: the model keeps these and nothing that follows from them."""
 
-    capacity: dict[date, int]
-    granted: dict[int, tuple[str, date]] = field(default_factory=dict)
-    denied: dict[int, Denial] = field(default_factory=dict)
-    released: set[int] = field(default_factory=set)
+    request: Request
+    denial: Denial | None
+    released: bool = False
 
-    def places_taken(self, day: date) -> int:
-        return sum(d == day and i not in self.released for i, (_, d) in self.granted.items())
 
-    def decide(self, number: int, customer: str, day: date, today: date) -> Denial | None:
-        if number in self.granted or number in self.denied:
-            return self.denied.get(number)
-        live = {c for i, (c, d) in self.granted.items() if i not in self.released and d >= today}
-        if customer in live:
-            self.denied[number] = Denial.ACTIVE_BOOKING
-        elif not self.capacity.get(day):
-            self.denied[number] = Denial.DAY_NOT_OFFERED
-        elif self.places_taken(day) >= self.capacity[day]:
-            self.denied[number] = Denial.DAY_FULL
+class ApprovalMachine(RuleBasedStateMachine):
+    """Requests, releases, repeats, changes of capacity and nights in any order, against the list of facts."""
+
+    requests = Bundle("requests")
+    ahead = st.integers(-1, 2).map(timedelta)  # of today
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now, self.asked, self.facts = NOW, 0, list[Fact]()
+        self.ledger = books(1, *(TODAY + timedelta(n) for n in range(-1, 50)))
+
+    @rule(ahead=ahead, capacity=st.integers(0, 2))
+    def offer(self, ahead: timedelta, capacity: int) -> None:
+        day = self.today() + ahead
+        present = self.ledger.days["h1", day]
+        if capacity < self.taken(day):
+            with pytest.raises(CapacityBelowApproved):
+                check_capacity([present], capacity)
         else:
-            self.granted[number] = (customer, day)
-        return self.denied.get(number)
+            check_capacity([present], capacity)
+            present.capacity = capacity
 
-
-NUMBERS = st.integers(0, 19)
-STEPS = st.lists(
-    st.one_of(
-        st.tuples(st.just("ask"), NUMBERS),
-        st.tuples(st.just("release"), NUMBERS),
-        st.tuples(st.just("sleep"), st.just(0)),
-    ),
-    max_size=60,
-)
-
-
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(steps=STEPS, capacities=st.lists(st.integers(0, 3), min_size=4, max_size=4), salt=st.integers(0, 3))
-def test_any_sequence_of_requests_and_releases_ends_as_the_facts_say(
-    steps: list[tuple[str, int]], capacities: list[int], salt: int
-) -> None:
-    days = [TODAY + timedelta(i) for i in range(4)]
-    ledger = books(0, *days)
-    for day, capacity in zip(days, capacities, strict=True):
-        ledger.days["h1", day].capacity = capacity
-    model, now = Model(dict(zip(days, capacities, strict=True))), NOW
-    # What request number n is about is fixed: the same number is the same request.
-    requests = [asks(f"c{(n + salt) % 5}", days[n % 4], reservation_id=uuid.UUID(int=n + 1)) for n in range(20)]
-    for what, n in steps:
-        request, today = requests[n], HOSPITAL.today(now)
-        if what == "sleep":
-            now += timedelta(1)
-        elif what == "release":
-            if n in model.granted:
-                ledger.release(request.reservation_id, now)
-                model.released.add(n)
-            else:
-                with pytest.raises(UnknownDecision):
-                    ledger.release(request.reservation_id, now)
-        elif request.date < today and request.reservation_id not in ledger.decisions:
+    @rule(target=requests, customer=st.sampled_from(["c1", "c2", "c3"]), ahead=ahead)
+    def ask(self, customer: str, ahead: timedelta) -> Request:
+        day = self.today() + ahead
+        self.asked += 1
+        request = asks(customer, day, reservation_id=uuid.UUID(int=self.asked))
+        if day < self.today():
             with pytest.raises(DatePassed):
-                ledger.decide(request, now)
+                self.ledger.decide(request, self.now)
+            return request
+        expected: Denial | None
+        if any(f.request.customer_id == customer and f.request.date >= self.today() for f in self.held()):
+            expected = Denial.ACTIVE_BOOKING
+        elif not self.ledger.days["h1", day].capacity:
+            expected = Denial.DAY_NOT_OFFERED
         else:
-            assert ledger.decide(request, now).denial == model.decide(n, request.customer_id, request.date, today)
-        for day in days:
-            assert ledger.days["h1", day].approved == model.places_taken(day) <= model.capacity[day]
-    granted = [e.appointment.reservation_id for e in ledger.events if isinstance(e, Granted)]
-    released = [e.appointment.reservation_id for e in ledger.events if isinstance(e, Released)]
-    assert sorted(granted) == sorted(requests[n].reservation_id for n in model.granted)
-    assert sorted(released) == sorted(requests[n].reservation_id for n in model.released)
-    assert len(ledger.events) == len(model.granted) + len(model.denied) + len(model.released)
+            expected = Denial.DAY_FULL if self.taken(day) == self.ledger.days["h1", day].capacity else None
+        assert self.ledger.decide(request, self.now).denial is expected
+        self.facts.append(Fact(request, expected))
+        return request
+
+    @rule(request=requests)
+    def ask_once_more(self, request: Request) -> None:
+        if known := self.fact(request):
+            assert self.ledger.decide(request, self.now).denial is known.denial
+
+    @rule(request=requests)
+    def release(self, request: Request) -> None:
+        known = self.fact(request)
+        if known is None or known.denial:
+            with pytest.raises(UnknownDecision):
+                self.ledger.release(request.reservation_id, self.now)
+        else:
+            self.ledger.release(request.reservation_id, self.now)
+            known.released = True
+
+    @rule()
+    def sleep(self) -> None:
+        self.now += timedelta(1)
+
+    @invariant()
+    def the_books_are_as_the_facts_say(self) -> None:
+        for (_, day), entry in self.ledger.days.items():
+            assert entry.approved == self.taken(day) <= entry.capacity
+        told = Counter(type(e) for e in self.ledger.events)
+        assert told[Granted] == sum(not f.denial for f in self.facts)
+        assert told[Denied] == sum(bool(f.denial) for f in self.facts)
+        assert told[Released] == sum(f.released for f in self.facts)
+
+    def today(self) -> date:
+        return HOSPITAL.today(self.now)
+
+    def fact(self, request: Request) -> Fact | None:
+        return next((f for f in self.facts if f.request == request), None)
+
+    def held(self) -> list[Fact]:
+        return [f for f in self.facts if not f.denial and not f.released]
+
+    def taken(self, day: date) -> int:
+        return sum(f.request.date == day for f in self.held())
+
+
+TestApprovalMachine = ApprovalMachine.TestCase
+TestApprovalMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True)

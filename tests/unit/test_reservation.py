@@ -7,8 +7,9 @@ from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import settings
 from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from services.reservation.adapters.approval import HALF_LIFE, LONGEST, Crowd
 from services.reservation.domain import (
@@ -117,20 +118,66 @@ def test_a_reservation_is_about_its_request_and_no_other() -> None:
         assert not reservation.is_about(replace(REQUEST, **other))
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(order=st.lists(st.sampled_from(["completed", "cancelled", "given up"]), max_size=8))
-def test_every_order_and_repetition_of_the_same_events_ends_in_the_same_status(order: list[str]) -> None:
-    reservation = Reservation.decided(APPOINTMENT, None)
-    for move in order:
-        MOVES[move](reservation)
-    if "cancelled" in order:
-        expected = Status.CANCELLED
-    elif "given up" in order:
-        expected = Status.CANCEL_REQUESTED
-    else:
-        expected = Status.COMPLETED if order else Status.APPROVED
-    assert reservation.status is expected
-    assert sum(isinstance(e, CancellationRequested) for e in reservation.events) <= 1
+class ReservationMachine(RuleBasedStateMachine):
+    """What others report, what the customer asks, and midnight, in any order and any number, against the facts."""
+
+    @initialize(why=st.sampled_from([None, *Rejection]))
+    def decide(self, why: Rejection | None) -> None:
+        self.reservation, self.now, self.facts = Reservation.decided(APPOINTMENT, why), NOW, set[str]()
+        self.rejected = why is not None
+
+    @rule()
+    def completed(self) -> None:
+        self.reservation.complete()
+        self.facts.add("completed")
+
+    @rule()
+    def cancelled(self) -> None:
+        self._move(self.reservation.cancel, "cancelled", Rejected if self.rejected else None)
+
+    @rule()
+    def give_up(self) -> None:
+        refusal: type[Exception] | None = None
+        if self.rejected:
+            refusal = Rejected
+        elif self.now >= OVER and not self.facts & {"given up", "cancelled"}:
+            refusal = AppointmentPassed
+        self._move(lambda: self.reservation.request_cancellation(self.now), "given up", refusal)
+
+    @rule()
+    def midnight(self) -> None:
+        self.now = OVER
+
+    @invariant()
+    def its_status_is_what_the_facts_say_in_whatever_order_they_came(self) -> None:
+        if self.rejected:
+            expected = Status.REJECTED
+        elif "cancelled" in self.facts:
+            expected = Status.CANCELLED
+        elif "given up" in self.facts:
+            expected = Status.CANCEL_REQUESTED
+        else:
+            expected = Status.COMPLETED if "completed" in self.facts else Status.APPROVED
+        assert self.reservation.status is expected
+
+    @invariant()
+    def it_tells_of_each_of_its_own_moves_once(self) -> None:
+        first, *others = self.reservation.events
+        assert isinstance(first, WasRejected if self.rejected else Placed)
+        assert len(others) <= 1
+        assert all(isinstance(e, CancellationRequested) and "given up" in self.facts for e in others)
+
+    def _move(self, move: Callable[[], None], fact: str, refusal: type[Exception] | None) -> None:
+        if refusal:
+            with pytest.raises(refusal):
+                move()
+        else:
+            move()
+            self.facts.add(fact)
+
+
+TestReservationMachine = ReservationMachine.TestCase
+TestReservationMachine.settings = settings(max_examples=100, stateful_step_count=10, deadline=None, derandomize=True)
 
 
 class Clock:

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from services.vaccinemgmt.domain import (
     Appointment,
@@ -210,6 +211,7 @@ def test_a_delivery_registered_once_more_is_known_by_its_dates_and_quantity() ->
 
 
 DAYS = st.integers(0, 6).map(lambda n: DAY + timedelta(n))
+NEAR = st.integers(0, 2).map(lambda n: DAY + timedelta(n))
 CODES = st.sampled_from(["207", "208"])
 LOTS = st.lists(st.tuples(DAYS, DAYS, CODES, st.integers(0, 3)), max_size=4)
 QUEUE = st.lists(st.tuples(DAYS, st.one_of(st.just(""), CODES), st.integers(0, 5)), max_size=12)
@@ -248,33 +250,84 @@ def test_doses_go_as_if_each_in_turn_searched_every_single_dose(
     assert balanced(*shelf)
 
 
-@settings(max_examples=75, deadline=None, derandomize=True)
-@given(
-    lots=LOTS,
-    queue=QUEUE,
-    steps=st.lists(st.tuples(st.sampled_from(["give", "cancel", "assign"]), st.integers(0, 99), st.integers(0, 9))),
-)
-def test_received_is_free_plus_used_whatever_happens(
-    lots: list[tuple[date, date, str, int]], queue: list[tuple[date, str, int]], steps: list[tuple[str, int, int]]
-) -> None:
-    shelf = shelf_of(lots)
-    by_id = {one.lot_id: one for one in shelf}
-    people = [waits(i + 1, day, code, came) for i, (day, code, came) in enumerate(queue)]
-    for what, who, which in steps:
-        if what == "give":
-            give_out([p for p in people if p.status is Status.WAITING], shelf, NOW)
-        elif people:
-            person = people[who % len(people)]
-            if what == "cancel":
-                if back := person.cancel():
-                    by_id[back].put_back()
-            elif shelf:
-                try:
-                    person.assign(shelf[which % len(shelf)], by_id[person.dose.lot_id] if person.dose else None)
-                except (VaccinationCancelled, LotNotValid, LotOtherVaccine, LotEmpty):
-                    pass
-        assert balanced(*shelf)
-        held = Counter(p.dose.lot_id for p in people if p.dose)
-        assert all(one.used == held[one.lot_id] for one in shelf)
-        assert all((p.dose is not None) == (p.status is Status.COMPLETED) for p in people)
-        assert all([e.version for e in p.events] == list(range(1, p.version + 1)) for p in people)
+class LotMachine(RuleBasedStateMachine):
+    """Deliveries, customers, cancellations and a manager's choices in any order.
+
+    The model is the doses themselves: each is one thing that lies in its lot or is somebody's.
+    """
+
+    lots, people = Bundle("lots"), Bundle("people")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shelf: dict[UUID, Lot] = {}
+        self.queue: list[Vaccination] = []
+        self.in_lot: Counter[UUID] = Counter()
+        self.of_person: dict[UUID, UUID] = {}  # the lot of somebody's dose
+        self.given_up: set[UUID] = set()
+
+    @rule(target=lots, made=NEAR, lasts=NEAR, code=CODES, quantity=st.integers(0, 3))
+    def deliver(self, made: date, lasts: date, code: str, quantity: int) -> Lot:
+        number = f"L{len(self.shelf)}"
+        arrived = lot(number, quantity, vaccine_code=code, production_date=made, expiry_date=lasts + timedelta(2))
+        self.shelf[arrived.lot_id] = arrived
+        self.in_lot[arrived.lot_id] = quantity
+        return arrived
+
+    @rule(target=people, day=NEAR, code=st.one_of(st.just(""), CODES), came=st.integers(0, 5))
+    def join(self, day: date, code: str, came: int) -> Vaccination:
+        self.queue.append(person := waits(len(self.queue) + 1, day, code, came))
+        return person
+
+    @rule()
+    def serve(self) -> None:
+        waiting = sorted((p for p in self.queue if p.status is Status.WAITING), key=lambda p: p.place_in_queue)
+        give_out(waiting, list(self.shelf.values()), NOW)
+        for person in waiting:
+            fitting = [one for one in self.shelf.values() if self.in_lot[one.lot_id] and one.suits(person.appointment)]
+            if fitting:
+                self._hand_over(person, min(fitting, key=lambda one: (one.expiry_date, one.lot_id)))
+
+    @rule(person=people)
+    def cancel(self, person: Vaccination) -> None:
+        if back := person.cancel():
+            self.shelf[back].put_back()
+        self.given_up.add(person.appointment.reservation_id)
+        self._take_back(person)
+
+    @rule(person=people, chosen=lots)
+    def assign(self, person: Vaccination, chosen: Lot) -> None:
+        key = person.appointment.reservation_id
+        present = self.shelf[self.of_person[key]] if key in self.of_person else None
+        suits = chosen.suits(person.appointment) and self.in_lot[chosen.lot_id] > 0
+        if key not in self.given_up and (suits or chosen is present):
+            person.assign(chosen, present)
+            self._take_back(person)
+            self._hand_over(person, chosen)
+        else:
+            with pytest.raises((VaccinationCancelled, LotNotValid, LotOtherVaccine, LotEmpty)):
+                person.assign(chosen, present)
+
+    @invariant()
+    def every_dose_is_in_its_lot_or_somebodys(self) -> None:
+        assert balanced(*self.shelf.values())
+        held = Counter(self.of_person.values())
+        assert all((one.free, one.used) == (self.in_lot[key], held[key]) for key, one in self.shelf.items())
+        for person in self.queue:
+            key = person.appointment.reservation_id
+            assert (person.dose.lot_id if person.dose else None) == self.of_person.get(key)
+            assert (person.status is Status.COMPLETED) == (key in self.of_person)
+            assert (person.status is Status.CANCELLED) == (key in self.given_up)
+            assert [e.version for e in person.events] == list(range(1, person.version + 1))
+
+    def _hand_over(self, person: Vaccination, source: Lot) -> None:
+        self.in_lot[source.lot_id] -= 1
+        self.of_person[person.appointment.reservation_id] = source.lot_id
+
+    def _take_back(self, person: Vaccination) -> None:
+        if back := self.of_person.pop(person.appointment.reservation_id, None):
+            self.in_lot[back] += 1
+
+
+TestLotMachine = LotMachine.TestCase
+TestLotMachine.settings = settings(max_examples=75, stateful_step_count=40, deadline=None, derandomize=True)
