@@ -166,6 +166,11 @@ class Machine:
                 "address": {"socket_address": {"address": "127.0.0.1", "port_value": self.home.port("envoy-admin")}}
             },
             "static_resources": {"listeners": self.listeners, "clusters": self.clusters},
+            # As Istio's proxies do: a cluster's name has dots in it, and ends at the semicolon.
+            "stats_config": {
+                "use_all_default_tags": False,
+                "stats_tags": [{"tag_name": "cluster_name", "regex": "^cluster\\.((.+?);\\.)"}],
+            },
         }
 
     def _gateway(self) -> None:
@@ -208,7 +213,7 @@ class Machine:
                 continue
             unique = f"{caller}>{cluster['name']}"
             addresses = [(SIDECAR, self.home.port(process)) for process in self.home.processes_of(name)]
-            cluster |= {"name": unique, "alt_stat_name": unique} | _endpoints(unique, addresses)
+            cluster |= {"name": unique, "alt_stat_name": f"{unique};"} | _endpoints(unique, addresses)
             if self.chart.istio.strict(self.chart.labels(name)):
                 whom = {"match_typed_subject_alt_names": [self._is(name)]}
                 cluster["transport_socket"] = self._tls(caller, "UpstreamTlsContext", whom)

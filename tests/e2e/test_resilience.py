@@ -19,7 +19,7 @@ from ..conftest import free_base_port
 from .conftest import Client, Refusal, Status, World, eventually, refusal
 
 # Reservation's way to approval.
-APPROVAL = "reservation>outbound|8080||approval.vaccination.svc.cluster.local"
+APPROVAL = "reservation>outbound|8080||approval.vaccination.svc.cluster.local;"
 
 
 class Trouble:
