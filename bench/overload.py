@@ -4,6 +4,9 @@ An open model offers multiples of the capacity, and in the last and largest crow
 if nothing had been? Meanwhile MyPage is read and every service's health asked, as a kubelet would. The capacity, that
 is what a closed model gets through, is measured anew before each step, so that a slow spell of the machine meets both.
 
+The breaker before reservation is set to what the mesh's cores can do: so many bookings in flight that the last of them
+is answered in a fraction of a second. That is how an operator sets it, from a figure like the first column's.
+
 The load generator has a core of its own and the mesh all others: it would take from the mesh what the mesh has to show,
 and the more the larger the crowd. Times are in milliseconds.
 """
@@ -41,10 +44,8 @@ from vaccination.reservation.v1 import reservation_service_pb2
 Json = dict[str, Any]
 BASE_PORT = 14200
 MULTIPLES = (0.5, 1.0, 2.0, 5.0, 10.0)
-REFUSED = (
-    "REFUSED_BUSY",
-    "REFUSED_OVERLOADED",
-)  # RESOURCE_EXHAUSTED with RetryInfo: by the fallback; by whoever is full
+# RESOURCE_EXHAUSTED with RetryInfo: by the fallback; by whoever is full.
+REFUSED = ("REFUSED_BUSY", "REFUSED_OVERLOADED")
 # Calls in flight that the generator can hold: what is served takes up to a second, what is refused milliseconds.
 FLIGHT = 400
 READS = 5.0  # of MyPage, a second
@@ -243,7 +244,7 @@ async def run(mesh: Mesh, arguments: argparse.Namespace, folder: Path, say: Call
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": {"mesh": arguments.mesh_cores, "load": arguments.load_cores},
-        "arguments": {"seconds": arguments.seconds, "vus": arguments.vus},
+        "arguments": {"seconds": arguments.seconds, "vus": arguments.vus, "in_flight": arguments.in_flight},
         "memory_before_mb": before,
         "steps": [asdict(step) for step in steps],
         "recovery_seconds": recovery(study.after, 2 * steps[0].served_ms["p99"]),
@@ -298,11 +299,11 @@ def table(result: Json) -> str:
         ]  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     told = [f"| {goal} | {figure} | {'yes' if reached else '**no**'} |" for goal, figure, reached in goals(result)]
-    cores, vus = result["cores"], result["arguments"]["vus"]
+    cores, vus, in_flight = result["cores"], result["arguments"]["vus"], result["arguments"]["in_flight"]
     return "\n".join(
         [
-            f"`of` is the capacity, bookings a second with {vus} customers at a time, measured just before the step. "
-            "Times are in ms.\n",
+            f"`of` is the capacity, bookings a second with {vus} customers at a time, measured just before the step; "
+            f"{in_flight} are let in at once. Times are in ms.\n",
             *lines,
             "",
             "| goal | figure | reached |",
@@ -348,7 +349,8 @@ def main() -> int:
     """Returns the exit code: 0 if all goals are reached."""
     parser = argparse.ArgumentParser("overload", description="Offers up to ten times what can be served.")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each step (15)")
-    parser.add_argument("--vus", type=int, default=24, help="customers at a time when the capacity is measured (24)")
+    parser.add_argument("--vus", type=int, default=16, help="customers at a time when the capacity is measured (16)")
+    parser.add_argument("--in-flight", type=int, default=16, help="bookings that the gateway lets in at once (16)")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
@@ -356,7 +358,8 @@ def main() -> int:
     cores = sorted(os.sched_getaffinity(0))
     arguments.mesh_cores, arguments.load_cores = cores[:-1] or cores, cores[-1:]
     with tempfile.TemporaryDirectory(prefix="overload-") as name:
-        mesh = Mesh(Path(name) / "mesh", BASE_PORT)
+        in_flight = {"connections": {"maxRequests": arguments.in_flight, "maxPending": arguments.in_flight}}
+        mesh = Mesh(Path(name) / "mesh", BASE_PORT, values={"components": {"reservation": in_flight}})
         try:
             with console.status("starting a mesh") as status:
                 os.sched_setaffinity(0, arguments.mesh_cores)  # what is started inherits it
