@@ -201,16 +201,16 @@ def labels_read(expression: str) -> set[tuple[str, str]]:
     return found
 
 
+def get(url: str) -> str:
+    """What is there, asked without a proxy."""
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as answer:
+        return str(answer.read(), "utf-8")
+
+
 async def pages(mesh: Mesh) -> list[str]:
-    """What Prometheus gets from every service and from Envoy."""
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    """What Prometheus gets from every service, and last from Envoy."""
     urls = [f"http://{mesh.home.address(f'{service}-metrics')}/metrics" for service in SERVICES]
     urls.append(f"http://{mesh.home.address('envoy-admin')}/stats/prometheus")
-
-    def get(url: str) -> str:
-        with direct.open(url, timeout=5) as answer:
-            return str(answer.read(), "utf-8")
-
     return [await asyncio.to_thread(get, url) for url in urls]
 
 
@@ -242,11 +242,22 @@ async def test_alerts_and_dashboards_read_metrics_that_exist(world: World) -> No
 
     async def mislabelled() -> set[tuple[str, str]]:
         have = await scraped(world.mesh)
-        of_the_scrape = {"namespace", "job", "instance", "cluster_name"}  # the last one is Istio's
+        # A cluster has one of two labels: see the breaker's test.
+        of_the_scrape = {"namespace", "job", "instance", "cluster_name", "envoy_cluster_name"}
         wanted = {pair for expression in expressions().values() for pair in labels_read(expression)}
         return {(m, label) for m, label in wanted if have[m] and label not in have[m] | of_the_scrape}
 
     await eventually(mislabelled, lambda seen: seen == set())
+
+
+async def test_the_breakers_alert_sees_every_way_to_approval(world: World) -> None:
+    """Envoy's tags decide what is a metric's name and what a label: a cluster's name with dots could end up in both."""
+    metric = "upstream_rq_(?:active|pending)_overflow"
+    *_, envoy = await pages(world.mesh)
+    seen = re.findall(rf'^envoy_cluster_{metric}{{(?:envoy_)?cluster_name="[^"]*approval[^"]*"}} ', envoy, re.MULTILINE)
+    admin = f"http://{world.mesh.home.address('envoy-admin')}/stats"
+    counters = re.findall(rf"^cluster\..*approval.*\.{metric}:", await asyncio.to_thread(get, admin), re.MULTILINE)
+    assert len(seen) == len(counters) > 0
 
 
 async def test_no_metric_is_about_a_person_a_hospital_or_a_day(world: World) -> None:
