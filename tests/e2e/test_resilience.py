@@ -172,6 +172,10 @@ async def test_the_breaker_opens_for_a_crowd_and_closes_when_it_has_gone(trouble
     try:
         await eventually(trouble.statistics, lambda s: s["circuit_breakers.default.rq_open"] == 1)
         told = await trouble.book(hospital, day, 5, patient=False)
+        async with httpx.AsyncClient(base_url=f"http://{trouble.world.mesh.gateway}", trust_env=False) as http:
+            body = {"request_id": str(uuid.uuid4()), "hospital_id": hospital, "date": str(day)}
+            bearer = {"authorization": f"Bearer {trouble.world.customer().token}", "accept-language": "en"}
+            by_rest = await http.post("/v1/reservations", json=body, headers=bearer)
     finally:
         for replica in ("approval", "approval-2"):
             trouble.tell(replica)
@@ -182,9 +186,14 @@ async def test_the_breaker_opens_for_a_crowd_and_closes_when_it_has_gone(trouble
         assert answer.retry_after
         assert answer.localized
     assert all(isinstance(answer, Refusal) for answer in told)
+    assert by_rest.status_code == 429
+    assert int(by_rest.headers["retry-after"]) >= 1
+    details = {d["@type"].rpartition(".")[2]: d for d in by_rest.json()["details"]}
+    assert details["LocalizedMessage"]["message"].startswith("Many people are booking")
+    assert details["ErrorInfo"]["reason"] == "APPROVAL_BUSY"
     spent = await trouble.statistics() - before
     overflows = spent["upstream_rq_pending_overflow"] + spent["upstream_rq_active_overflow"]
     print(f"{len(answers)} asked, {len(refused)} told to come again, {overflows} overflows")
-    assert 0 < overflows <= len(refused)  # who waited too long for a slow answer is told so too
+    assert 0 < overflows <= len(refused) + 1  # who waited too long for a slow answer is told so too
     assert (await trouble.statistics())["circuit_breakers.default.rq_open"] == 0
     assert [a for a in await trouble.book(hospital, day, 20) if a != APPROVED] == []
