@@ -351,6 +351,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=15.0, help="of each step (15)")
     parser.add_argument("--vus", type=int, default=16, help="customers at a time when the capacity is measured (16)")
     parser.add_argument("--in-flight", type=int, default=16, help="bookings that the gateway lets in at once (16)")
+    parser.add_argument("--per-second", type=int, default=200, help="and that it lets in within a second (200)")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
@@ -358,8 +359,8 @@ def main() -> int:
     cores = sorted(os.sched_getaffinity(0))
     arguments.mesh_cores, arguments.load_cores = cores[:-1] or cores, cores[-1:]
     with tempfile.TemporaryDirectory(prefix="overload-") as name:
-        in_flight = {"connections": {"maxRequests": arguments.in_flight, "maxPending": arguments.in_flight}}
-        mesh = Mesh(Path(name) / "mesh", BASE_PORT, values={"components": {"reservation": in_flight}})
+        crowd = {"CreateReservation": {"inFlight": arguments.in_flight, "perSecond": arguments.per_second}}
+        mesh = Mesh(Path(name) / "mesh", BASE_PORT, values={"components": {"reservation": {"crowded": crowd}}})
         try:
             with console.status("starting a mesh") as status:
                 os.sched_setaffinity(0, arguments.mesh_cores)  # what is started inherits it

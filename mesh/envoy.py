@@ -207,10 +207,10 @@ class Machine:
             if action := route.get("route"):
                 used.add(action["cluster"])
                 action["cluster"] = f"{caller}>{action['cluster']}"
-        for name, host, port in self.chart.hosts():
-            cluster = self.chart.istio.cluster(host, port)
-            if cluster["name"] not in used:
-                continue
+        components = {(host, port): name for name, host, port in self.chart.hosts()}
+        for wanted in sorted(used):
+            _, port, subset, host = wanted.split("|")
+            name, cluster = components[host, int(port)], self.chart.istio.cluster(host, int(port), subset)
             unique = f"{caller}>{cluster['name']}"
             addresses = [(SIDECAR, self.home.port(process)) for process in self.home.processes_of(name)]
             cluster |= {"name": unique, "alt_stat_name": f"{unique};"} | _endpoints(unique, addresses)
@@ -237,6 +237,7 @@ class Machine:
             self.clusters.append(
                 {
                     "name": name,
+                    "alt_stat_name": f"{name};",
                     "connect_timeout": "10s",
                     "circuit_breakers": {"thresholds": [dict.fromkeys(limits, istio.NO_LIMIT)]},
                     "typed_extension_protocol_options": {

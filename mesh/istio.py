@@ -156,10 +156,10 @@ class Objects:
 
     # Clusters
 
-    def cluster(self, host: str, port: int) -> Json:
+    def cluster(self, host: str, port: int, subset: str = "") -> Json:
         """The way to a service, without its endpoints."""
         cluster: Json = {
-            "name": f"outbound|{port}||{host}",
+            "name": f"outbound|{port}|{subset}|{host}",
             "connect_timeout": "10s",
             "lb_policy": "LEAST_REQUEST",
             "circuit_breakers": {
@@ -168,19 +168,23 @@ class Objects:
                 ]
             },
             "common_lb_config": {},
-            "alt_stat_name": f"outbound|{port}||{host};",
+            "alt_stat_name": f"outbound|{port}|{subset}|{host};",
         }
         http2: Json = {}
         common: Json = {}
         for name, namespace, spec in self.of("DestinationRule"):
             with spec:
                 about, policy = spec.must("host"), spec.node("trafficPolicy")
+                subsets = [_subset(found) for found in spec.nodes("subsets")]
                 if about != host:
                     continue
                 rule = f"/apis/networking.istio.io/v1/namespaces/{namespace}/destination-rule/{name}"
                 cluster["metadata"] = {"filter_metadata": {"istio": {"config": rule}}}
-                with policy:
-                    _connections(policy.node("connectionPool"), cluster, common, http2)
+                own = dict(subsets)[subset] if subset else Node(spec.where, None)
+                with policy, own:
+                    # A subset's own settings stand for the rule's, part by part.
+                    pools = own.node("connectionPool"), policy.node("connectionPool")
+                    _connections(next(filter(None, pools), pools[1]), cluster, common, http2)
                     _balance(policy.node("loadBalancer"), cluster)
                     _outliers(policy.node("outlierDetection"), cluster)
                     _retry_budget(policy.node("retryBudget"), cluster)
@@ -306,7 +310,8 @@ def _http_route(http: Node, where: str) -> Iterator[Json]:
             [destination] = http.nodes("route")
             with destination, destination.node("destination") as to, to.node("port") as port:
                 host, number = to.must("host"), port.take("number") or _only_port(where)
-            action["cluster"] = f"outbound|{number}||{host}"
+                subset = to.take("subset") or ""
+            action["cluster"] = f"outbound|{number}|{subset}|{host}"
             operation = f"{host}:{number}"
             action["timeout"] = duration(http.take("timeout", "0s"))
             retries = http.take("retries")
@@ -382,6 +387,13 @@ def _cors(node: Node) -> Json:
 
 
 # DestinationRules
+
+
+def _subset(node: Node) -> tuple[str, Node]:
+    """Of all replicas: the name is for a policy of its own."""
+    with node:
+        node.only("labels", None, {})
+        return node.must("name"), node.node("trafficPolicy")
 
 
 def _connections(pool: Node, cluster: Json, common: Json, http2: Json) -> None:

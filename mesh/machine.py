@@ -85,15 +85,17 @@ class Mesh:
     def chart(self) -> envoy.Chart:
         """What an operator would install, for this machine and its issuer of tokens."""
         issuer = {"issuer": identity.ISSUER, "audiences": [identity.AUDIENCE], "jwks": identity.jwks(self.home.path)}
-        # Everybody on this machine has one address; tests have one customer ask fifty times at once, and hundreds at once.
+        # Everybody on this machine has one address; tests have one customer ask fifty times at once, or hundreds once.
         gateway = {
             "limits": {"perCustomer": 1000, "perAddress": 100_000},
             "cors": {"origins": ["http://localhost:3000"]},  # a page that somebody develops
         }
-        reservation = {"connections": {"maxRequests": 1024, "maxPending": 1024}, "env": {"MAX_CALLS": "1000"}}
+        crowd = {"CreateReservation": {"inFlight": 1024, "perSecond": 0}}
+        reservation = {"crowded": crowd, "env": {"MAX_CALLS": "1000"}}
         approval = {"env": {"MAX_CALLS": "1000"}}
         components = {"reservation": reservation, "approval": approval}
-        local = {"auth": issuer, "gateway": gateway, "components": components}
+        patience = {"gateway": "15s", "gatewayTry": "7s"}  # this machine may be busy with something else
+        local = {"auth": issuer, "budget": patience, "gateway": gateway, "components": components}
         return envoy.Chart(chart.render(istio.merged(local, self.home.values)))
 
     @property

@@ -24,6 +24,9 @@ REFUSALS = {
     413: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "the request is too large"),
     431: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "its headers are too large"),
 }
+# So answers the chart's rate limit for a crowd, and nobody else: it must not be taken for a caller's own.
+CROWD = 507
+PAUSES = (1, 2, 3, 4, 5, 6, 8, 10)  # seconds
 BUSY = "too many calls at once: try again shortly"
 OFTEN = "too many calls by this caller: try again shortly"
 # What it cannot do, by HTTP status, in REST's JSON; over gRPC its own choice is right.
@@ -52,8 +55,8 @@ def _set(name: str, value: str) -> Json:
     return {"header": {"key": name, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
 
 
-def _in_a_hundred(percent: int) -> Json:
-    chance = {"numerator": percent, "denominator": "HUNDRED"}
+def _one_in(number: int) -> Json:
+    chance = {"numerator": 1_000_000 // number, "denominator": "MILLION"}
     return {"runtime_filter": {"runtime_key": "unused", "percent_sampled": chance, "use_independent_randomness": True}}
 
 
@@ -118,17 +121,18 @@ class Refusal:
 def _refusals() -> list[Refusal]:
     """In the order in which they are tried."""
     exhausted = (429, code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED)
-    breaker = {"response_flag_filter": {"flags": ["UO"]}}
+    # The breaker is open, or more come than a replica of the gateway lets in in a second.
+    crowd = {"or_filter": {"filters": [{"response_flag_filter": {"flags": ["UO"]}}, _status_is(CROWD)]}}
     verified = _header("x-jwt-payload", present_match=True)
     bearer = _header("authorization", string_match={"prefix": "Bearer "})
     denied = (403, code_pb2.PERMISSION_DENIED, code_pb2.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
     unknown = (401, code_pb2.UNAUTHENTICATED, code_pb2.UNAUTHENTICATED)
     return [
-        # A crowd that is sent away together would come back together: a quarter each after 1, 2, 3 and 4 seconds.
-        Refusal(_all(breaker, _in_a_hundred(25)), *exhausted, "OVERLOADED", BUSY, 1),
-        Refusal(_all(breaker, _in_a_hundred(33)), *exhausted, "OVERLOADED", BUSY, 2),
-        Refusal(_all(breaker, _in_a_hundred(50)), *exhausted, "OVERLOADED", BUSY, 3),
-        Refusal(breaker, *exhausted, "OVERLOADED", BUSY, 4),
+        # Who is sent away together comes back together: an eighth of them after each of these pauses.
+        *(
+            Refusal(_all(crowd, _one_in(len(PAUSES) - i)), *exhausted, "OVERLOADED", BUSY, pause)
+            for i, pause in enumerate(PAUSES)
+        ),
         Refusal(_status_is(429), *exhausted, "RATE_LIMITED", OFTEN, 1),
         # The policies answer 403 to whom they do not know too; and jwt_authn to a token for another audience, which is
         # one more that is not valid.

@@ -113,7 +113,12 @@ def test_a_field_that_nobody_translates_is_named_with_its_object() -> None:
         ("VirtualService", lambda s: s["http"][0]["match"][0], {"authority": {"exact": "x"}}, "match[0].authority"),
         ("DestinationRule", lambda s: s["trafficPolicy"], {"tls": {}}, "trafficPolicy.tls"),
         ("DestinationRule", lambda s: s["trafficPolicy"]["outlierDetection"], {"minHealthPercent": 1}, "minHealth"),
-        ("DestinationRule", lambda s: s, {"subsets": []}, "DestinationRule approval: spec.subsets"),
+        (
+            "DestinationRule",
+            lambda s: s,
+            {"subsets": [{"name": "v2", "labels": {"version": "2"}}]},
+            "subsets[0].labels",
+        ),
         ("RequestAuthentication", lambda s: s["jwtRules"][0], {"fromCookies": ["a"]}, "jwtRules[0].fromCookies"),
         ("AuthorizationPolicy", lambda s: s, {"action": "DENY"}, "spec.action: 'DENY' is not translated"),
         ("AuthorizationPolicy", lambda s: s["rules"][0]["from"][0]["source"], {"ipBlocks": ["::"]}, "source.ipBlocks"),
