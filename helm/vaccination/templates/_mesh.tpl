@@ -1,5 +1,5 @@
 {{- /* Between components: what each takes from whom, by whom it may be called, and how calls to it fail. */ -}}
-{{- if .Values.istio.enabled }}
+{{- define "istio.mesh" }}
 apiVersion: security.istio.io/v1
 kind: PeerAuthentication
 metadata:

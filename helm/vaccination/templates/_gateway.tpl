@@ -1,5 +1,5 @@
 {{- /* The one way in: what is reached from outside, by whom, and within which limits. */ -}}
-{{- if .Values.istio.enabled }}
+{{- define "istio.gateway" }}
 {{- $gateway := .Values.gateway }}
 {{- $paths := include "publicPaths" . | fromJson }}
 apiVersion: networking.istio.io/v1
