@@ -264,3 +264,7 @@ spec:
     scaleDown:
       stabilizationWindowSeconds: {{ .root.Values.autoscaling.calm | trimSuffix "s" }}
 {{- end }}
+
+{{- define "proxyStatistics" -}}
+"proxyStatsMatcher": {"inclusionPrefixes": ["cluster.outbound|8080||"]}
+{{- end }}
