@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from importlib import import_module
 from pathlib import Path
@@ -46,8 +47,7 @@ class Service:
                 ("grpc.max_receive_message_length", 4 * 1024 * 1024),
                 ("grpc.max_metadata_size", 96 * 1024),
                 ("grpc.so_reuseport", 0),
-                # Clients that stay for ever would never see new replicas.
-                ("grpc.max_connection_age_ms", 30 * 60 * 1000),
+                ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)),
                 ("grpc.max_connection_age_grace_ms", 60 * 1000),
                 ("grpc.keepalive_time_ms", 60 * 1000),
                 ("grpc.http2.min_ping_interval_without_data_ms", 10 * 1000),
@@ -75,8 +75,14 @@ class Service:
     ) -> None:
         """Serves until SIGTERM or SIGINT, then drains; raises if a background task fails for good.
 
+        With the argument `migrate` it only brings the store up to date, as a start does first, and returns.
         `looks` are at the service's own figures, beside those that every service has.
         """
+        if sys.argv[1:] == ["migrate"]:
+            await _until_there(open_store)
+            await close_store()
+            log.info("migrated")
+            return
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -90,7 +96,7 @@ class Service:
         log.info("alive", listen=self.settings.listen)
 
         stopping = asyncio.create_task(stop.wait())
-        starting = asyncio.create_task(self._start(open_store, consumer))
+        starting = asyncio.create_task(_until_there(open_store, self.bus.connect, consumer.ensure))
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         tasks: list[asyncio.Task[None]] = []
         consuming: asyncio.Task[None] | None = None
@@ -121,21 +127,6 @@ class Service:
         for task in failed:
             task.result()
 
-    async def _start(self, open_store: Callable[[], Awaitable[None]], consumer: Consumer) -> None:
-        """Opens the store and the stream, with backoff for as long as they are away."""
-        pause = 0.1
-        while True:
-            try:
-                await open_store()
-                await self.bus.connect()
-                await consumer.ensure()
-            except (StoreUnavailable, PublishFailed, OSError, TimeoutError) as error:
-                log.warning("waiting", error=type(error).__name__, detail=str(error))
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 5.0)
-            else:
-                return
-
     async def _drain(
         self,
         relay: Relay | None,
@@ -164,6 +155,21 @@ class Service:
                 await relay.flush()
             except (StoreUnavailable, PublishFailed):
                 log.info("outbox left to another replica")
+
+
+async def _until_there(*openings: Callable[[], Awaitable[None]]) -> None:
+    """Opens store and stream, with backoff for as long as they are away."""
+    pause = 0.1
+    while True:
+        try:
+            for opening in openings:
+                await opening()
+        except (StoreUnavailable, PublishFailed, OSError, TimeoutError) as error:
+            log.warning("waiting", error=type(error).__name__, detail=str(error))
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 5.0)
+        else:
+            return
 
 
 def _reflect(server: grpc.aio.Server) -> None:

@@ -41,6 +41,8 @@ class Settings(BaseSettings):
     gRPC before any code of ours sees them, so that a flood has to end in the proxy before it, whose limit is lower."""
     max_streams: Annotated[int, Field(gt=0)] = 1000
     """Streams in hand at once: they stay, almost idle, and cost memory rather than time."""
+    max_connection_age: Annotated[float, Field(gt=0)] = 1800.0
+    """Seconds that a client may stay on one connection: who stays for ever would never see new replicas."""
     drain_seconds: float = 0.0
     """From readiness off to the server's stop: time for load balancers to notice."""
     shutdown_seconds: float = 25.0

@@ -1,6 +1,7 @@
 """Reservation's composition root."""
 
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 
@@ -25,6 +26,21 @@ class ReservationSettings(Settings):
     """host:port of approval, as the mesh offers it."""
     approval_timeout: float = 2.5
     """Seconds for the whole call, retries included: above the mesh's own timeout, so that the mesh answers first."""
+    approval_service_config: str = ""
+    """Where there is no mesh: gRPC's own configuration for balancing and retries, JSON. Empty: both are the mesh's."""
+
+    @property
+    def approval_options(self) -> list[tuple[str, Any]]:
+        """Of the channel to approval."""
+        if not self.approval_service_config:
+            # A second retrying layer here would multiply the mesh's tries.
+            return [("grpc.enable_retries", 0)]
+        return [
+            ("grpc.service_config", self.approval_service_config),
+            # Which replicas there are is looked up when a connection ends, but so often at most; gRPC's 30 s are longer
+            # than an update takes to replace them all.
+            ("grpc.dns_min_time_between_resolutions_ms", 1000),
+        ]
 
 
 async def reservation() -> None:
@@ -34,8 +50,7 @@ async def reservation() -> None:
     database = Database(settings.database_url.get_secret_value())
     relay = Relay(database, service.bus.publish)
     reservations = PostgresReservations(database, relay.wake)
-    # Retries are the mesh's; a second retrying layer here would multiply them.
-    channel = grpc.aio.insecure_channel(settings.approval_target, options=[("grpc.enable_retries", 0)])
+    channel = grpc.aio.insecure_channel(settings.approval_target, options=settings.approval_options)
     desk = ReservationDesk(reservations, GrpcApproval(channel, settings.approval_timeout), clock.now)
     inbound.register(service.server, desk)
     await service.run(

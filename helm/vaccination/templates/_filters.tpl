@@ -35,7 +35,7 @@ typed_config:
         tokens_per_fill: {{ .limit }}
         fill_interval: 1s
 {{- end }}
-{{- if .Values.istio.enabled }}
+{{- define "istio.filters" }}
 {{- $gateway := .Values.gateway }}
 {{- $limits := $gateway.limits }}
 apiVersion: networking.istio.io/v1alpha3
