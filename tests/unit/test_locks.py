@@ -12,6 +12,6 @@ def locked(name: str) -> set[str]:
     return set((ROOT / name).read_text().replace(" \\\n", "").splitlines())
 
 
-@pytest.mark.parametrize("part", ["requirements-contracts.txt", "requirements-servers.txt"])
-def test_the_image_has_the_tools_and_servers_that_the_tests_run_with(part: str) -> None:
+@pytest.mark.parametrize("part", ["requirements.txt", "requirements-contracts.txt", "requirements-servers.txt"])
+def test_the_image_has_what_the_tests_run_with(part: str) -> None:
     assert locked(part) - locked("requirements-dev.txt") == set()
