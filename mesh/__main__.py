@@ -46,6 +46,7 @@ def _arguments() -> argparse.ArgumentParser:
     who.add_argument("--role", choices=["manager", "operator"])
     token.add_argument("--hospital", metavar="ID", help="the one that the manager manages")
     token.add_argument("--expires-in", type=float, default=3600, metavar="SECONDS")
+    command("jwks", "the public keys of the local issuer, for a chart's auth.jwks")
     rebuild = command("rebuild", "replay all events into a new view, beside the one that is read")
     rebuild.add_argument("view", choices=["mypage"])
     load = command("import", "import hospitals, capacity and lots from a directory")
@@ -90,6 +91,11 @@ def main() -> int:
     home: Path = getattr(arguments, "home", Path(os.environ.get("MESH_HOME", DEFAULT_HOME)))
     if arguments.command == "token":
         _token(arguments, home)
+        return 0
+    if arguments.command == "jwks":
+        from mesh import identity
+
+        sys.stdout.write(f"{identity.jwks(home)}\n")
         return 0
     from rich.console import Console
     from rich.markup import escape

@@ -35,7 +35,7 @@ class Chart:
     """What the rendered chart says of components."""
 
     def __init__(self, objects: list[Json]) -> None:
-        self.istio = Objects(objects)
+        self.istio = Objects(objects, keys_every="6s")  # so that a rotation can be tried
         self._objects = objects
 
     def _of(self, kind: str) -> dict[str, Json]:

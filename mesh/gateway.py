@@ -134,7 +134,10 @@ class Proxy:
                         name, "STRICT_DNS", [(host, int(port))]
                     )
                     if remote["http_uri"]["uri"].startswith("https:"):
-                        trust = {"trusted_ca": {"filename": "/etc/ssl/certs/ca-certificates.crt"}}
+                        trust = {
+                            "trusted_ca": {"filename": "/etc/ssl/certs/ca-certificates.crt"},
+                            "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": host}}],
+                        }
                         context = {"common_tls_context": {"validation_context": trust}, "sni": host}
                         socket = "transport_sockets.tls.v3.UpstreamTlsContext"
                         cluster["transport_socket"] = named("envoy.transport_sockets.tls", socket, **context)

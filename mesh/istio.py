@@ -118,8 +118,9 @@ def _match(node: Node) -> Json:
 class Objects:
     """The objects of one namespace."""
 
-    def __init__(self, objects: Iterable[Mapping[str, Any]]) -> None:
+    def __init__(self, objects: Iterable[Mapping[str, Any]], keys_every: str = "300s") -> None:
         self._objects = list(objects)
+        self._keys_every = keys_every  # how soon a provider's new key is known, when Envoy reads its keys
 
     def of(self, kind: str) -> Iterator[tuple[str, str, Node]]:
         """Name, namespace and spec of each object of a kind."""
@@ -216,7 +217,7 @@ class Objects:
         for _, _, spec in self._selecting("RequestAuthentication", labels):
             with spec:
                 for rule in spec.nodes("jwtRules"):
-                    providers[f"origins-{len(providers)}"] = _jwt_provider(rule)
+                    providers[f"origins-{len(providers)}"] = _jwt_provider(rule, self._keys_every)
         if not providers:
             return None
         requirements = [{"provider_name": name} for name in providers]
@@ -465,7 +466,7 @@ def _retry_budget(node: Node, cluster: Json) -> None:
 # RequestAuthentications and AuthorizationPolicies
 
 
-def _jwt_provider(rule: Node) -> Json:
+def _jwt_provider(rule: Node, keys_every: str) -> Json:
     with rule:
         provider: Json = {"issuer": rule.must("issuer")}
         if audiences := rule.take("audiences"):
@@ -475,7 +476,7 @@ def _jwt_provider(rule: Node) -> Json:
             # background: else a provider that is away would make every token invalid.
             provider["remote_jwks"] = {
                 "http_uri": {"uri": uri, "cluster": jwks_cluster(uri), "timeout": "5s"},
-                "cache_duration": "6s",
+                "cache_duration": keys_every,
                 "async_fetch": {},
             }
         else:

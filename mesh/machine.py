@@ -90,7 +90,7 @@ class Mesh:
             "limits": {"perCustomer": 1000, "perAddress": 100_000},
             "cors": {"origins": ["http://localhost:3000"]},  # a page that somebody develops
         }
-        crowd = {"CreateReservation": {"inFlight": 1024, "perSecond": 0}}
+        crowd = {"CreateReservation": {"inFlight": 1024, "perSecond": 100_000}}
         reservation = {"crowded": crowd, "env": {"MAX_CALLS": "1000"}}
         approval = {"env": {"MAX_CALLS": "1000"}}
         components = {"reservation": reservation, "approval": approval}

@@ -213,7 +213,9 @@ class Bus:
             f"$JS.API.STREAM.CREATE.{name}", json.dumps(config).encode(), timeout=10
         )
         error = json.loads(reply.data).get("error")
-        if error and error.get("err_code") != 10058:  # exists, made by another version: an operator's to change
+        if error and error.get("err_code") == 10058:  # exists, made by other settings: an operator's to change
+            log.warning("the stream is not as this version would make it", stream=name, wanted=config)
+        elif error:
             raise PublishFailed(f"stream {name}: {error.get('description')}")
 
     async def _on_error(self, error: Exception) -> None:

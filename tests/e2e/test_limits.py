@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
@@ -95,7 +96,14 @@ def _configuration(mesh: Mesh, port: int, admin: int, numbers: Mapping[str, Any]
     limits = {
         f["typed_config"]["stat_prefix"]: f["typed_config"] for f in manager["http_filters"] if "ratelimit" in f["name"]
     }
+    crowds = _found(manager["route_config"], "local_ratelimit.crowd")
     for who, calls in buckets.items():
+        if who == "crowd":
+            assert crowds, "no route has a limit for crowds"
+            for route in crowds:
+                bucket = {"max_tokens": calls, "tokens_per_fill": calls, "fill_interval": "3600s"}
+                route["local_ratelimit.crowd"]["token_bucket"] = bucket
+            continue
         assert who in limits, f"the gateway has no rate limit with the stat_prefix {who}"
         for descriptor in limits[who]["descriptors"]:
             descriptor["token_bucket"] = {"max_tokens": calls, "tokens_per_fill": calls, "fill_interval": "3600s"}
@@ -106,8 +114,8 @@ def _configuration(mesh: Mesh, port: int, admin: int, numbers: Mapping[str, Any]
 async def door(
     world: World, numbers: Mapping[str, Any] | None = None, *, full: bool = False, **buckets: int
 ) -> AsyncIterator[Door]:
-    """A door with other numbers, and rate limits (`customer`, `address`) of so many calls an hour; `full`: with
-    breakers that are open all the time."""
+    """A door with other numbers, and rate limits (`customer`, `address`, `crowd`) of so many calls an hour; `full`:
+    with breakers that are open all the time."""
     port, admin = _free_port(), _free_port()
     config = _configuration(world.mesh, port, admin, numbers or {}, buckets)
     for thresholds in _found(config, "max_requests") if full else ():
@@ -421,3 +429,20 @@ async def test_rest_says_when_to_try_again_in_the_header_too(world: World) -> No
 async def test_what_a_service_has_no_room_for_is_turned_away(way: str, world: World) -> None:
     async with door(world, full=True) as at, at.ways() as ways:
         assert turned_away(await getattr(ways, way)(at.customer().token, LIST, {}), "OVERLOADED")
+
+
+@pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web"])
+async def test_a_crowd_is_let_in_by_so_many_a_second_and_strangers_take_no_places(way: str, world: World) -> None:
+    hospital, day = await world.new_hospital(capacity=10)
+    async with door(world, crowd=3) as at, at.ways() as ways:
+        call = getattr(ways, way)
+
+        async def book(token: str | None) -> Any:
+            request = {"request_id": str(uuid.uuid4()), "hospital_id": hospital, "date": str(day)}
+            return await call(token, "CreateReservation", request)
+
+        for stranger in (None, "forged", at.operator.token, None):  # who may not book does not stand in the line
+            assert not turned_away(await book(stranger), "OVERLOADED")
+        answers = [await book(at.customer().token) for _ in range(5)]
+        assert [turned_away(answer, "OVERLOADED") for answer in answers] == [False, False, False, True, True]
+        assert not turned_away(await call(at.customer().token, LIST, {}))  # reads have no line

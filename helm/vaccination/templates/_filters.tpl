@@ -196,8 +196,8 @@ spec:
               reject_unknown_method: true
               reject_unknown_query_parameters: true
               reject_binding_body_field_collisions: true
-    {{- /* Off, but on routes that say otherwise; and before the token, whose signature costs more than all else here. */}}
-    {{- include "before" "envoy.filters.http.jwt_authn" }}
+    {{- /* Off, but on routes that say otherwise; and behind the policies: who may not book must not use up the places in the line. */}}
+    {{- include "before" "envoy.filters.http.router" }}
           name: local_ratelimit.crowd
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit

@@ -175,6 +175,10 @@ CLAIM_NAMES: {{ toJson . | quote }}
 {{- define "serviceConfig" -}}
 loadBalancingConfig:
   - round_robin: {}
+# gRPC's own retry budget: a failure costs a token, an answer brings back a part of one, and below half nothing is retried.
+retryThrottling:
+  maxTokens: {{ (index . 0).Values.retries.minConcurrency }}
+  tokenRatio: {{ divf (index . 0).Values.retries.budgetPercent 100 }}
 methodConfig:
   {{- $root := index . 0 }}
   {{- range index . 1 }}
@@ -266,5 +270,5 @@ spec:
 {{- end }}
 
 {{- define "proxyStatistics" -}}
-"proxyStatsMatcher": {"inclusionPrefixes": ["cluster.outbound|8080||"]}
+"proxyStatsMatcher": {"inclusionPrefixes": ["cluster.outbound|8080|", "crowd.", "customer.", "address."]}
 {{- end }}

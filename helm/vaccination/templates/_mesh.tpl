@@ -174,6 +174,16 @@ spec:
               number: 8080
     {{- end }}
     {{- end }}
+    # Probes of `helm test`; what else there is the policies refuse.
+    - name: rest
+      timeout: {{ $.Values.budget.approval }}
+      retries:
+        attempts: 0
+      route:
+        - destination:
+            host: {{ $host }}
+            port:
+              number: 8080
 {{- end }}
 {{- end }}
 {{- if .Values.evaluation.enabled }}
