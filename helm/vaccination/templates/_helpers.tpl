@@ -156,7 +156,7 @@ NATS_USER: {{ $name }}
 STREAM_REPLICAS: {{ $root.Values.nats.streamReplicas | quote }}
 DRAIN_SECONDS: {{ $root.Values.lifecycle.drain | trimSuffix "s" | quote }}
 SHUTDOWN_SECONDS: {{ $root.Values.lifecycle.shutdown | trimSuffix "s" | quote }}
-{{- if not $root.Values.istio.enabled }}
+{{- if and (not $root.Values.istio.enabled) (get $root.Values.components $name).callers }}
 MAX_CONNECTION_AGE: {{ $root.Values.lifecycle.connectionAge | trimSuffix "s" | quote }}
 {{- end }}
 {{- with $root.Values.telemetry.otlpEndpoint }}
