@@ -7,16 +7,15 @@ are is fixed here, where a cluster has the kubelet's probes: a dead one has to b
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from copy import deepcopy
-from typing import Any
 
 from mesh import istio
 from mesh.authority import Authority
+from mesh.gateway import GATEWAY, STATS, Proxy, endpoints, listener, manager
 from mesh.home import Home, write_secret
-from mesh.istio import HCM, Json, Objects, http_filter, named, typed
+from mesh.istio import Json, Objects, named, typed
 
-GATEWAY = "gateway"
 SIDECAR = "127.0.0.2"  # where the proxies listen that stand before the processes, each at its process' port
 TLS = {
     "tls_minimum_protocol_version": "TLSv1_2",
@@ -30,11 +29,6 @@ TLS = {
         "AES128-GCM-SHA256",
     ],
 }
-
-STATISTICS = http_filter(
-    "grpc_stats", "grpc_stats.v3.FilterConfig", emit_filter_state=True, stats_for_all_methods=False
-)
-ROUTER = http_filter("router", "router.v3.Router")
 
 
 class Chart:
@@ -73,36 +67,6 @@ class Chart:
         return f"spiffe://cluster.local/ns/{namespace}/sa/{component}"
 
 
-def manager(stat_prefix: str, routes: list[Json], filters: Sequence[Json | None], **others: Any) -> Json:
-    """A connection manager as istiod makes it."""
-    return typed(
-        "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix=stat_prefix,
-        route_config={
-            "name": stat_prefix,
-            "virtual_hosts": [
-                {"name": stat_prefix, "domains": ["*"], "routes": routes, "include_request_attempt_count": True}
-            ],
-            "validate_clusters": False,
-            "max_direct_response_body_size_bytes": 1048576,
-            "ignore_port_in_host_matching": True,
-        },
-        http_filters=[
-            *filter(None, filters),
-            http_filter(
-                "grpc_stats", "grpc_stats.v3.FilterConfig", emit_filter_state=True, stats_for_all_methods=False
-            ),
-            http_filter("router", "router.v3.Router"),
-        ],
-        http2_protocol_options={},
-        server_name="istio-envoy",
-        stream_idle_timeout="0s",
-        normalize_path=True,
-        path_with_escaped_slashes_action="KEEP_UNCHANGED",
-        **others,
-    )
-
-
 def inbound_manager(objects: Objects, labels: dict[str, str], port: int, cluster: str) -> Json:
     """Before a process: who may call it."""
     route = {
@@ -126,35 +90,17 @@ def inbound_manager(objects: Objects, labels: dict[str, str], port: int, cluster
     return made
 
 
-def _listener(name: str, address: str, port: int, manager: Json, socket: Json | None = None) -> Json:
-    chain: Json = {"filters": [{"name": HCM, "typed_config": manager}]}
-    if socket:
-        chain["transport_socket"] = socket
-    return {
-        "name": name,
-        "address": {"socket_address": {"address": address, "port_value": port}},
-        "filter_chains": [chain],
-        # Limits memory: what one connection may have waiting.
-        "per_connection_buffer_limit_bytes": 1048576,
-    }
-
-
-def _endpoints(name: str, addresses: list[tuple[str, int]]) -> Json:
-    endpoints = [{"endpoint": {"address": {"socket_address": {"address": a, "port_value": p}}}} for a, p in addresses]
-    return {"type": "STATIC", "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": endpoints}]}}
-
-
-class Machine:
+class Machine(Proxy):
     """Builds the configuration."""
 
     def __init__(self, home: Home, chart: Chart) -> None:
+        super().__init__(chart.istio)
         self.home, self.chart, self.authority = home, chart, Authority()
-        self.listeners: list[Json] = []
-        self.clusters: list[Json] = []
 
     def config(self) -> Json:
         """The whole bootstrap configuration."""
-        self._gateway()
+        log = str(self.home.path / "logs" / "access.log")
+        self.gateway(self.chart.labels(GATEWAY), "127.0.0.1", self.home.port(GATEWAY), log)
         hosts = {f"{host}:{port}": name for name, host, port in self.chart.hosts()}
         for name in hosts.values():
             for variable, target in self.chart.env(name).items():
@@ -166,29 +112,8 @@ class Machine:
                 "address": {"socket_address": {"address": "127.0.0.1", "port_value": self.home.port("envoy-admin")}}
             },
             "static_resources": {"listeners": self.listeners, "clusters": self.clusters},
-            # As Istio's proxies do: a cluster's name has dots in it, and ends at the semicolon.
-            "stats_config": {
-                "use_all_default_tags": False,
-                "stats_tags": [{"tag_name": "cluster_name", "regex": "^cluster\\.((.+?);\\.)"}],
-            },
+            "stats_config": STATS,
         }
-
-    def _gateway(self) -> None:
-        objects, labels = self.chart.istio, self.chart.labels(GATEWAY)
-        name, _ = objects.gateway_port(labels)
-        made = manager(
-            GATEWAY,
-            objects.routes(name),
-            [objects.jwt_authn(labels), objects.rbac(labels), http_filter("cors", "cors.v3.Cors")],
-            use_remote_address=True,
-            forward_client_cert_details="SANITIZE_SET",
-        )
-        if objects.logs_access(labels):
-            made["access_log"] = [_access_log(str(self.home.path / "logs" / "access.log"))]
-        objects.patch("GATEWAY", labels, made)
-        self._calls(GATEWAY, made)
-        self._fetches_keys(made)
-        self.listeners.append(_listener(GATEWAY, "127.0.0.1", self.home.port(GATEWAY), made))
 
     def _way_out(self, caller: str, callee: str, target: str) -> None:
         """Where a process of the caller finds the other component."""
@@ -196,28 +121,18 @@ class Machine:
         host = target.rpartition(":")[0]
         made = manager(f"outbound_{name};", self.chart.istio.routes("mesh", host), [], use_remote_address=False)
         self.chart.istio.patch("SIDECAR_OUTBOUND", self.chart.labels(caller), made)
-        self._calls(caller, made)
-        self.listeners.append(_listener(name, "127.0.0.1", self.home.port(name), made))
+        self.calls(caller, made)
+        self.listeners.append(listener(name, "127.0.0.1", self.home.port(name), made))
 
-    def _calls(self, caller: str, manager: Json) -> None:
-        """Gives a caller its own clusters, as it has its own proxy in a cluster: a crowd at the gateway's queries does
-        not open the breaker in front of Approve."""
-        used: set[str] = set()
-        for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
-            if action := route.get("route"):
-                used.add(action["cluster"])
-                action["cluster"] = f"{caller}>{action['cluster']}"
-        for name, host, port in self.chart.hosts():
-            cluster = self.chart.istio.cluster(host, port)
-            if cluster["name"] not in used:
-                continue
-            unique = f"{caller}>{cluster['name']}"
-            addresses = [(SIDECAR, self.home.port(process)) for process in self.home.processes_of(name)]
-            cluster |= {"name": unique, "alt_stat_name": f"{unique};"} | _endpoints(unique, addresses)
-            if self.chart.istio.strict(self.chart.labels(name)):
-                whom = {"match_typed_subject_alt_names": [self._is(name)]}
-                cluster["transport_socket"] = self._tls(caller, "UpstreamTlsContext", whom)
-            self.clusters.append(cluster)
+    def replicas(self, caller: str, cluster: str, host: str, port: int) -> Json:
+        """The component's processes, each behind its proxy."""
+        [name] = [name for name, *where in self.chart.hosts() if where == [host, port]]
+        addresses = [(SIDECAR, self.home.port(process)) for process in self.home.processes_of(name)]
+        found = endpoints(cluster, "STATIC", addresses)
+        if self.chart.istio.strict(self.chart.labels(name)):
+            whom = {"match_typed_subject_alt_names": [self._is(name)]}
+            found["transport_socket"] = self._tls(caller, "UpstreamTlsContext", whom)
+        return found
 
     def _ways_in(self, component: str) -> None:
         labels = self.chart.labels(component)
@@ -229,7 +144,7 @@ class Machine:
                 socket = self._tls(component, "DownstreamTlsContext", anybody) | {}
                 socket["typed_config"]["require_client_certificate"] = True
             made = inbound_manager(self.chart.istio, labels, port, name)
-            self.listeners.append(_listener(name, SIDECAR, port, made, socket))
+            self.listeners.append(listener(name, SIDECAR, port, made, socket))
             options = typed(
                 "upstreams.http.v3.HttpProtocolOptions", explicit_http_config={"http2_protocol_options": {}}
             )
@@ -243,7 +158,7 @@ class Machine:
                         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
                     },
                 }
-                | _endpoints(name, [("127.0.0.1", port)])
+                | endpoints(name, "STATIC", [("127.0.0.1", port)])
             )
 
     def _is(self, component: str) -> Json:
@@ -260,46 +175,6 @@ class Machine:
             "validation_context": {"trusted_ca": {"inline_string": self.authority.root}, **trusted},
         }
         return named("envoy.transport_sockets.tls", f"transport_sockets.tls.v3.{kind}", common_tls_context=common)
-
-    def _fetches_keys(self, manager: Json) -> None:
-        """The way to the identity provider's keys, when they are not in place."""
-        for found in manager["http_filters"]:
-            for provider in found["typed_config"].get("providers", {}).values():
-                if remote := provider.get("remote_jwks"):
-                    name = remote["http_uri"]["cluster"]
-                    _, port, _, host = name.split("|")
-                    cluster = {"name": name, "connect_timeout": "5s"} | _endpoints(name, [(host, int(port))])
-                    cluster |= {"type": "STRICT_DNS"}
-                    if remote["http_uri"]["uri"].startswith("https:"):
-                        trust = {"trusted_ca": {"filename": "/etc/ssl/certs/ca-certificates.crt"}}
-                        context = {"common_tls_context": {"validation_context": trust}, "sni": host}
-                        socket = "transport_sockets.tls.v3.UpstreamTlsContext"
-                        cluster["transport_socket"] = named("envoy.transport_sockets.tls", socket, **context)
-                    self.clusters.append(cluster)
-
-
-def _access_log(path: str) -> Json:
-    """Who called what and how it went; no token, no query, no body."""
-    fields = {
-        "time": "%START_TIME%",
-        "method": "%REQ(:METHOD)%",
-        "path": "%PATH(NQ:ORIG_OR_PATH)%",
-        "status": "%RESPONSE_CODE%",
-        "grpc_status": "%GRPC_STATUS%",
-        "details": "%RESPONSE_CODE_DETAILS%",
-        "flags": "%RESPONSE_FLAGS%",
-        "ms": "%DURATION%",
-        "bytes_in": "%BYTES_RECEIVED%",
-        "bytes_out": "%BYTES_SENT%",
-        "cluster": "%UPSTREAM_CLUSTER%",
-        "request_id": "%REQ(X-REQUEST-ID)%",
-    }
-    return named(
-        "envoy.access_loggers.file",
-        "access_loggers.file.v3.FileAccessLog",
-        path=path,
-        log_format={"json_format": fields},
-    )
 
 
 def write_config(home: Home, chart: Chart) -> None:

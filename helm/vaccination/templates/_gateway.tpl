@@ -146,6 +146,7 @@ spec:
   jwtRules:
     - issuer: {{ .Values.auth.issuer | quote }}
       audiences: {{ toJson .Values.auth.audiences }}
+      {{- $_ := required "auth.jwksUri (or auth.jwks, in place) is needed: the keys of those who sign tokens" (coalesce .Values.auth.jwksUri .Values.auth.jwks) }}
       {{- if .Values.auth.jwksUri }}
       jwksUri: {{ .Values.auth.jwksUri | quote }}
       {{- else }}

@@ -234,3 +234,37 @@ volumeMounts:
   value: /trust/ca.crt
 {{- end }}
 {{- end }}
+
+{{- /* More replicas under load. */ -}}
+{{- define "scaler" -}}
+apiVersion: autoscaling/v2
+kind: HorizontalPodAutoscaler
+metadata:
+  name: {{ .name }}
+  labels:
+    app.kubernetes.io/name: {{ .name }}
+    {{- include "labels" .root | nindent 4 }}
+spec:
+  scaleTargetRef:
+    apiVersion: apps/v1
+    kind: Deployment
+    name: {{ .name }}
+  minReplicas: {{ .about.replicas }}
+  maxReplicas: {{ .about.maxReplicas }}
+  metrics:
+    # The component's own: a proxy beside it, almost idle, would halve the figure.
+    - type: ContainerResource
+      containerResource:
+        name: cpu
+        container: {{ .container }}
+        target:
+          type: Utilization
+          averageUtilization: {{ .root.Values.autoscaling.cpuPercent }}
+  behavior:
+    scaleDown:
+      stabilizationWindowSeconds: {{ .root.Values.autoscaling.calm | trimSuffix "s" }}
+{{- end }}
+
+{{- define "proxyStatistics" -}}
+"proxyStatsMatcher": {"inclusionPrefixes": ["cluster.outbound|8080||"]}
+{{- end }}

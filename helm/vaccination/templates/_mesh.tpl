@@ -10,6 +10,39 @@ spec:
   mtls:
     mode: STRICT
 ---
+# Prometheus is not in the mesh.
+apiVersion: security.istio.io/v1
+kind: PeerAuthentication
+metadata:
+  name: metrics
+  labels:
+    {{- include "labels" . | nindent 4 }}
+spec:
+  selector:
+    matchLabels:
+      app.kubernetes.io/part-of: vaccination
+  mtls:
+    mode: STRICT
+  portLevelMtls:
+    "9090":
+      mode: PERMISSIVE
+---
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: metrics
+  labels:
+    {{- include "labels" . | nindent 4 }}
+spec:
+  selector:
+    matchLabels:
+      app.kubernetes.io/part-of: vaccination
+  action: ALLOW
+  rules:
+    - to:
+        - operation:
+            ports: ["9090"]
+---
 # Nothing may be called by anybody, but for what the policies below allow.
 apiVersion: security.istio.io/v1
 kind: AuthorizationPolicy
@@ -46,6 +79,13 @@ spec:
               {{- if $component.reflection }}
               - /grpc.reflection.*
               {{- end }}
+    # helm test
+    - from:
+        - source:
+            principals: [{{ include "principal" (list $ "check") | quote }}]
+      to:
+        - operation:
+            paths: [/grpc.health.v1.Health/Check]
     {{- range $caller, $calls := $component.callers }}
     - from:
         - source:
@@ -121,6 +161,36 @@ spec:
               number: 8080
     {{- end }}
     {{- end }}
+{{- end }}
+{{- end }}
+{{- if .Values.evaluation.enabled }}
+{{- range $store, $_ := .Values.evaluation.stores }}
+---
+# Policies for what is not HTTP apply to new connections.
+apiVersion: security.istio.io/v1
+kind: AuthorizationPolicy
+metadata:
+  name: {{ $store }}
+  labels:
+    {{- include "labels" $ | nindent 4 }}
+spec:
+  selector:
+    matchLabels:
+      app.kubernetes.io/name: {{ $store }}
+  action: ALLOW
+  rules:
+    - from:
+        - source:
+            principals:
+              - {{ include "principal" (list $ "migrate") }}
+              {{- range $name, $component := $.Values.components }}
+              {{- if or (eq $store "nats") (eq $store $component.store) }}
+              - {{ include "principal" (list $ $name) }}
+              {{- end }}
+              {{- end }}
+              {{- if eq $store "nats" }}
+              - {{ include "principal" (list $ "nats") }}
+              {{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
