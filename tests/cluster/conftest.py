@@ -453,7 +453,8 @@ def gateway(release: Release) -> Iterator[str]:
 @pytest.fixture
 async def people(release: Release, gateway: str) -> AsyncIterator[World]:
     """Everybody who calls."""
-    async with grpc.aio.insecure_channel(gateway, [("grpc.max_reconnect_backoff_ms", 500)]) as channel:
+    options = [("grpc.max_reconnect_backoff_ms", 500)]
+    async with grpc.aio.insecure_channel(gateway, options, interceptors=[Retries()]) as channel:
         yield World(Installed(release, gateway), channel)
 
 
