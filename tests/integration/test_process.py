@@ -188,6 +188,35 @@ async def test_a_service_starts_before_its_stores_and_serves_when_they_are_there
     assert await service.ends() == 0
 
 
+async def test_a_store_is_brought_up_to_date_without_the_stream_and_beside_who_serves(
+    service: Service, tmp_path: Path
+) -> None:
+    env = os.environ | {
+        "METRICS_LISTEN": f"127.0.0.1:{free_port()}",
+        "NATS_URL": "nats://127.0.0.1:1",
+        "NATS_USER": "nobody",
+        "SECRETS_DIR": str(tmp_path),
+    }
+
+    async def migrate() -> int:
+        command = [sys.executable, "-m", "services.approval", "migrate"]
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env)
+        return await asyncio.wait_for(process.wait(), 60)
+
+    await service.postgres.open()
+    assert await migrate() == 0
+    connection = await asyncpg.connect(service.database_url)
+    try:
+        assert await connection.fetchval("SELECT count(*) FROM migrations") > 1
+    finally:
+        await connection.close()
+    await service.nats.open()
+    await service.becomes("approval", SERVING)
+    await service.offer(1)
+    assert await migrate() == 0
+    assert await service.approve("c1") == 0
+
+
 async def test_a_service_that_is_still_waiting_for_its_stores_stops_when_told(service: Service) -> None:
     await service.becomes("", SERVING)
     service.process.send_signal(signal.SIGTERM)

@@ -47,7 +47,7 @@ spec:
       match:
         - uri:
             exact: /{{ $service }}/{{ $rpc }}
-      timeout: 0s
+      # No timeout: none at all. Istio refuses to be told 0s.
       retries:
         attempts: 1
         retryOn: {{ $gateway.retryOn | quote }}

@@ -156,7 +156,7 @@ NATS_USER: {{ $name }}
 STREAM_REPLICAS: {{ $root.Values.nats.streamReplicas | quote }}
 DRAIN_SECONDS: {{ $root.Values.lifecycle.drain | trimSuffix "s" | quote }}
 SHUTDOWN_SECONDS: {{ $root.Values.lifecycle.shutdown | trimSuffix "s" | quote }}
-{{- if not $root.Values.istio.enabled }}
+{{- if and (not $root.Values.istio.enabled) (get $root.Values.components $name).callers }}
 MAX_CONNECTION_AGE: {{ $root.Values.lifecycle.connectionAge | trimSuffix "s" | quote }}
 {{- end }}
 {{- with $root.Values.telemetry.otlpEndpoint }}
@@ -170,7 +170,8 @@ CLAIM_NAMES: {{ toJson . | quote }}
 {{- end }}
 {{- end }}
 
-{{- /* What the mesh does for calls between components, done by gRPC itself: balancing, time and retries. */ -}}
+{{- /* What the mesh does for calls between components, done by gRPC itself: balancing and retries. How long a call may take is
+  the caller's own setting: gRPC 1.85 was seen to give up after one second when told 2s here. */ -}}
 {{- define "serviceConfig" -}}
 loadBalancingConfig:
   - round_robin: {}
@@ -181,7 +182,6 @@ methodConfig:
   - name:
       - service: {{ index $parts 1 }}
         method: {{ index $parts 2 }}
-    timeout: {{ tpl .timeout $root }}
     {{- if .retries }}
     retryPolicy:
       maxAttempts: {{ add1 .retries }}
