@@ -1,10 +1,13 @@
 """What an operator gets from `helm install`, and what it says of values that are wrong."""
 
 import asyncio
+import base64
 import json
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 import yaml
@@ -18,7 +21,7 @@ from tests.e2e.test_journey import (
     test_requests_and_cancellations_are_accepted_while_vaccine_management_is_down,
 )
 
-from .conftest import HELM, NAME, PATIENCE, Release
+from .conftest import NAME, PATIENCE, Json, Release
 
 # The journey as it is on one machine, without Istio, in a cluster.
 __all__ = [
@@ -91,24 +94,31 @@ def test_a_value_that_cannot_be_is_refused_with_its_path(
     figures(f"{json.dumps(values)} is refused: {done.stderr.strip().splitlines()[-1]}")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def objects(release: Release) -> Iterator[Callable[..., list[str]]]:
     """Gives values to the chart, and all its objects to the API server, which stores nothing; their kinds."""
     namespace = f"{release.namespace}-dry"  # in the installation's own they would change what cannot be changed
     release.kubectl("create", "namespace", namespace)
 
-    def accepted(*arguments: str) -> list[str]:
-        import subprocess
+    def apply(what: list[Json], *flags: str) -> str:
+        return release.kubectl(
+            "apply",
+            "--namespace",
+            namespace,
+            *flags,
+            "--filename",
+            "-",
+            stdin=json.dumps({"kind": "List", "apiVersion": "v1", "items": what}),
+        )
 
-        render = [str(HELM), "template", NAME, str(CHART), "--validate", "--namespace", namespace, *arguments]
-        rendered = subprocess.run(render, capture_output=True, text=True, check=False)
-        assert rendered.returncode == 0, rendered.stderr
-        kinds = [item["kind"] for item in yaml.safe_load_all(rendered.stdout) if item]
-        apply = ["kubectl", "apply", "--dry-run=server", "--namespace", namespace, "--filename", "-"]
-        applied = subprocess.run(apply, input=rendered.stdout, capture_output=True, text=True, check=False)
-        assert applied.returncode == 0, applied.stderr
-        assert applied.stdout.count("(server dry run)") == len(kinds)
-        return kinds
+    def accepted(*arguments: str) -> list[str]:
+        done = release.helm("template", NAME, str(CHART), "--validate", *arguments)
+        assert done.returncode == 0, done.stderr
+        items = [item for item in yaml.safe_load_all(done.stdout) if item]
+        # Without its account the pod of helm test would be refused for that.
+        apply([item for item in items if item["kind"] == "ServiceAccount"])
+        assert apply(items, "--dry-run=server").count("(server dry run)") == len(items)
+        return [item["kind"] for item in items]
 
     yield accepted
     release.kubectl("delete", "namespace", namespace, "--wait=false")
@@ -141,41 +151,42 @@ async def test_a_wrong_secret_is_named_by_the_new_pod_while_the_old_version_serv
     release: Release, people: World, figures: Figures
 ) -> None:
     right = release.get("secret", "mypage")["data"]
-    keys = {"database_url", "nats_password"}
-    no_key = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "no-key"}, "data": {}}
-    no_key["data"] = {"database_url": right["database_url"]}
-    assert keys <= right.keys()
-    no_url = {
-        "apiVersion": "v1",
-        "kind": "Secret",
-        "metadata": {"name": "no-url"},
-        "stringData": {"database_url": "db"},
-    }
-    no_url["data"] = {"nats_password": right["nats_password"]}
-    for wrong in (no_key, no_url):
-        release.kubectl("apply", "--filename", "-", stdin=json.dumps(wrong))
+    for name, changed in (
+        ("no-key", {"nats_password": None}),
+        ("no-url", {"database_url": base64.b64encode(b"db").decode()}),
+    ):
+        data = {key: value for key, value in (right | changed).items() if value is not None}
+        secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
+        release.kubectl("apply", "--filename", "-", stdin=json.dumps(secret))
     old = release.ready("mypage")
     hospital, day = await people.new_hospital(capacity=5, doses=5)
 
-    for name, says in (("no-key", "nats_password"), ("no-url", "DATABASE_URL")):
-        values = {"components": {"mypage": {"existingSecret": name}}}
-        upgrading = asyncio.create_task(
-            asyncio.to_thread(release.helm, "upgrade", NAME, str(CHART), "--timeout", "60s", values=values)
-        )
+    def said_by(pods: str, wanted: str) -> str:
+        """The line with the key's name, by a pod's log or of an event about it."""
+        told = ["involvedObject.kind=Pod", "type=Warning"]
+        events = release.get("events", "--field-selector", ",".join(told))["items"]
+        lines = [e["message"] for e in events if e["involvedObject"]["name"].startswith(pods)]
+        for pod in release.get("pods")["items"]:
+            if pod["metadata"]["name"].startswith(pods):
+                lines += release.kubectl("logs", pod["metadata"]["name"], check=False).splitlines()
+        return next((line for line in lines if wanted in line), "")
 
-        def complaint(says: str = says, name: str = name) -> str:
-            events = release.kubectl("get", "events", "--output", "jsonpath={range .items[*]}{.message}{'\\n'}{end}")
-            selector = f"app.kubernetes.io/instance={NAME}"
-            logs = release.kubectl("logs", "--selector", selector, "--tail", "5", "--prefix", check=False)
-            said = [line for line in (events + logs).splitlines() if says in line and "setting" in line + events]
-            return said[-1] if said else ""
+    async def upgrade(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
+        values = {"components": {"mypage": {"existingSecret": name}}, "migrations": {"deadline": "30s"}}
+        return await asyncio.to_thread(release.helm, "upgrade", NAME, str(CHART), *flags, values=values)
 
-        said = await asyncio.to_thread(release.until, f"somebody says {says}", complaint)
-        await upgrading
+    # It stops at the migration, before any pod is replaced; and where that is left out, at the new pod.
+    stopped = await upgrade("no-url")
+    assert stopped.returncode != 0
+    figures(f"helm upgrade stops: {stopped.stderr.strip()[:150]}; {said_by('mypage-migrate', 'DATABASE_URL')}")
+    for name, wanted in (("no-url", "DATABASE_URL"), ("no-key", "references non-existent secret key: nats_password")):
+        assert (await upgrade(name, "--no-hooks")).returncode == 0
+        said = await asyncio.to_thread(release.until, f"a pod says {wanted}", partial(said_by, "mypage-", wanted))
         assert release.ready("mypage") == old
+        assert len(release.pods("mypage")) == 2
         customer = people.customer()
         reservation = await customer.create(hospital, day)
         await customer.reaches(reservation.reservation_id, Status.RESERVATION_STATUS_COMPLETED, PATIENCE)
-        figures(f"Secret {name}: {said.strip()[:200]}; the old pod serves")
-        await asyncio.to_thread(release.upgrade, {})
+        figures(f"Secret {name}: the new pod, never ready, says: {said.strip()}; the old one serves")
+    await asyncio.to_thread(release.upgrade, {})
     assert release.ready("mypage") == old
