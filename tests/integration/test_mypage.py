@@ -319,7 +319,10 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 CUSTOMER = (
-    (CLAIMS_HEADER, base64.urlsafe_b64encode(json.dumps({"sub": "c1", "roles": ["customer"]}).encode()).decode()),
+    (
+        CLAIMS_HEADER,
+        base64.urlsafe_b64encode(json.dumps({"sub": "c1", "roles": ["customer"], "exp": 2**33}).encode()).decode(),
+    ),
 )
 
 

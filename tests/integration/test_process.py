@@ -32,7 +32,7 @@ from vaccination.approval.v1.hospital_service_pb2_grpc import HospitalServiceStu
 from .conftest import Servers, eventually, within
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
-CLAIMS = base64.urlsafe_b64encode(json.dumps({"sub": "o", "roles": ["operator"]}).encode()).decode()
+CLAIMS = base64.urlsafe_b64encode(json.dumps({"sub": "o", "roles": ["operator"], "exp": 2**33}).encode()).decode()
 OPERATOR = ((CLAIMS_HEADER, CLAIMS),)
 DAY = "2099-03-10"
 
