@@ -32,7 +32,7 @@ _AWAY = (
     asyncpg.LockNotAvailableError,
 )
 CLOSE_WITHIN = 5.0  # seconds for connections in use to be given back
-IDLE_IN_TRANSACTION = 15.0  # seconds; the relay waits for the stream's acknowledgement in one, twice 5 s at most
+IDLE_IN_TRANSACTION = 15.0  # seconds; the relay waits for the stream in one, twice 5 s and twice 1 s at most
 
 OUTBOX = """
 CREATE TABLE IF NOT EXISTS outbox (

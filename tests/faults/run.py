@@ -46,6 +46,7 @@ class Plan:
     pause: float = 1.5  # mean seconds between faults; 0: no faults
     settle: float = QUIESCENCE  # seconds
     faults: tuple[str, ...] = ()  # names of the nemesis' methods; empty: all
+    least: int = 0  # of faults, however slow the machine: goes on for up to twenty times `seconds` to do them
 
 
 @dataclass
@@ -115,9 +116,11 @@ async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
     watching = asyncio.create_task(_watch(world, hospitals, report, stop))
     driving = asyncio.create_task(driver.run())
     breaking = asyncio.create_task(nemesis.run(stop, plan.pause, plan.faults)) if plan.pause else None
+    lasting = asyncio.create_task(_last(plan, nemesis))
     done, _ = await asyncio.wait(
-        [driving, *([breaking] if breaking else [])], timeout=plan.seconds, return_when=asyncio.FIRST_EXCEPTION
+        [driving, lasting, *([breaking] if breaking else [])], return_when=asyncio.FIRST_COMPLETED
     )
+    lasting.cancel()
     stop.set()
     for task in done:
         task.result()
@@ -129,6 +132,13 @@ async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
     await account(world, driver.history, report)
     report.operations, report.faults = driver.history.counts(), nemesis.done
     return report
+
+
+async def _last(plan: Plan, nemesis: Nemesis) -> None:
+    for fifth in range(100):
+        if fifth >= 5 and nemesis.done.total() >= plan.least:
+            return
+        await asyncio.sleep(plan.seconds / 5)
 
 
 async def _watch(world: World, hospitals: list[tuple[str, date]], report: Report, stop: asyncio.Event) -> None:

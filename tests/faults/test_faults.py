@@ -15,7 +15,7 @@ def shown(report: Report) -> Report:
 
 @pytest.mark.parametrize("seed", [1])
 async def test_no_fault_overbooks_loses_or_doubles_anything(tmp_path: Path, seed: int) -> None:
-    report = shown(await play(Plan(seed=seed, seconds=25), tmp_path))
+    report = shown(await play(Plan(seed=seed, seconds=25, least=3), tmp_path))
     assert not report.violations
     assert sum(report.faults.values()) >= 3
 
@@ -30,6 +30,7 @@ async def test_no_fault_overbooks_loses_or_doubles_anything(tmp_path: Path, seed
     ],
 )
 async def test_a_broken_rule_is_found(tmp_path: Path, mutation: str, faults: tuple[str, ...]) -> None:
-    plan = Plan(seed=3, seconds=12, mutation=mutation, pause=0.3 if faults else 0, faults=faults, settle=15)
+    pause, least = (0.3, 5) if faults else (0, 0)
+    plan = Plan(seed=3, seconds=12, mutation=mutation, pause=pause, faults=faults, settle=15, least=least)
     report = shown(await play(plan, tmp_path))
     assert [violation for violation in report.violations if not violation.startswith(UNREST)]
