@@ -349,9 +349,9 @@ def main() -> int:
     """Returns the exit code: 0 if all goals are reached."""
     parser = argparse.ArgumentParser("overload", description="Offers up to ten times what can be served.")
     parser.add_argument("--seconds", type=float, default=15.0, help="of each step (15)")
-    parser.add_argument("--vus", type=int, default=16, help="customers at a time when the capacity is measured (16)")
-    parser.add_argument("--in-flight", type=int, default=16, help="bookings that the gateway lets in at once (16)")
-    parser.add_argument("--per-second", type=int, default=200, help="and that it lets in within a second (200)")
+    parser.add_argument("--vus", type=int, default=6, help="customers at a time when the capacity is measured (6)")
+    parser.add_argument("--in-flight", type=int, default=8, help="bookings that the gateway lets in at once (8)")
+    parser.add_argument("--per-second", type=int, default=150, help="and that it lets in within a second (150)")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
