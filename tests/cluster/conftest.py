@@ -176,6 +176,11 @@ class Release:
         """Of the installation, oldest first."""
         return [entry["revision"] for entry in json.loads(self.helm("history", NAME, "--output", "json").stdout)]
 
+    def roll_back(self, revision: int) -> None:
+        """Goes back, and waits until everything is ready."""
+        done = self.helm("rollback", NAME, str(revision), "--wait", "--timeout", f"{PATIENCE:.0f}s")
+        assert done.returncode == 0, done.stderr
+
     def settled(self) -> None:
         """Waits until no pod is on its way out."""
 
