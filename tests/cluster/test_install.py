@@ -161,7 +161,7 @@ async def test_a_wrong_secret_is_named_by_the_new_pod_while_the_old_version_serv
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
         release.kubectl("apply", "--filename", "-", stdin=json.dumps(secret))
     old = release.ready("mypage")
-    [*_, before] = release.revisions()
+    before = release.revision()
     hospital, day = await people.new_hospital(capacity=5, doses=5)
 
     def said_by(pods: str, wanted: str) -> str:
