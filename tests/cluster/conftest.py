@@ -175,7 +175,7 @@ class Release:
     def revision(self) -> int:
         """Of what is installed."""
         history = json.loads(self.helm("history", NAME, "--output", "json").stdout)
-        return max(entry["revision"] for entry in history if entry["status"] == "deployed")
+        return max(int(entry["revision"]) for entry in history if entry["status"] == "deployed")
 
     def roll_back(self, revision: int) -> None:
         """Goes back, and waits until everything is ready."""
