@@ -172,9 +172,15 @@ class Release:
             p for p in pods if "deletionTimestamp" not in p["metadata"] and "job-name" not in p["metadata"]["labels"]
         ]
 
-    def revisions(self) -> list[int]:
-        """Of the installation, oldest first."""
-        return [entry["revision"] for entry in json.loads(self.helm("history", NAME, "--output", "json").stdout)]
+    def revision(self) -> int:
+        """Of what is installed."""
+        history = json.loads(self.helm("history", NAME, "--output", "json").stdout)
+        return max(int(entry["revision"]) for entry in history if entry["status"] == "deployed")
+
+    def roll_back(self, revision: int) -> None:
+        """Goes back, and waits until everything is ready."""
+        done = self.helm("rollback", NAME, str(revision), "--wait", "--timeout", f"{PATIENCE:.0f}s")
+        assert done.returncode == 0, done.stderr
 
     def settled(self) -> None:
         """Waits until no pod is on its way out."""

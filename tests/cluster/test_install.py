@@ -62,16 +62,18 @@ def test_a_changed_value_reaches_its_service_and_no_other(release: Release, figu
 
     before = names()
     begin = time.monotonic()
-    release.upgrade({"components": {"mypage": {"env": {"LOG_LEVEL": "WARNING"}}}})
-    release.until("one mypage", lambda: len(release.pods("mypage")) == 1)
-    seconds = time.monotonic() - begin
-    after = names()
-    assert level() == "WARNING"
-    [pod] = after["mypage"]
-    assert '"level": "info"' not in release.kubectl("logs", pod)
-    assert {c for c in before if before[c] != after[c]} == {"mypage"}
+    try:
+        release.upgrade({"components": {"mypage": {"env": {"LOG_LEVEL": "WARNING"}}}})
+        release.until("one mypage", lambda: len(release.pods("mypage")) == 1)
+        seconds = time.monotonic() - begin
+        after = names()
+        assert level() == "WARNING"
+        [pod] = after["mypage"]
+        assert '"level": "info"' not in release.kubectl("logs", pod)
+        assert {c for c in before if before[c] != after[c]} == {"mypage"}
+    finally:
+        release.upgrade({})
     figures(f"LOG_LEVEL reached mypage {seconds:.0f} s after helm upgrade began; no other pod was replaced")
-    release.upgrade({})
 
 
 @pytest.mark.parametrize(
@@ -133,9 +135,9 @@ ISTIO = {"VirtualService", "DestinationRule", "Gateway", "RequestAuthentication"
 def test_every_object_is_accepted_by_the_api_server(
     objects: Callable[..., list[str]], release: Release, file: object, istio: bool, figures: Figures
 ) -> None:
-    kinds = objects(
-        "--values", str(file), "--set", f"istio.enabled={str(istio).lower()}", "--set-json", 'auth.jwks="{}"'
-    )
+    # Names and TLS end in front of a gateway that is not Istio's, and a chart that cannot do it refuses it.
+    edge = [] if istio else ["--set", "gateway.tlsSecret=", "--set-json", 'gateway.hosts=["*"]']
+    kinds = objects("--values", str(file), "--set", f"istio.enabled={str(istio).lower()},auth.jwks=some", *edge)
     apis = release.kubectl("api-resources", "--output", "name")
     if istio and "virtualservices.networking.istio.io" in apis:
         assert set(kinds) >= ISTIO
@@ -159,6 +161,7 @@ async def test_a_wrong_secret_is_named_by_the_new_pod_while_the_old_version_serv
         secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
         release.kubectl("apply", "--filename", "-", stdin=json.dumps(secret))
     old = release.ready("mypage")
+    before = release.revision()
     hospital, day = await people.new_hospital(capacity=5, doses=5)
 
     def said_by(pods: str, wanted: str) -> str:
@@ -188,5 +191,5 @@ async def test_a_wrong_secret_is_named_by_the_new_pod_while_the_old_version_serv
         reservation = await customer.create(hospital, day)
         await customer.reaches(reservation.reservation_id, Status.RESERVATION_STATUS_COMPLETED, PATIENCE)
         figures(f"Secret {name}: the new pod, never ready, says: {said.strip()}; the old one serves")
-    await asyncio.to_thread(release.upgrade, {})
+    await asyncio.to_thread(release.roll_back, before)
     assert release.ready("mypage") == old

@@ -9,7 +9,7 @@ import pytest
 from mesh.stores import STORE_OF
 from tests.e2e.conftest import World
 
-from .conftest import NAME, NEXT_TAG, PATIENCE, TAG, Load, Release
+from .conftest import NEXT_TAG, TAG, Load, Release
 
 CALLS = 3000
 MIGRATION = "9999_next.sql"  # see next.Dockerfile
@@ -36,15 +36,13 @@ async def migrated(people: World) -> set[str]:
 async def test_an_upgrade_with_a_migration_and_its_rollback_fail_no_call(
     release: Release, people: World, gateway: str, figures: Callable[[str], None]
 ) -> None:
-    [*_, before] = release.revisions()
+    before = release.revision()
 
     async def upgrade() -> None:
         await asyncio.to_thread(release.upgrade, {"image": {"tag": NEXT_TAG}})
 
     async def rollback() -> None:
-        wait = ("--wait", "--timeout", f"{PATIENCE:.0f}s")
-        done = await asyncio.to_thread(release.helm, "rollback", NAME, str(before), *wait)
-        assert done.returncode == 0, done.stderr
+        await asyncio.to_thread(release.roll_back, before)
 
     for what, act, tag in (("helm upgrade", upgrade, NEXT_TAG), ("helm rollback", rollback, TAG)):
         load = Load(people, gateway, customers=40)
