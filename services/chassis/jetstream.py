@@ -419,9 +419,8 @@ class Consumer:
     async def _handle(self, messages: Sequence[Msg]) -> None:
         await self._handle_together([m for m in messages if m.metadata.num_delivered <= MAX_TRIES])
         suspects = [m for m in messages if m.metadata.num_delivered > MAX_TRIES]
-        random.shuffle(
-            suspects
-        )  # who dies with the culprit time after time is before it the next time, or the one after
+        # Who goes down with the culprit time after time is before it the next time, or the one after.
+        random.shuffle(suspects)
         for message in sorted(suspects, key=lambda m: m.metadata.num_delivered):
             # If this is the end, what was acknowledged before has arrived.
             await self._quietly(self._flush())
