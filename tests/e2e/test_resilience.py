@@ -66,15 +66,21 @@ class Trouble:
         os.kill(process.pid, number)
 
     async def book(self, hospital: str, day: object, people: int, at_once: int = 16) -> list[Refusal | int]:
-        """So many new customers book; each one's status or refusal."""
+        """So many new customers book; each one's status or refusal. UNAVAILABLE is repeated, as any client does: of two
+        replicas the dead one has the fewest calls in hand, and may be chosen three times running until it is ejected."""
         gate = asyncio.Semaphore(at_once)
 
         async def one(customer: Client) -> Refusal | int:
+            request_id = str(uuid.uuid4())
             async with gate:
-                try:
-                    return (await customer.create(hospital, str(day))).status
-                except grpc.aio.AioRpcError as error:
-                    return refusal(error)
+                for _ in range(3):
+                    try:
+                        return (await customer.create(hospital, str(day), request_id)).status
+                    except grpc.aio.AioRpcError as error:
+                        told = refusal(error)
+                        if told.code is not grpc.StatusCode.UNAVAILABLE:
+                            break
+            return told
 
         return await asyncio.gather(*(one(self.world.customer()) for _ in range(people)))
 

@@ -36,7 +36,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{- /* The gateway's retries: the two first conditions say that the service never saw the request. */ -}}
 {{- define "gatewayRetries" -}}
-attempts: 1
+attempts: 2
 perTryTimeout: {{ .Values.budget.gatewayTry }}
 retryOn: {{ .Values.gateway.retryOn | quote }}
 backoff: {{ .Values.retries.pause }}
