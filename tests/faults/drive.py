@@ -75,9 +75,16 @@ class Driver:
     """The load."""
 
     def __init__(
-        self, world: World, seed: int, customers: int, hospitals: list[tuple[str, date]], haste: float = 0.15
+        self,
+        world: World,
+        seed: int,
+        customers: int,
+        hospitals: list[tuple[str, date]],
+        haste: float = 0.15,
+        tries: int = 60,
     ) -> None:
         self._haste = haste  # how many first tries have hardly any time
+        self._tries = tries  # of one call, until its caller gives up
         self._world, self._hospitals = world, hospitals
         self._random = random.Random(seed)
         self._people = {f"c{seed}-{n}": Person(world, f"c{seed}-{n}", ["customer"]) for n in range(customers)}
@@ -223,7 +230,7 @@ class Driver:
         self, dice: random.Random, who: str, kind: str, key: str, call: Callable[[], Awaitable[Any]], *arguments: Any
     ) -> Operation:
         """Repeats a call until its outcome is known; each try is in the history. Some are in a hurry at first."""
-        for attempt in range(60):
+        for attempt in range(self._tries):
             PATIENCE.set(dice.uniform(0.002, 0.1) if attempt == 0 and dice.random() < self._haste else 15.0)
             done = await self._once(who, kind, key, call, *arguments)
             if done.outcome is not None:

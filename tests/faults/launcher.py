@@ -25,7 +25,7 @@ PLACES = {
     "consumer-after-commit": "a handler has committed, its messages are not acknowledged",
 }
 MUTATIONS = {
-    "publish-before-commit": "reservation publishes its events before the commit, which then may not come",
+    "publish-before-commit": "approval publishes its events before the commit, which then may not come",
     "ack-before-commit": "consumers acknowledge before the handler has committed",
     "not-idempotent": "vaccine management takes a dose for every delivery of an approval",
     "read-then-write": "approval reads the places left without holding the day still",
@@ -93,37 +93,17 @@ def _mutate(name: str) -> None:
 
         jetstream.Consumer._handle_run = handle_run  # type: ignore[method-assign]
     elif name == "publish-before-commit":
-        from services.reservation.adapters import postgres
-        from services.reservation.adapters.events import outgoing
+        from services.approval.adapters import postgres
+        from services.approval.adapters.events import outgoing
 
-        add = postgres.PostgresReservations.add
+        write = postgres._write_decisions
 
-        async def publish_then_add(self: Any, reservations: Sequence[Any]) -> None:
-            events = [outgoing(event) for r in reservations for event in r.events]
-            await _bus().publish(events)
+        async def publish_then_write(connection: Any, ledger: Any, *rest: Any) -> None:
+            await _bus().publish([outgoing(event) for event in ledger.events])
             reached("mutant-before-commit")
-            for reservation in reservations:
-                reservation.events.clear()
-            await add(self, reservations)
+            await write(connection, ledger, *rest)
 
-        postgres.PostgresReservations.add = publish_then_add  # type: ignore[method-assign]
-        change = postgres.PostgresReservations.change
-
-        async def publish_then_change(self: Any, ids: Sequence[Any], rule: Callable[[Any], None]) -> Any:
-            for reservation_id in ids:
-                reservation = await self.get(reservation_id)
-                if reservation is not None:
-                    rule(reservation)
-                    await _bus().publish([outgoing(event) for event in reservation.events])
-                    reached("mutant-before-commit")
-
-            def silently(reservation: Any) -> None:
-                rule(reservation)
-                reservation.events.clear()
-
-            return await change(self, ids, silently)
-
-        postgres.PostgresReservations.change = publish_then_change  # type: ignore[method-assign]
+        postgres._write_decisions = publish_then_write
     elif name == "not-idempotent":
         from services.vaccinemgmt.adapters.mongo import MongoWard
 

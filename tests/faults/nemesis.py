@@ -110,9 +110,10 @@ class Nemesis:
         return f"crash {place}" if reached else "crash not reached"
 
     async def crash_mutant(self) -> str:
-        """Reservation dies after its publishing or acknowledging and before its commit; only mutants come by there."""
-        for name in self._mesh.home.processes_of("reservation"):
-            (self._folder / name).write_text("mutant-before-commit")
+        """Services die after publishing or acknowledging and before their commit; only mutants come by there."""
+        for service in ("approval", "reservation"):
+            for name in self._mesh.home.processes_of(service):
+                (self._folder / name).write_text("mutant-before-commit")
         await asyncio.sleep(1)
         await self._up()
         return "crash mutant"

@@ -46,6 +46,7 @@ class Plan:
     pause: float = 1.5  # mean seconds between faults; 0: no faults
     settle: float = QUIESCENCE  # seconds
     faults: tuple[str, ...] = ()  # names of the nemesis' methods; empty: all
+    tries: int = 60  # of one call, until its caller gives up
     least: int = 0  # of faults, however slow the machine: goes on for up to twenty times `seconds` to do them
 
 
@@ -111,7 +112,7 @@ async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
     hospitals = [
         await world.new_hospital(capacity=plan.customers // 3, doses=plan.customers // 4) for _ in range(plan.hospitals)
     ]
-    driver = Driver(world, plan.seed, plan.customers, hospitals)
+    driver = Driver(world, plan.seed, plan.customers, hospitals, tries=plan.tries)
     stop = asyncio.Event()
     watching = asyncio.create_task(_watch(world, hospitals, report, stop))
     driving = asyncio.create_task(driver.run())

@@ -31,6 +31,7 @@ async def test_no_fault_overbooks_loses_or_doubles_anything(tmp_path: Path, seed
 )
 async def test_a_broken_rule_is_found(tmp_path: Path, mutation: str, faults: tuple[str, ...]) -> None:
     pause, least = (0.3, 5) if faults else (0, 0)
-    plan = Plan(seed=3, seconds=12, mutation=mutation, pause=pause, faults=faults, settle=15, least=least)
+    # Who repeats a call mends what a broken rule left behind: here nobody does.
+    plan = Plan(seed=3, seconds=12, mutation=mutation, pause=pause, faults=faults, settle=15, least=least, tries=1)
     report = shown(await play(plan, tmp_path))
     assert [violation for violation in report.violations if not violation.startswith(UNREST)]
