@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 OUT = ROOT / "vaccination"
 IMAGE = OUT / "image.binpb"
-CHART_FILES = ROOT / "helm/vaccination/files"
+CHART = ROOT / "helm/vaccination"
 # Error details travel in google.rpc.Status: the transcoder needs their messages to write them as JSON.
 RULES = "buf/validate/validate.proto"
 ALSO = [RULES, "google/rpc/error_details.proto", "google/rpc/status.proto"]
@@ -87,9 +87,9 @@ def _without_rules(messages: Iterable[descriptor_pb2.DescriptorProto]) -> None:
 
 def chart_files() -> dict[str, bytes]:
     """The committed files by name: the contracts as Envoy's transcoder reads them, a quarter of the image, for each
-    gateway is sent them with its configuration; the description of their REST form; and what the gateway answers
-    itself."""
-    from mesh import openapi, replies
+    gateway is sent them with its configuration; the description of their REST form; what the gateway answers itself;
+    and the description of the values."""
+    from mesh import openapi, replies, values
 
     image = IMAGE.read_bytes()
     files = descriptor_pb2.FileDescriptorSet.FromString(image)
@@ -102,15 +102,15 @@ def chart_files() -> dict[str, bytes]:
             _without_rules(file.message_type)
     description = json.dumps(openapi.document(image), indent=1, ensure_ascii=False) + "\n"
     return {
-        "contracts.binpb": files.SerializeToString(),
-        "openapi.json": description.encode(),
-        "local-replies.json": replies.text().encode(),
+        "files/contracts.binpb": files.SerializeToString(),
+        "files/openapi.json": description.encode(),
+        "files/local-replies.json": replies.text().encode(),
+        "README.md": values.readme().encode(),
     }
 
 
 if __name__ == "__main__":
     generate()
     if "--chart" in sys.argv:
-        CHART_FILES.mkdir(parents=True, exist_ok=True)
         for name, content in chart_files().items():
-            (CHART_FILES / name).write_bytes(content)
+            (CHART / name).write_bytes(content)

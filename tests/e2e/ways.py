@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
 from openapi_schema_validator import OAS31Validator
 
-from mesh.contracts import CHART_FILES
+from mesh.contracts import CHART
 from services.chassis.edge import status_of
 from vaccination.approval.v1 import hospital_service_pb2
 from vaccination.mypage.v1 import mypage_service_pb2
@@ -58,7 +58,7 @@ ROUTES = {
     "WatchMyReservations": "GET /v1/my/reservations:watch",
 }
 # The REST forms as they are told to the world: what is accepted and answered has to conform.
-DESCRIBED: dict[str, Any] = json.loads((CHART_FILES / "openapi.json").read_text())
+DESCRIBED: dict[str, Any] = json.loads((CHART / "files/openapi.json").read_text())
 MOST_IN_URL = 2000  # characters of a value
 HTTP_STATUS = {
     "INVALID_ARGUMENT": {400},

@@ -96,12 +96,12 @@ def _mutate(name: str) -> None:
         from services.approval.adapters import postgres
         from services.approval.adapters.events import outgoing
 
-        write = postgres._write_decisions
+        write_decisions = postgres._write_decisions
 
         async def publish_then_write(connection: Any, ledger: Any, *rest: Any) -> None:
             await _bus().publish([outgoing(event) for event in ledger.events])
             reached("mutant-before-commit")
-            await write(connection, ledger, *rest)
+            await write_decisions(connection, ledger, *rest)
 
         postgres._write_decisions = publish_then_write
     elif name == "not-idempotent":

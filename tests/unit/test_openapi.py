@@ -8,7 +8,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from mesh import openapi
-from mesh.contracts import CHART_FILES, IMAGE, chart_files
+from mesh.contracts import CHART, IMAGE, chart_files
 from tests.e2e.ways import ROUTES
 
 
@@ -25,8 +25,8 @@ def operations(described: dict[str, Any]) -> dict[str, str]:
 
 def test_the_charts_files_are_those_of_the_contracts() -> None:
     for name, made in chart_files().items():
-        committed = (CHART_FILES / name).read_bytes()
-        assert committed == made, f"{name} is of other contracts: ./dev gen, and commit it"
+        committed = (CHART / name).read_bytes()
+        assert committed == made, f"{name} is of other contracts or values: ./dev gen, and commit it"
 
 
 def test_it_is_a_valid_document(described: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ def test_a_form_that_it_cannot_describe_is_an_error_that_names_it() -> None:
 
 
 def test_the_transcoders_contracts_are_whole() -> None:
-    files = descriptor_pb2.FileDescriptorSet.FromString(chart_files()["contracts.binpb"])
+    files = descriptor_pb2.FileDescriptorSet.FromString(chart_files()["files/contracts.binpb"])
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
         pool.Add(file)  # refuses one whose imports are missing
