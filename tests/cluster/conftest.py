@@ -144,19 +144,21 @@ class Release:
         """Objects, as the API server has them."""
         return json.loads(self.kubectl("get", *what, "--output", "json"))
 
-    def helm(self, *arguments: str, values: Mapping[str, Any] | None = None) -> subprocess.CompletedProcess[str]:
+    def helm(
+        self, *arguments: str, values: Mapping[str, Any] | None = None, chart: Path = CHART
+    ) -> subprocess.CompletedProcess[str]:
         """Runs helm in the namespace, `values` above those of the installation."""
         command = [str(HELM), *arguments, "--namespace", self.namespace]
         text = None
         if values is not None:
-            command += ["--values", str(CHART / "values-evaluation.yaml"), "--values", "-"]
+            command += ["--values", str(chart / "values-evaluation.yaml"), "--values", "-"]
             text = json.dumps(merged(self.values, values))
         return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=2 * PATIENCE)
 
-    def upgrade(self, values: Mapping[str, Any], *flags: str) -> str:
+    def upgrade(self, values: Mapping[str, Any], *flags: str, chart: Path = CHART) -> str:
         """Installs, or brings the installation to these values above its own, and waits until everything is ready."""
         wait = ("--wait", "--timeout", f"{PATIENCE:.0f}s")
-        done = self.helm("upgrade", "--install", NAME, str(CHART), *wait, *flags, values=values)
+        done = self.helm("upgrade", "--install", NAME, str(chart), *wait, *flags, values=values, chart=chart)
         if done.returncode:
             pods, events = self.kubectl("get", "pods"), self.kubectl("get", "events", "--sort-by=.lastTimestamp")
             pytest.fail(f"helm upgrade: {done.stderr}\n{pods}\n{events[-6000:]}")
@@ -176,6 +178,11 @@ class Release:
         """Of what is installed."""
         history = json.loads(self.helm("history", NAME, "--output", "json").stdout)
         return max(int(entry["revision"]) for entry in history if entry["status"] == "deployed")
+
+    def chart(self) -> str:
+        """Name and version of the chart that is installed."""
+        [release] = json.loads(self.helm("list", "--output", "json").stdout)
+        return str(release["chart"])
 
     def roll_back(self, revision: int) -> None:
         """Goes back, and waits until everything is ready."""

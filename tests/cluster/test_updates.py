@@ -1,8 +1,10 @@
 """New versions, old versions and restarts while people call: no call fails, nothing is lost or done twice."""
 
 import asyncio
+import tarfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,8 @@ from .conftest import NEXT_TAG, TAG, Load, Release
 
 CALLS = 3000
 MIGRATION = "9999_next.sql"  # see next.Dockerfile
+# The chart as it was released last, by `./dev release`.
+[PREVIOUS] = Path(__file__).parent.glob("vaccination-*.tgz")
 
 
 def tags(release: Release) -> dict[str, set[str]]:
@@ -34,8 +38,11 @@ async def migrated(people: World) -> set[str]:
 
 @pytest.mark.quick
 async def test_an_upgrade_with_a_migration_and_its_rollback_fail_no_call(
-    release: Release, people: World, gateway: str, figures: Callable[[str], None]
+    release: Release, people: World, gateway: str, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:
+    with tarfile.open(PREVIOUS) as package:
+        package.extractall(tmp_path, filter="data")
+    await asyncio.to_thread(release.upgrade, {}, chart=tmp_path / "vaccination")
     before = release.revision()
 
     async def upgrade() -> None:
@@ -53,8 +60,9 @@ async def test_an_upgrade_with_a_migration_and_its_rollback_fail_no_call(
             seconds = time.monotonic() - begin
         assert tags(release) == {name: {tag} for name in STORE_OF}
         assert await migrated(people) == {name for name, store in STORE_OF.items() if store == "postgres"}
-        figures(f"{what} to {tag}, all services, {seconds:.0f} s: {load}")
+        figures(f"{what} to {tag}, all services, {seconds:.0f} s, chart {release.chart()}: {load}")
         assert not load.retries.failed
+    await asyncio.to_thread(release.upgrade, {})
 
 
 async def test_a_restart_of_two_services_and_the_gateway_at_once_fails_no_call(

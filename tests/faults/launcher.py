@@ -98,10 +98,10 @@ def _mutate(name: str) -> None:
 
         write_decisions = postgres._write_decisions
 
-        async def publish_then_write(connection: Any, ledger: Any, *rest: Any) -> None:
+        async def publish_then_write(connection: Any, ledger: Any, replaceable: Any, places: Any) -> None:
             await _bus().publish([outgoing(event) for event in ledger.events])
             reached("mutant-before-commit")
-            await write_decisions(connection, ledger, *rest)
+            await write_decisions(connection, ledger, replaceable, places)
 
         postgres._write_decisions = publish_then_write
     elif name == "not-idempotent":

@@ -1,5 +1,8 @@
-"""What the image and the tests are made of."""
+"""What the images, the tests and a release are made of."""
 
+import json
+import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -15,3 +18,14 @@ def locked(name: str) -> set[str]:
 @pytest.mark.parametrize("part", ["requirements.txt", "requirements-contracts.txt", "requirements-servers.txt"])
 def test_the_image_has_what_the_tests_run_with(part: str) -> None:
     assert locked(part) - locked("requirements-dev.txt") == set()
+
+
+def test_a_release_is_a_chart_and_a_list_of_what_is_in_each_image() -> None:
+    subprocess.run([ROOT / "dev", "release"], cwd=ROOT, check=True, capture_output=True)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert (ROOT / f"dist/vaccination-{version}.tgz").stat().st_size
+    for image, lock in (("services", "requirements.txt"), ("evaluation", "requirements-servers.txt")):
+        sbom = json.loads((ROOT / f"dist/vaccination-{version}-{image}.cdx.json").read_text())
+        assert sbom["metadata"]["component"]["version"] == version
+        listed = {f"{component['name']}=={component['version']}" for component in sbom["components"]}
+        assert listed == {line.split()[0] for line in locked(lock)}
