@@ -50,7 +50,7 @@ class Service:
                 ("grpc.max_connection_age_ms", int(settings.max_connection_age * 1000)),
                 ("grpc.max_connection_age_grace_ms", 60 * 1000),
                 ("grpc.keepalive_time_ms", 60 * 1000),
-                ("grpc.http2.min_ping_interval_without_data_ms", 10 * 1000),
+                ("grpc.http2.min_ping_interval_without_data_ms", 5 * 1000),
             ],
         )
         self._health = health.aio.HealthServicer()
