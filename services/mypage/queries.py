@@ -73,6 +73,14 @@ async def _answers(connection: Connection) -> None:
         raise
 
 
+# Screens that one customer may keep open at one replica: a few devices and forgotten tabs.
+SCREENS = 10
+
+
+class TooManyScreens(Exception):
+    """The customer watches from as many places as may be."""
+
+
 class Changes:
     """Wakes those who watch a customer's reservations; one listening connection for the whole process."""
 
@@ -106,7 +114,9 @@ class Changes:
 
     @contextmanager
     def of(self, customer_id: str) -> Any:
-        """An event that is set when something of the customer's has changed."""
+        """An event that is set when something of the customer's has changed; raises TooManyScreens."""
+        if len(self._watchers.get(customer_id, ())) >= SCREENS:
+            raise TooManyScreens(f"you watch from {SCREENS} places already: close one, or try again later")
         changed = asyncio.Event()
         self._watchers[customer_id].add(changed)
         try:

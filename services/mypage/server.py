@@ -17,7 +17,7 @@ from vaccination.mypage.v1 import mypage_service_pb2 as pb
 from vaccination.mypage.v1 import mypage_service_pb2_grpc
 
 from . import queries
-from .queries import Changes
+from .queries import Changes, TooManyScreens
 from .rebuild import RebuildRunning
 
 WATCHED = 100
@@ -32,6 +32,7 @@ ERRORS = Errors(
     "vaccination.mypage",
     {
         UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id"),
+        TooManyScreens: Answer(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_SCREENS"),
         RebuildRunning: Answer(StatusCode.FAILED_PRECONDITION, "REBUILD_RUNNING"),
     },
 )

@@ -9,7 +9,7 @@ import random
 import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,7 +24,7 @@ from services.chassis.jetstream import Event
 from services.chassis.postgres import Database
 from services.mypage import queries, server
 from services.mypage.projector import View
-from services.mypage.queries import Changes
+from services.mypage.queries import SCREENS, Changes, TooManyScreens
 from vaccination.approval.v1 import appointment_pb2
 from vaccination.approval.v1 import approval_events_pb2 as approval
 from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc
@@ -372,3 +372,19 @@ async def test_a_watcher_who_leaves_is_forgotten(view: Database, monkeypatch: py
         await within(10, lambda: not changes._watchers)
     # Nothing goes on waiting for changes that it will never hear of.
     await within(10, lambda: not [t for t in asyncio.all_tasks() - before if "Event.wait" in repr(t)])
+
+
+async def test_one_customer_cannot_have_every_stream(view: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "draining", asyncio.Event())
+    changes = Changes(view)
+    with ExitStack() as open_screens:
+        for _ in range(SCREENS - 1):
+            open_screens.enter_context(changes.of("c1"))
+        async with watching(view, changes) as call:
+            assert (await asyncio.wait_for(call.read(), 10)).reservations == []
+            with pytest.raises(TooManyScreens), changes.of("c1"):
+                pass
+            with changes.of("c2"):
+                pass
+    async with watching(view, changes) as call:
+        assert (await asyncio.wait_for(call.read(), 10)).reservations == []
