@@ -35,7 +35,7 @@ from .outbox import REFUSED_PAUSE, Outgoing, Refused
 R = TypeVar("R")
 # A relay that holds rows longer than this, in seconds, is taken for dead. Longer than a publish may take.
 LEASE = 15.0
-RETRY_PAUSE, MAX_RETRY_PAUSE = 0.02, 0.4  # seconds; a transaction of 256 events takes about 0.1
+RETRY_PAUSE, MAX_RETRY_PAUSE = 0.02, 0.16  # seconds; a transaction of 256 events takes about 0.1
 EPOCH = datetime.fromtimestamp(0, UTC)
 _SHUTTING_DOWN = {11600, 91, 189, 10107, 13435, 13436, 11602}  # the server's codes while it steps down or restarts
 
