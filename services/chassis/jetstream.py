@@ -33,8 +33,13 @@ BATCH = 256
 # three times as often, however long its store keeps it.
 ACK_WAIT = 10.0
 # A pull request ends before a message can come back: else a hung replica would be given it once more.
-PULL_EXPIRES = ACK_WAIT
-HEARTBEAT = 4.0  # seconds, less than half of PULL_EXPIRES; two missed: the pull request is lost and made anew
+PULL_EXPIRES = 7.0
+HEARTBEAT = 3.0  # seconds, less than half of PULL_EXPIRES; two missed: the pull request is lost and made anew
+# Seconds after its last pull request for which the one replica that is given messages, where only one is, stays it.
+# Longer than a pull request, else they would take turns; shorter than ACK_WAIT, else one that hangs would be given
+# again what it has.
+PINNED = 9.0
+GROUP = "replicas"
 PUBLISH_TIMEOUT = 5.0
 MAX_TRIES = 5  # of a message whose handling fails for a reason of its own
 ROLLOUT_TRIES = 21  # of one that this version does not know: half an hour for an update to reach every replica
@@ -270,12 +275,21 @@ class Consumer:
     still fails is delivered again after growing pauses, and moves to the dead letters after MAX_TRIES; nothing behind
     it waits. One that comes more often than that may have killed the processes that had it in hand, with all else that
     they had: it is handled behind all others and alone, and moves to the dead letters after MAX_DELIVERIES.
+
+    `single_active`: the server gives messages to one replica, and to another when that one has gone or hangs. For
+    handlers that want the same rows: replicas would lose races and find that out after the work.
     """
 
     def __init__(
-        self, bus: Bus, name: str, handlers: Mapping[type[Message], Handler], keep_dead_letters: bool = True
+        self,
+        bus: Bus,
+        name: str,
+        handlers: Mapping[type[Message], Handler],
+        keep_dead_letters: bool = True,
+        single_active: bool = False,
     ) -> None:
         self._bus, self._name, self._keep_dead_letters = bus, name, keep_dead_letters
+        self._single_active, self._pin = single_active, ""
         self._handlers = {cls.DESCRIPTOR.full_name: (cls, handler) for cls, handler in handlers.items()}
         self._inbox: asyncio.Queue[Msg | None] = asyncio.Queue()  # None: look how the pull request is
         self._in_hand: dict[str, Msg] = {}
@@ -299,19 +313,27 @@ class Consumer:
                 subjects |= {*(present.filter_subjects or ()), *filter(None, [present.filter_subject])}
             except NotFoundError:
                 pass
-            await self._bus.js.add_consumer(
-                STREAM,
-                ConsumerConfig(
-                    durable_name=self._name,
-                    filter_subjects=sorted(subjects),
-                    deliver_policy=policy,
-                    opt_start_time=since,
-                    ack_policy=AckPolicy.EXPLICIT,
-                    ack_wait=ACK_WAIT,
-                    max_deliver=-1,
-                    max_ack_pending=8 * BATCH,
-                ),
+            config = ConsumerConfig(
+                durable_name=self._name,
+                filter_subjects=sorted(subjects),
+                deliver_policy=policy,
+                opt_start_time=since,
+                ack_policy=AckPolicy.EXPLICIT,
+                ack_wait=ACK_WAIT,
+                max_deliver=-1,
+                max_ack_pending=8 * BATCH,
+            ).as_dict()
+            if self._single_active:
+                group = {"priority_groups": [GROUP], "priority_policy": "pinned_client"}
+                config |= group | {"priority_timeout": int(PINNED * 1e9)}
+            # Raw, since nats-py's ConsumerConfig does not know priority groups.
+            reply = await self._bus._connection().request(
+                f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{self._name}",
+                json.dumps({"stream_name": STREAM, "config": config}).encode(),
+                timeout=PUBLISH_TIMEOUT,
             )
+            if error := json.loads(reply.data).get("error"):
+                raise PublishFailed(f"consumer {self._name}: {error.get('description')}")
 
     def forget(self) -> None:
         """The connection outlives this consumer: it need not hear of reconnections any more."""
@@ -356,6 +378,8 @@ class Consumer:
             keeping.cancel()
             if subscription is not None:
                 await self._quietly(subscription.drain())  # what is on its way to us arrives, and nothing more
+            if self._pin:
+                await self._quietly(self._unpin())
             while not self._inbox.empty():  # not begun: another replica need not wait for the ack to time out
                 if message := self._inbox.get_nowait():
                     await self._quietly(message.nak())
@@ -381,23 +405,36 @@ class Consumer:
 
     async def _request(self, inbox: str) -> None:
         # A standing pull request on our own inbox: p99 8 ms where fetch() had 56 ms.
-        body = {"batch": BATCH, "expires": int(PULL_EXPIRES * 1e9), "idle_heartbeat": int(HEARTBEAT * 1e9)}
+        body: dict[str, Any] = {"batch": BATCH}
+        body |= {"expires": int(PULL_EXPIRES * 1e9), "idle_heartbeat": int(HEARTBEAT * 1e9)}
+        if self._single_active:
+            body |= {"group": GROUP, "id": self._pin} if self._pin else {"group": GROUP}
         await self._bus._connection().publish(
             f"$JS.API.CONSUMER.MSG.NEXT.{STREAM}.{self._name}", json.dumps(body).encode(), reply=inbox
         )
         self._requested += BATCH
+
+    async def _unpin(self) -> None:
+        """Another replica need not wait until this one is missed."""
+        subject, group = f"$JS.API.CONSUMER.UNPIN.{STREAM}.{self._name}", json.dumps({"group": GROUP}).encode()
+        await self._bus._connection().request(subject, group, timeout=1)
 
     async def _on_message(self, message: Msg) -> None:
         self._heard = time.monotonic()
         status = (message.headers or {}).get("Status")
         if status is None:
             self._requested -= 1
+            self._pin = (message.headers or {}).get("Nats-Pin-Id", "")
         elif status == "100":
             return
         else:  # the pull request has ended: expired, or the server lost or refused it
+            if status == "423":  # another replica is the one now
+                self._pin = ""
             left = (message.headers or {}).get("Nats-Pending-Messages")
             self._requested = max(0, self._requested - int(left)) if left else 0
-            if status not in ("408", "409"):
+            if status == "400":
+                return  # made by another version: asked again, not at once, when nothing has been heard for a while
+            if status not in ("408", "409", "423"):
                 self._lost()  # consumer or stream gone
             self._inbox.put_nowait(None)
             return

@@ -49,7 +49,8 @@ async def vaccinemgmt() -> None:
         open_store=lambda: mongo.open(COLLECTIONS, INDEXES),
         close_store=close,
         relay=relay,
-        consumer=Consumer(service.bus, service.name, events.handlers(vaccines)),
+        # A hospital's doses are one queue, of which each batch wants a part.
+        consumer=Consumer(service.bus, service.name, events.handlers(vaccines), single_active=True),
         background=[lambda: serve_waiting(vaccines)],
         looks=[metrics.stock(mongo, clock.now)],
     )

@@ -1,7 +1,7 @@
 """Vaccine management's use cases, and the port to its store."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import date, datetime, timedelta
 from typing import Protocol, TypeVar
 from uuid import UUID
@@ -25,13 +25,6 @@ GIVE_OUT = 500
 
 class Ward(Protocol):
     """What one transaction sees and changes."""
-
-    async def hold(self, hospital_ids: Collection[str]) -> None:
-        """Has these hospitals to itself: another transaction that wants one of them begins again, until this one ends.
-
-        Before any other work, so that one that loses has done none: of five replicas at the same lots only one can
-        win, and what the others did until they knew took three times the CPU and left a sixth of the throughput.
-        """
 
     async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
         """Those that are there."""
@@ -83,7 +76,6 @@ class Vaccines:
         """Approval granted these: each gets a dose if one suits, else waits visibly; what is known already stays."""
 
         async def work(ward: Ward) -> None:
-            await ward.hold({a.hospital_id for a in appointments})
             known = await ward.vaccinations([a.reservation_id for a in appointments])
             new = {a.reservation_id: Vaccination(a) for a in appointments if a.reservation_id not in known}
             changed: dict[UUID, Vaccination] = {}
@@ -104,7 +96,6 @@ class Vaccines:
         """The customers gave these up: doses go back; a cancellation that comes before approval's word waits for it."""
 
         async def work(ward: Ward) -> None:
-            await ward.hold({a.hospital_id for a in appointments})
             known = await ward.vaccinations([a.reservation_id for a in appointments])
             given_up = {a.reservation_id: known.get(a.reservation_id) or Vaccination(a) for a in appointments}
             lots = await ward.lots(list({v.dose.lot_id for v in given_up.values() if v.dose}))
@@ -182,7 +173,6 @@ class Vaccines:
         for hospital_id in await self._stock.hospitals_to_serve(_earliest(self._clock())):
 
             async def work(ward: Ward, hospital_id: str = hospital_id) -> int:
-                await ward.hold([hospital_id])
                 served, lots = await self._serve(ward, hospital_id, [])
                 if served:
                     await ward.save(served, lots)

@@ -125,8 +125,10 @@ async def replica(open_bus: OpenBus) -> AsyncIterator[Replica]:
     """Starts a replica of the service with these handlers."""
     tasks = []
 
-    async def start(*handlers: tuple[type[Message], Handler]) -> tuple[Consumer, asyncio.Task[None]]:
-        consumer = Consumer(await open_bus(NAME), NAME, dict(handlers))
+    async def start(
+        *handlers: tuple[type[Message], Handler], single_active: bool = False
+    ) -> tuple[Consumer, asyncio.Task[None]]:
+        consumer = Consumer(await open_bus(NAME), NAME, dict(handlers), single_active=single_active)
         await consumer.ensure()
         task = asyncio.create_task(consumer.run())
         tasks.append(task)
@@ -478,6 +480,63 @@ async def test_two_replicas_share_the_work_and_handle_nothing_twice(
     assert sorted(handled[0].numbers + handled[1].numbers) == list(range(2000))
     assert all(one.numbers for one in handled)
     assert info.num_redelivered == 0
+
+
+async def test_of_replicas_that_would_be_in_each_others_way_one_works_until_it_stops(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "BATCH", 32)
+    handled = [Handled() for _ in range(3)]
+    replicas = [await replica((ApprovalGranted, one), single_active=True) for one in handled]
+    for round_ in range(3):
+        begun = time.monotonic()
+        await bus.publish([row(i) for i in range(round_ * 200, round_ * 200 + 200)])
+        await stream.done()
+        assert time.monotonic() - begun < chassis.PINNED / 2  # it did not have to be missed
+        [active] = [i for i in range(3) if replicas[i] and max(handled[i].numbers, default=-1) >= round_ * 200]
+        assert sorted(handled[active].numbers) == list(range(round_ * 200, round_ * 200 + 200))
+        consumer, task = replicas[active]
+        consumer.stop()
+        await task
+    assert sorted(number for one in handled for number in one.numbers) == list(range(600))
+
+
+async def test_the_one_that_works_is_missed_when_it_asks_for_nothing_more(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(chassis, "PULL_EXPIRES", 0.5)
+    monkeypatch.setattr(chassis, "PINNED", 1.0)
+    slow, other = Handled(), Handled()
+    slow.may.clear()
+    await replica((ApprovalGranted, slow), single_active=True)
+    await stream.put(row(0))
+    await slow.begun.wait()
+    await replica((ApprovalGranted, other), single_active=True)
+    begun = time.monotonic()  # what came before would be its own, for it lives
+    await within(10, lambda: time.monotonic() - begun > 2 * chassis.PINNED)
+    await stream.put(row(1))
+    await other.have(1)
+    slow.may.set()
+    await slow.have(0)
+    await stream.put(row(2))
+    await other.have(1, 2)
+    assert (await stream.done()).num_redelivered == 0
+    assert (slow.numbers, other.numbers) == ([0], [1, 2])
+
+
+async def test_a_consumer_made_by_the_version_before_becomes_one_with_a_single_active_replica(
+    bus: Bus, stream: Stream, replica: Replica
+) -> None:
+    before, now = Handled(), Handled()
+    consumer, task = await replica((ApprovalGranted, before))
+    await stream.put(row(0))
+    await before.have(0)
+    await replica((ApprovalGranted, now), single_active=True)
+    consumer.stop()
+    await task
+    await stream.put(row(1))
+    await now.have(1)
 
 
 async def test_a_restart_of_the_stream_is_survived_and_noticed_at_once(

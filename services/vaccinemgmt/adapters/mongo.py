@@ -1,13 +1,13 @@
 """Lots and vaccinations in MongoDB."""
 
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import fields
 from datetime import date, datetime
 from typing import Any, TypeVar
 from uuid import UUID
 
 from motor.motor_asyncio import AsyncIOMotorClientSession
-from pymongo import ReplaceOne, UpdateOne
+from pymongo import ReplaceOne
 
 from services.chassis.mongo import Mongo
 from services.chassis.telemetry import traces_by_key
@@ -30,7 +30,6 @@ COLLECTIONS: dict[str, Document] = {
             ]
         }
     },
-    "holds": {},  # by hospital, see MongoWard.hold
     "vaccinations": {
         "$expr": {  # a dose exactly when completed, and then exactly one
             "$and": [
@@ -117,11 +116,6 @@ class MongoWard:
         self._mongo, self._session = mongo, session
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
         self._traces: dict[str, str] = {}
-
-    async def hold(self, hospital_ids: Collection[str]) -> None:
-        """See Ward. MongoDB has no lock to wait for: a document that another transaction has written ends this one."""
-        held = [UpdateOne({"_id": i}, {"$inc": {"times": 1}}, upsert=True) for i in sorted(hospital_ids)]
-        await self._mongo.database["holds"].bulk_write(held, session=self._session)
 
     async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
         """See Ward."""
