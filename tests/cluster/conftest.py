@@ -82,27 +82,28 @@ class Retries(grpc.aio.UnaryUnaryClientInterceptor):
 
     def __init__(self) -> None:
         self.calls = 0
-        self.repeated: Counter[str] = Counter()  # by the code of the try before
-        self.failed: Counter[str] = Counter()  # calls, by the last code of AGAIN
+        self.repeated: Counter[str] = Counter()  # by the method and the code of the try before
+        self.failed: Counter[str] = Counter()  # calls, by the method and the last code of AGAIN
         self.most = 0  # tries of one call
 
     async def intercept_unary_unary(self, continuation: Any, client_call_details: Any, request: Any) -> Any:
         """Tries."""
         self.calls += 1
+        method = client_call_details.method.decode().rpartition("/")[2]
         for attempt in range(self.TRIES):
             call = await continuation(client_call_details, request)
             self.most = max(self.most, attempt + 1)
             if (code := await call.code()) not in self.AGAIN:
                 return call
             if attempt + 1 < self.TRIES:
-                self.repeated[code.name] += 1
+                self.repeated[f"{method} {code.name}"] += 1
                 pause = 0.1 * 2**attempt * (0.5 + random.random())
                 try:
                     await call
                 except grpc.aio.AioRpcError as error:
                     pause = max(pause, refusal(error).retry_after or 0)
                 await asyncio.sleep(pause)
-        self.failed[code.name] += 1
+        self.failed[f"{method} {code.name}"] += 1
         return call
 
     def __str__(self) -> str:

@@ -112,14 +112,16 @@ async def test_a_service_that_hangs_is_restarted_by_its_liveness_probe(
 
 async def test_an_oom_kill_loses_nothing(release: Release, load: Load, figures: Figures) -> None:
     [container] = release.get("deployment", "approval")["spec"]["template"]["spec"]["containers"]
-    limit = container["resources"]["limits"]["memory"]
+    resources = container["resources"]
     used = int(release.kubectl("exec", release.ready("approval")[0], "--", "sh", "-c", USED, check=False).split()[0])
     tight = f"{used // 2**20 + 40}Mi"
 
-    def memory(limit: str) -> Json:
-        return {"containers": [{"name": container["name"], "resources": {"limits": {"memory": limit}}}]}
+    def memory(limit: str, request: str) -> Json:
+        limited = {"limits": {"memory": limit}, "requests": {"memory": request}}
+        return {"containers": [{"name": container["name"], "resources": limited}]}
 
-    with patched(release, "approval", memory(tight), memory(limit)):
+    back = memory(resources["limits"]["memory"], resources["requests"]["memory"])
+    with patched(release, "approval", memory(tight, tight), back):
         name = release.ready("approval")[0]
 
         def killed() -> Any:
