@@ -132,10 +132,10 @@ spec:
                 default_value: {numerator: 100, denominator: HUNDRED}
               filter_enforced:
                 default_value: {numerator: 100, denominator: HUNDRED}
-              # A tenth every tenth of a second: a flood would use up a whole second's at its beginning, all but a few of
-              # them in vain, and nobody would be let in for the rest of it.
-              {{- $tenth := div (add $crowd.perSecond 9) 10 }}
-              token_bucket: {max_tokens: {{ $tenth }}, tokens_per_fill: {{ $tenth }}, fill_interval: 0.1s}
+              # A twentieth every twentieth of a second, which is the shortest that Envoy has: a flood would use up a whole
+              # second's at its beginning, all but a few of them in vain, and nobody would be let in for the rest of it.
+              {{- $few := div (add $crowd.perSecond 19) 20 }}
+              token_bucket: {max_tokens: {{ max $few $crowd.inFlight }}, tokens_per_fill: {{ $few }}, fill_interval: 0.05s}
               # By which the gateway's replies know it, see files/local-replies.json.
               status:
                 code: 507
