@@ -316,8 +316,8 @@ def table(result: Json) -> str:
             *told,
             "",
             f"The services and stores had the cores {cores['mesh']}, Envoy {cores['envoy']}, the load generator "
-            f"{cores['load']}. The last columns are cores kept busy; `others` are processes that have nothing to do with "
-            "this: what they take, the mesh lacks.",
+            f"{cores['load']}. The last columns are cores kept busy; `others` are processes that have nothing to do "
+            "with this: what they take, the mesh lacks.",
         ]
     )
 
