@@ -335,7 +335,7 @@ def plot(result: Json, file: Path) -> None:
     left.plot(x, [s["capacity"] for s in steps], ":", color="grey", label="capacity, just before")
     left.plot(x, [s["goodput"] for s in steps], "o-", label="served")
     left.plot(x, [s["refused"] / s["seconds"] for s in steps], "s--", label="refused, with RetryInfo")
-    left.set(xscale="log", yscale="symlog", ylabel="a second", title="What becomes of the crowd")
+    left.set(xscale="log", yscale="symlog", ylim=(0, None), ylabel="a second", title="What becomes of the crowd")
     for kind, label in (("served_ms", "served"), ("refused_ms", "refused"), ("reads_ms", "MyPage read")):
         for percentile, style in (("p50", "--"), ("p99", "-")):
             right.plot(
