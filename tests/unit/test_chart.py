@@ -5,6 +5,7 @@
 
 import importlib
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -30,9 +31,9 @@ SERVICERS = {
 }
 
 
-def template(*options: str | Path) -> subprocess.CompletedProcess[str]:
+def template(*options: str | Path, chart: Path = CHART) -> subprocess.CompletedProcess[str]:
     helm = Path(sys.executable).parent / "helm"
-    command = [helm, "template", "vaccination", CHART, "--namespace", "vaccination", *options]
+    command = [helm, "template", "vaccination", chart, "--namespace", "vaccination", *options]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
@@ -143,6 +144,20 @@ def test_who_calls_waits_longer_than_whom_he_calls_and_tries_fit(file: Path) -> 
 
 def test_the_components_are_the_services() -> None:
     assert set(values()["components"]) == set(SERVICES)
+
+
+def test_a_new_version_of_the_chart_alone_restarts_nothing(tmp_path: Path) -> None:
+    other = tmp_path / "vaccination"
+    shutil.copytree(CHART, other)
+    about = (CHART / "Chart.yaml").read_text()
+    (other / "Chart.yaml").write_text(re.sub(r"(?m)^(version|appVersion): .*", r"\1: 99.0.0", about))
+    same_image = ("--set", "image.tag=same", "--values", CHART / "values-evaluation.yaml", *NEEDED)
+    pods = []
+    for chart in (CHART, other):
+        objects = [item for item in yaml.safe_load_all(template(*same_image, chart=chart).stdout) if item]
+        pods.append({f"{o['kind']} {o['metadata']['name']}": o["spec"].get("template") for o in objects if "spec" in o})
+    for name, pod in pods[0].items():
+        assert pod == pods[1][name], f"{name} would be restarted"
 
 
 def test_the_version_is_one() -> None:

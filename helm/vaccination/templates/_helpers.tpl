@@ -81,10 +81,11 @@ app.kubernetes.io/name: {{ index . 1 }}
 app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
 {{- end }}
 
-{{- /* Labels of a pod; with Istio it is in the mesh, whatever its namespace says. */ -}}
+{{- /* Labels of a pod; with Istio it is in the mesh, whatever its namespace says. No versions: a new chart would restart
+what it leaves as it is, evaluation's stores too. */ -}}
 {{- define "podLabels" -}}
-app.kubernetes.io/name: {{ index . 1 }}
-{{ include "labels" (index . 0) }}
+{{ include "selector" . }}
+app.kubernetes.io/part-of: vaccination
 {{- if (index . 0).Values.istio.enabled }}
 sidecar.istio.io/inject: "true"
 {{- end }}
