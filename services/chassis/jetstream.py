@@ -290,6 +290,7 @@ class Consumer:
     ) -> None:
         self._bus, self._name, self._keep_dead_letters = bus, name, keep_dead_letters
         self._single_active, self._pin = single_active, ""
+        self._made_otherwise = False  # by a replica of another version, which wants it otherwise
         self._handlers = {cls.DESCRIPTOR.full_name: (cls, handler) for cls, handler in handlers.items()}
         self._inbox: asyncio.Queue[Msg | None] = asyncio.Queue()  # None: look how the pull request is
         self._in_hand: dict[str, Msg] = {}
@@ -350,7 +351,8 @@ class Consumer:
         keeping = asyncio.create_task(self._keep())
         try:
             while not self._stopping.is_set():
-                if subscription is None or time.monotonic() - self._heard > 2.5 * HEARTBEAT:
+                silent = time.monotonic() - self._heard > 2.5 * HEARTBEAT
+                if subscription is None or silent or self._made_otherwise:
                     if subscription is not None:
                         await self._quietly(subscription.unsubscribe())
                     subscription = await self._quietly(self._listen())
@@ -396,8 +398,11 @@ class Consumer:
         connection = self._bus._connection()
         try:
             await self._bus.js.consumer_info(STREAM, self._name)
+            if self._made_otherwise:
+                await self.ensure()
         except NotFoundError:  # deleted, perhaps to begin anew; one that is there may be a newer replica's
             await self.ensure()
+        self._made_otherwise = False
         self._requested, self._heard = 0, time.monotonic()
         subscription = await connection.subscribe(connection.new_inbox(), cb=self._on_message)
         await self._request(subscription.subject)
@@ -425,6 +430,7 @@ class Consumer:
         if status is None:
             self._requested -= 1
             self._pin = (message.headers or {}).get("Nats-Pin-Id", "")
+            self._made_otherwise |= self._single_active and not self._pin
         elif status == "100":
             return
         else:  # the pull request has ended: expired, or the server lost or refused it
@@ -432,8 +438,9 @@ class Consumer:
                 self._pin = ""
             left = (message.headers or {}).get("Nats-Pending-Messages")
             self._requested = max(0, self._requested - int(left)) if left else 0
-            if status == "400":
-                return  # made by another version: asked again, not at once, when nothing has been heard for a while
+            if status == "400":  # not for this kind of request; looked at with the next heartbeat, not at once
+                self._made_otherwise = True
+                return
             if status not in ("408", "409", "423"):
                 self._lost()  # consumer or stream gone
             self._inbox.put_nowait(None)

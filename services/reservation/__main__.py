@@ -40,7 +40,8 @@ class ReservationSettings(Settings):
             # Which replicas there are is looked up when a connection ends, but so often at most; gRPC's 30 s are longer
             # than an update takes to replace them all.
             ("grpc.dns_min_time_between_resolutions_ms", 1000),
-            # A replica that hangs keeps its connection; one that does not answer a ping within 5 s gets no more calls.
+            # A replica that hangs keeps its connection. Under load it is sent pings, and gets no more calls when one
+            # has had no answer for 5 s.
             ("grpc.keepalive_time_ms", 6 * 1000),
             ("grpc.http2.ping_timeout_ms", 5 * 1000),  # grpc.keepalive_timeout_ms is not heard
             ("grpc.http2.max_pings_without_data", 0),

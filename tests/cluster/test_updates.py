@@ -6,8 +6,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
-
 from mesh.stores import STORE_OF
 from tests.e2e.conftest import World
 
@@ -36,7 +34,6 @@ async def migrated(people: World) -> set[str]:
         }
 
 
-@pytest.mark.quick
 async def test_an_upgrade_with_a_migration_and_its_rollback_fail_no_call(
     release: Release, people: World, gateway: str, tmp_path: Path, figures: Callable[[str], None]
 ) -> None:

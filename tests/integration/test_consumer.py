@@ -1,6 +1,7 @@
 """A consumer handles every event's effect and loses none: against a real JetStream, with every fault we know of."""
 
 import asyncio
+import json
 import sys
 import time
 import uuid
@@ -96,6 +97,12 @@ class Stream:
     async def info(self) -> ConsumerInfo:
         info: ConsumerInfo = await self.js.consumer_info(STREAM, NAME)
         return info
+
+    async def policy(self) -> str | None:
+        """Which nats-py does not know of: to whom the server gives messages."""
+        reply = await self.js._nc.request(f"$JS.API.CONSUMER.INFO.{STREAM}.{NAME}", b"")
+        policy: str | None = json.loads(reply.data)["config"].get("priority_policy")
+        return policy
 
     async def done(self) -> ConsumerInfo:
         """Waits until every message is acknowledged or ended."""
@@ -525,18 +532,32 @@ async def test_the_one_that_works_is_missed_when_it_asks_for_nothing_more(
     assert (slow.numbers, other.numbers) == ([0], [1, 2])
 
 
-async def test_a_consumer_made_by_the_version_before_becomes_one_with_a_single_active_replica(
+async def test_versions_that_want_a_consumer_otherwise_lose_nothing_beside_each_other(
+    bus: Bus, stream: Stream, replica: Replica, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "HEARTBEAT", 0.2)
+    monkeypatch.setattr(chassis, "PULL_EXPIRES", 0.5)
+    monkeypatch.setattr(chassis, "PINNED", 1.0)
+    handled = [Handled(), Handled()]
+    await replica((ApprovalGranted, handled[0]))
+    await replica((ApprovalGranted, handled[1]), single_active=True)
+    for number in range(60):
+        await stream.put(row(number))
+        await asyncio.sleep(0.05)  # not a wait for anything: long enough for both to notice more than once
+    await stream.done()
+    assert sorted(handled[0].numbers + handled[1].numbers) == list(range(60))
+
+
+async def test_a_plain_consumer_becomes_one_with_a_single_active_replica(
     bus: Bus, stream: Stream, replica: Replica
 ) -> None:
-    before, now = Handled(), Handled()
-    consumer, task = await replica((ApprovalGranted, before))
-    await stream.put(row(0))
-    await before.have(0)
-    await replica((ApprovalGranted, now), single_active=True)
+    await replica((ApprovalGranted, Handled()), single_active=True)
+    consumer, task = await replica((ApprovalGranted, Handled()))  # the version before, restarted during an update
     consumer.stop()
     await task
-    await stream.put(row(1))
-    await now.have(1)
+    await stream.put(row(0))
+    await eventually(stream.info, lambda info: info.num_ack_pending == 0 and info.num_pending == 0)
+    await eventually(stream.policy, lambda policy: policy == "pinned_client")
 
 
 async def test_a_restart_of_the_stream_is_survived_and_noticed_at_once(

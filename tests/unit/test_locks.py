@@ -20,12 +20,12 @@ def test_the_image_has_what_the_tests_run_with(part: str) -> None:
     assert locked(part) - locked("requirements-dev.txt") == set()
 
 
-def test_a_release_is_a_chart_and_a_list_of_what_is_in_each_image() -> None:
-    subprocess.run([ROOT / "dev", "release"], cwd=ROOT, check=True, capture_output=True)
+def test_a_release_is_a_chart_and_a_list_of_what_is_in_each_image(tmp_path: Path) -> None:
+    subprocess.run([ROOT / "dev", "release", tmp_path], cwd=ROOT, check=True, capture_output=True)
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
-    assert (ROOT / f"dist/vaccination-{version}.tgz").stat().st_size
+    assert (tmp_path / f"vaccination-{version}.tgz").stat().st_size
     for image, lock in (("services", "requirements.txt"), ("evaluation", "requirements-servers.txt")):
-        sbom = json.loads((ROOT / f"dist/vaccination-{version}-{image}.cdx.json").read_text())
+        sbom = json.loads((tmp_path / f"vaccination-{version}-{image}.cdx.json").read_text())
         assert sbom["metadata"]["component"]["version"] == version
         listed = {f"{component['name']}=={component['version']}" for component in sbom["components"]}
         assert listed == {line.split()[0] for line in locked(lock)}
