@@ -23,7 +23,6 @@ ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 OUT = ROOT / "vaccination"
 IMAGE = OUT / "image.binpb"
-CHART = ROOT / "helm/vaccination"
 # Error details travel in google.rpc.Status: the transcoder needs their messages to write them as JSON.
 RULES = "buf/validate/validate.proto"
 ALSO = [RULES, "google/rpc/error_details.proto", "google/rpc/status.proto"]
@@ -112,5 +111,7 @@ def chart_files() -> dict[str, bytes]:
 if __name__ == "__main__":
     generate()
     if "--chart" in sys.argv:
+        from mesh.chart import CHART
+
         for name, content in chart_files().items():
             (CHART / name).write_bytes(content)

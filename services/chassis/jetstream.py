@@ -214,14 +214,17 @@ class Bus:
             "duplicate_window": 120_000_000_000,
             **options,
         }
-        reply = await self._connection().request(
-            f"$JS.API.STREAM.CREATE.{name}", json.dumps(config).encode(), timeout=10
-        )
-        error = json.loads(reply.data).get("error")
+        error = (await self.ask(f"STREAM.CREATE.{name}", config, within=10)).get("error")
         if error and error.get("err_code") == 10058:  # exists, made by other settings: an operator's to change
             log.warning("the stream is not as this version would make it", stream=name, wanted=config)
         elif error:
             raise PublishFailed(f"stream {name}: {error.get('description')}")
+
+    async def ask(self, what: str, body: Mapping[str, Any], within: float) -> dict[str, Any]:
+        """JetStream's answer to what nats-py has no words for; the caller looks for an error in it."""
+        reply = await self._connection().request(f"$JS.API.{what}", json.dumps(body).encode(), timeout=within)
+        answer: dict[str, Any] = json.loads(reply.data)
+        return answer
 
     async def _on_error(self, error: Exception) -> None:
         log.warning("nats", error=type(error).__name__)
@@ -328,12 +331,9 @@ class Consumer:
                 group = {"priority_groups": [GROUP], "priority_policy": "pinned_client"}
                 config |= group | {"priority_timeout": int(PINNED * 1e9)}
             # Raw, since nats-py's ConsumerConfig does not know priority groups.
-            reply = await self._bus._connection().request(
-                f"$JS.API.CONSUMER.DURABLE.CREATE.{STREAM}.{self._name}",
-                json.dumps({"stream_name": STREAM, "config": config}).encode(),
-                timeout=PUBLISH_TIMEOUT,
-            )
-            if error := json.loads(reply.data).get("error"):
+            wanted = {"stream_name": STREAM, "config": config}
+            made = await self._bus.ask(f"CONSUMER.DURABLE.CREATE.{STREAM}.{self._name}", wanted, PUBLISH_TIMEOUT)
+            if error := made.get("error"):
                 raise PublishFailed(f"consumer {self._name}: {error.get('description')}")
 
     def forget(self) -> None:
@@ -398,9 +398,10 @@ class Consumer:
         connection = self._bus._connection()
         try:
             await self._bus.js.consumer_info(STREAM, self._name)
-            if self._made_otherwise:
-                await self.ensure()
+            there = True
         except NotFoundError:  # deleted, perhaps to begin anew; one that is there may be a newer replica's
+            there = False
+        if not there or self._made_otherwise:
             await self.ensure()
         self._made_otherwise = False
         self._requested, self._heard = 0, time.monotonic()
@@ -421,8 +422,7 @@ class Consumer:
 
     async def _unpin(self) -> None:
         """Another replica need not wait until this one is missed."""
-        subject, group = f"$JS.API.CONSUMER.UNPIN.{STREAM}.{self._name}", json.dumps({"group": GROUP}).encode()
-        await self._bus._connection().request(subject, group, timeout=1)
+        await self._bus.ask(f"CONSUMER.UNPIN.{STREAM}.{self._name}", {"group": GROUP}, within=1)
 
     async def _on_message(self, message: Msg) -> None:
         self._heard = time.monotonic()

@@ -8,7 +8,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
 from mesh import openapi
-from mesh.contracts import CHART, IMAGE, chart_files
+from mesh.chart import CHART
+from mesh.contracts import IMAGE, chart_files
 from tests.e2e.ways import ROUTES
 
 
