@@ -11,17 +11,16 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import grpc
-import protovalidate
 import structlog
 from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from . import tracing
 from .caller import admit
+from .contract import violations
 from .errors import Errors, InvalidFields, MalformedRequest, Overloaded, RoleNotAllowed, to_status
 from .telemetry import log, rpc_refusals, rpc_seconds, traceparent
 
-_validator = protovalidate.Validator()
 # What the chassis itself serves: probes and reflection, for anybody who can reach the port.
 _OPEN = ("/grpc.health.", "/grpc.reflection.")
 # What the server is to blame for, by OpenTelemetry's conventions; any other code is an answer.
@@ -38,19 +37,6 @@ def time_left(own: float) -> float:
     is less. What is done for somebody who waits no longer is done in vain, and in overload in somebody's way."""
     deadline = _deadline.get()
     return own if deadline is None else max(0.0, min(own, deadline - time.monotonic()))
-
-
-def violations(message: Message) -> list[tuple[str, str]]:
-    """The contract's rules that a message breaks, as (field path, what is wrong)."""
-    found = []
-    for violation in _validator.collect_violations(message):
-        path = ""
-        for element in violation.proto.field.elements if violation.proto.field else ():
-            path += f".{element.field_name}" if path else element.field_name
-            if element.subscript and element.subscript.field == "index":
-                path += f"[{element.subscript.value}]"
-        found.append((path, violation.proto.message or violation.proto.rule_id))
-    return found
 
 
 class Edge(grpc.aio.ServerInterceptor):
@@ -117,8 +103,8 @@ class Edge(grpc.aio.ServerInterceptor):
             metadata = {key: value for key, value in context.invocation_metadata() or () if isinstance(value, str)}
             trace = metadata.get("traceparent", "")  # from outside, and stored with every event: nothing but what it is
             parent = trace if tracing.TRACEPARENT.fullmatch(trace) else ""
-            observed.step = tracing.begin(about["rpc.method"], "SERVER", parent, about)
-            traceparent.set(observed.step.traceparent)
+            observed.span = tracing.begin(about["rpc.method"], "SERVER", parent, about)
+            traceparent.set(observed.span.traceparent)
             structlog.contextvars.bind_contextvars(trace=traceparent.get()[3:35])
             if roles is None:
                 raise RoleNotAllowed("this call is for nobody")
@@ -202,11 +188,11 @@ def _trailers(status: status_pb2.Status, retry_after: float | None) -> Trailers:
 
 
 class _Observed:
-    """Measures and logs one RPC, and ends its step of the trace."""
+    """Measures and logs one RPC, and ends its span."""
 
     def __init__(self, method: str) -> None:
         self._method, self.code, self.reason = method, "OK", ""
-        self.step: tracing.Step | None = None  # a call that is shed has none
+        self.span: tracing.Span | None = None  # a call that is shed has none
 
     def __enter__(self) -> "_Observed":
         self._begin = time.perf_counter()
@@ -219,8 +205,8 @@ class _Observed:
         rpc_seconds.labels(self._method, self.code).observe(seconds)
         if self.reason:
             rpc_refusals.labels(self._method, self.reason).inc()
-        if self.step is not None:
-            self.step.end(self.code, failed=self.code in _FAULTS)
+        if self.span is not None:
+            self.span.end(self.code, failed=self.code in _FAULTS)
         log.info("rpc", method=self._method, code=self.code, reason=self.reason, ms=round(seconds * 1000, 2))
 
 

@@ -25,13 +25,14 @@ events_refused = Counter(
     "events_refused_total", "Times that the stream did not take an event; it is tried again.", ["subject"]
 )
 events_handled = Counter("events_handled_total", "Events whose effect is committed.", ["subject"])
-events_failed = Counter("events_failed_total", "Deliveries that will be tried again.", ["subject"])
+events_failed = Counter("events_failed_total", "Events that failed and will be tried again.", ["subject"])
+events_parked = Counter("events_parked_total", "Events set aside until a version comes that knows them.", ["subject"])
 events_dead = Counter("events_dead_total", "Events moved to the dead letters.", ["subject"])
 batch_size = Histogram(
     "batch_size", "Items in one transaction.", ["batch"], buckets=(1, 2, 5, 10, 20, 50, 100, 256, 512)
 )
-outbox_oldest = Histogram(
-    "outbox_seconds", "From an event's commit to its acknowledgement, in seconds.", buckets=_BUCKETS
+outbox_seconds = Histogram(
+    "outbox_seconds", "From an event's writing to its acknowledgement by the stream, in seconds.", buckets=_BUCKETS
 )
 component_ready = Gauge("component_ready", "1 while the process serves, else 0.", ["component"])
 

@@ -1,6 +1,6 @@
-"""The steps of a trace, sent by OTLP over HTTP when there is somewhere to send them.
+"""The spans of a trace, sent by OTLP over HTTP when there is somewhere to send them.
 
-Without an endpoint OpenTelemetry is not even imported: a step hands on the context it was given, and that is all.
+Without an endpoint OpenTelemetry is not even imported: a span hands on the context it was given, and that is all.
 Attributes say what was done and how it went, never to whom or by whom.
 """
 
@@ -12,24 +12,24 @@ from typing import TYPE_CHECKING, Literal
 from .telemetry import new_traceparent
 
 if TYPE_CHECKING:
-    from opentelemetry.context import Context
     from opentelemetry.sdk.trace import TracerProvider
-    from opentelemetry.trace import Span, Tracer
+    from opentelemetry.trace import Span as OtelSpan
+    from opentelemetry.trace import Tracer
 
 TRACEPARENT = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
-STOP_WITHIN = 2.0  # seconds for the last steps to be sent: a collector that is away must not hold up a drain
+STOP_WITHIN = 2.0  # seconds for the last spans to be sent: a collector that is away must not hold up a drain
 Kind = Literal["SERVER", "CLIENT", "PRODUCER", "CONSUMER"]
 
 _provider: "TracerProvider | None" = None
 _tracer: "Tracer | None" = None
 
 
-class Step:
-    """One step; `traceparent` is the context for what comes out of it."""
+class Span:
+    """One span of a trace; `traceparent` is the context for what comes out of it."""
 
     __slots__ = ("_span", "traceparent")
 
-    def __init__(self, traceparent: str, span: "Span | None" = None) -> None:
+    def __init__(self, traceparent: str, span: "OtelSpan | None" = None) -> None:
         self.traceparent, self._span = traceparent, span
 
     def end(self, code: str = "", failed: bool = False) -> None:
@@ -74,24 +74,28 @@ def stop() -> None:
 
 
 def exporting() -> bool:
-    """Whether anybody will see a step: what has many at once asks first."""
+    """Whether anybody will see a span: code that would make many of them asks first."""
     return _tracer is not None
 
 
-def begin(name: str, kind: Kind, parent: str, attributes: Mapping[str, str | int]) -> Step:
-    """A step of the trace that `parent` (a traceparent) is of, or of a new one if that is empty."""
+def begin(name: str, kind: Kind, parent: str, attributes: Mapping[str, str | int]) -> Span:
+    """A span of the trace that `parent` (a traceparent) belongs to, or of a new one if that is empty."""
     if _tracer is None:
-        return Step(parent or new_traceparent())
-    from opentelemetry.trace import SpanKind
+        return Span(parent or new_traceparent())
+    from opentelemetry.context import Context
+    from opentelemetry.trace import SpanKind, set_span_in_context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-    span = _tracer.start_span(name, _context(parent), SpanKind[kind], dict(attributes))
-    context = span.get_span_context()
-    sampled = context.trace_flags & 1
-    return Step(f"00-{context.trace_id:032x}-{context.span_id:016x}-{sampled:02x}", span)
+    propagator, carrier = TraceContextTextMapPropagator(), dict[str, str]()
+    # An empty context instead of the current one, in which nothing of ours is.
+    context = propagator.extract({"traceparent": parent}, Context())
+    span = _tracer.start_span(name, context, SpanKind[kind], dict(attributes))
+    propagator.inject(carrier, set_span_in_context(span, Context()))
+    return Span(carrier["traceparent"], span)
 
 
 def of_message(operation: str, subject: str, batch: int) -> dict[str, str | int]:
-    """Attributes of a step that sends or handles one of a batch of messages."""
+    """Attributes of a span that sends or handles one of a batch of messages."""
     return {
         "messaging.system": "nats",
         "messaging.operation.name": operation,
@@ -99,14 +103,3 @@ def of_message(operation: str, subject: str, batch: int) -> dict[str, str | int]
         "messaging.destination.name": subject,
         "messaging.batch.message_count": batch,
     }
-
-
-def _context(parent: str) -> "Context":
-    from opentelemetry.context import Context
-    from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags, set_span_in_context
-
-    nothing = Context()  # and not the current one, in which nothing of ours is
-    if not (found := TRACEPARENT.fullmatch(parent)):
-        return nothing
-    trace, span, flags = (int(part, 16) for part in found.groups())
-    return set_span_in_context(NonRecordingSpan(SpanContext(trace, span, True, TraceFlags(flags))), nothing)

@@ -91,17 +91,17 @@ class GrpcApproval:
     async def decide(self, request: Request) -> tuple[Appointment, Rejection | None]:
         """See Approval."""
         message = to_message(request, approval_service_pb2.ApproveRequest, reservation_id=str(request.reservation_id))
-        step, code = tracing.begin(ABOUT["rpc.method"], "CLIENT", traceparent.get(), ABOUT), StatusCode.CANCELLED
+        span, code = tracing.begin(ABOUT["rpc.method"], "CLIENT", traceparent.get(), ABOUT), StatusCode.CANCELLED
         try:
             answer = await self._stub.Approve(
-                message, timeout=time_left(self._timeout), metadata=Metadata(("traceparent", step.traceparent))
+                message, timeout=time_left(self._timeout), metadata=Metadata(("traceparent", span.traceparent))
             )
             code = StatusCode.OK
         except AioRpcError as error:
             code = error.code()
             raise self._refusal(error) from error
         finally:
-            step.end(code.name, failed=code is not StatusCode.OK)
+            span.end(code.name, failed=code is not StatusCode.OK)
         self._crowd.answered()
         return from_message(answer.appointment, Appointment), rejection(answer.denial_reason)
 

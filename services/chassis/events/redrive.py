@@ -1,0 +1,141 @@
+"""Events that were set aside come back by themselves: when their pause is over, or a version comes that knows them."""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from ..errors import StoreUnavailable
+from ..retry import Backoff
+from ..telemetry import events_dead, events_failed, events_handled, events_parked, log
+from .delivery import Delivery, Fate, Outcome
+from .pull import quietly
+from .setaside import Kind, Letter, SetAside
+
+TRY_AGAIN = Backoff(first=1.0, longest=30.0)  # between tries of an event whose handling fails for a reason of its own
+MAX_TRIES = 5  # of such an event, until it is a dead letter
+# How often somebody may begin to handle a letter without saying how it went. A handler that fails says so: these are
+# deaths, hangs and restarts in a row, and so many are no accident.
+MAX_ATTEMPTS = 20
+CLAIM = timedelta(seconds=30)  # within which a letter is handled, unless its claimant has died
+LOOK_EVERY = 1.0  # seconds
+PAGE = 64
+
+
+class KilledItsProcess(Exception):
+    """Tried again and again, and no process lived to say how it went."""
+
+
+async def later(stopping: asyncio.Event, seconds: float) -> bool:
+    """Waits; returns at once, and True, when everything is to stop."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stopping.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
+class Redrive:
+    """The letters of one consumer, in one replica. Replicas that look at the same time are kept apart by claims."""
+
+    def __init__(
+        self,
+        set_aside: SetAside,
+        delivery: Delivery,
+        check_store: Callable[[], Awaitable[None]],
+        stopping: asyncio.Event,
+    ) -> None:
+        self._set_aside, self._delivery, self._check_store, self._stopping = set_aside, delivery, check_store, stopping
+        # Parked letters up to here were looked at by this process, by their type: what it cannot read it need not read
+        # again. An older replica may park more of them meanwhile, behind.
+        self._looked_at: defaultdict[str, int] = defaultdict(int)
+        self._not_ours: set[int] = set()  # parked again by this process
+
+    async def run(self) -> None:
+        """Looks until it is cancelled."""
+        while True:
+            if not await quietly(self._look()):
+                await asyncio.sleep(LOOK_EVERY)
+
+    async def put_aside(self, letter: Letter, outcome: Outcome) -> None:
+        """Keeps a letter where its outcome says; raises what the client of the stream raises when it cannot."""
+        subject, failures = letter.subject, len(letter.history)
+        about = {"consumer": self._set_aside.consumer, "subject": subject, "sequence": letter.stream_sequence}
+        if outcome.fate is Fate.WAITS_FOR_VERSION:
+            parked = await self._set_aside.put(letter, Kind.PARKED, only_once=not letter.sequence)
+            if letter.sequence:
+                self._not_ours.add(parked.sequence)
+            events_parked.labels(subject).inc()
+            log.warning("event parked until a version comes that knows it", **about, reason=str(outcome.error))
+        elif outcome.fate is Fate.UNPROCESSABLE or failures >= MAX_TRIES:
+            await self._set_aside.put(letter, Kind.DEAD)
+            events_dead.labels(subject).inc()
+            log.error("event moved to the dead letters", **about)
+        else:
+            pause = timedelta(seconds=TRY_AGAIN.pause(max(1, failures)))
+            letter = replace(letter, not_before=datetime.now(UTC) + pause)
+            await self._set_aside.put(letter, Kind.RETRY, only_once=not letter.sequence)
+            events_failed.labels(subject).inc()
+            log.warning("event not handled", **about, tries=failures, exc_info=outcome.error)
+
+    async def by_hand(self, letter: Letter) -> bool:
+        """An operator redrives a letter; whether it was handled. Raises StoreUnavailable."""
+        [(_, outcome)] = [one async for one in self._delivery.deliver([letter])]
+        if outcome.fate is Fate.WAITS_FOR_STORE:
+            raise outcome.error or StoreUnavailable
+        if outcome.fate is not Fate.HANDLED and outcome.error is not None:
+            kind = Kind.PARKED if outcome.fate is Fate.WAITS_FOR_VERSION else Kind.DEAD
+            again = await self._set_aside.put(letter.failed(outcome.error, 1), kind, only_once=False)
+            self._not_ours.add(again.sequence)
+        await self._set_aside.remove(letter)
+        return outcome.fate is Fate.HANDLED
+
+    async def _look(self) -> bool:
+        """One look at all that may be due; whether there may be more at once."""
+        waiting = await self._set_aside.waiting()
+        due: list[Letter] = []
+        for event in waiting[Kind.RETRY]:
+            now = datetime.now(UTC)
+            due += [x for x in await self._set_aside.page(Kind.RETRY, 0, PAGE, event) if x.not_before <= now]
+        for event in waiting[Kind.PARKED].keys() & self._delivery.types:
+            page = await self._set_aside.page(Kind.PARKED, self._looked_at[event], PAGE, event)
+            due += [x for x in page if x.sequence not in self._not_ours and self._delivery.understands(x)]
+            if page:
+                self._looked_at[event] = page[-1].sequence
+        if not due:
+            return False
+        try:
+            await self._check_store()
+        except StoreUnavailable:
+            return False
+        claimed = await asyncio.gather(*(self._set_aside.claim(x, datetime.now(UTC) + CLAIM) for x in due))
+        mine = [letter for letter in claimed if letter is not None]
+        first = [letter for letter in mine if letter.attempts == 1]
+        return all([await self._try(run) for run in [first, *([x] for x in mine if x.attempts > 1)] if run])
+
+    async def _try(self, letters: Sequence[Letter]) -> bool:
+        """Hands claimed letters over; False while the store is away."""
+        if letters[0].attempts > MAX_ATTEMPTS:
+            error = KilledItsProcess(f"{letters[0].attempts - 1} tries, no outcome")
+            await self._settle(letters[0].failed(error, letters[0].attempts - 1), Outcome(Fate.UNPROCESSABLE, error))
+            return True
+        store_answered = True
+        async for run, outcome in self._delivery.deliver(letters):
+            for letter in run:
+                if outcome.fate is Fate.WAITS_FOR_STORE:  # nothing is wrong with it: as if nobody had tried
+                    await self._set_aside.put(replace(letter, attempts=letter.attempts - 1), Kind.RETRY, only_once=False)
+                    await self._set_aside.remove(letter)
+                    store_answered = False
+                elif outcome.error is not None:
+                    tries = len(letter.history) + 1
+                    await self._settle(replace(letter.failed(outcome.error, tries), attempts=0), outcome)
+                else:
+                    events_handled.labels(letter.subject).inc()
+                    await self._set_aside.remove(letter)
+        return store_answered
+
+    async def _settle(self, letter: Letter, outcome: Outcome) -> None:
+        await self.put_aside(letter, outcome)
+        await self._set_aside.remove(letter)
