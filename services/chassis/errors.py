@@ -13,6 +13,7 @@ looked up along the exception's MRO. What nobody maps is a bug: INTERNAL, withou
     |- OtherScope                     -> PERMISSION_DENIED, OTHER_<CLAIM>
     |- InvalidPageToken               -> INVALID_ARGUMENT, INVALID_PAGE_TOKEN
     |- Overloaded                     -> RESOURCE_EXHAUSTED, OVERLOADED
+    |- Stopping                       -> UNAVAILABLE, STOPPING
     `- StoreUnavailable               -> UNAVAILABLE, STORE_UNAVAILABLE
 """
 
@@ -79,6 +80,13 @@ class Overloaded(Exception):
         self.retry_after = retry_after
 
 
+class Stopping(Exception):
+    """This replica is about to stop, and the work of the stream is not done: another replica can do it."""
+
+    def __init__(self) -> None:
+        super().__init__("this replica is about to stop: call again")
+
+
 class StoreUnavailable(Exception):
     """The store cannot be reached now. What was under way is committed or not; repeating is safe."""
 
@@ -116,6 +124,7 @@ _CHASSIS = Errors(
         MalformedRequest: Answer(StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
         InvalidPageToken: Answer(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN"),
         Overloaded: Answer(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
+        Stopping: Answer(StatusCode.UNAVAILABLE, "STOPPING"),
         StoreUnavailable: Answer(StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
         Exception: Answer(StatusCode.INTERNAL, "INTERNAL"),
     },
