@@ -21,7 +21,8 @@ RUN cd /build && PATH=/tools/bin:$PATH python -m mesh.contracts \
  && mv vaccination buf /app/
 COPY services /app/services
 # What makes a gateway's configuration of Istio's objects where there is no Istio.
-COPY mesh/__init__.py mesh/istio.py mesh/gateway.py /app/mesh/
+COPY mesh/__init__.py mesh/gateway.py /app/mesh/
+COPY mesh/istio /app/mesh/istio
 # Bytecode that depends on nothing but its source: on no time stamp, on no order of a set.
 ENV PYTHONHASHSEED=0
 RUN python -m compileall -qf --invalidation-mode unchecked-hash /app
@@ -57,7 +58,9 @@ USER 0
 # mongod's.
 RUN apt-get update && apt-get install -y --no-install-recommends libcurl4 && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build-servers /out /app/venv
-COPY mesh/home.py mesh/launch.py mesh/processes.py mesh/stores.py mesh/evaluation.py /app/mesh/
+COPY mesh/evaluation.py /app/mesh/
+COPY mesh/machine/__init__.py mesh/machine/home.py mesh/machine/launch.py mesh/machine/processes.py \
+     mesh/machine/stores.py /app/mesh/machine/
 RUN python -m compileall -qf --invalidation-mode unchecked-hash /app/mesh
 USER 65532:65532
 

@@ -34,11 +34,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from mesh import identity
-from mesh.contracts import IMAGE
-from mesh.home import ROOT, SERVICES
-from mesh.machine import Mesh
-from mesh.processes import MeshError
+from mesh import ROOT
+from mesh.contracts.generation import IMAGE
+from mesh.machine import Mesh, identity
+from mesh.machine.home import SERVICES
+from mesh.machine.processes import MeshError
 from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2, hospital_service_pb2_grpc
 from vaccination.mypage.v1 import mypage_service_pb2, mypage_service_pb2_grpc
 from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2, reservation_service_pb2_grpc

@@ -36,9 +36,10 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from bench.__main__ import DAYS, HOSPITALS, Bench, memory
-from mesh.home import ROOT, SERVICES
+from mesh import ROOT
 from mesh.machine import Mesh
-from mesh.processes import MeshError
+from mesh.machine.home import SERVICES
+from mesh.machine.processes import MeshError
 from vaccination.mypage.v1 import mypage_service_pb2
 from vaccination.reservation.v1 import reservation_service_pb2
 

@@ -7,7 +7,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mesh.home import DEFAULT_HOME, MAX_REPLICAS, STORES
+from mesh.machine.home import DEFAULT_HOME, MAX_REPLICAS, STORES
 
 if TYPE_CHECKING:
     from mesh.machine import Mesh
@@ -59,7 +59,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _token(arguments: argparse.Namespace, home: Path) -> None:
-    from mesh import identity  # alone: this command is called in loops of shell scripts
+    from mesh.machine import identity  # alone: this command is called in loops of shell scripts
 
     role = arguments.role or "customer"
     if (role == "manager") != bool(arguments.hospital):
@@ -93,7 +93,7 @@ def main() -> int:
         _token(arguments, home)
         return 0
     if arguments.command == "jwks":
-        from mesh import identity
+        from mesh.machine import identity
 
         sys.stdout.write(f"{identity.jwks(home)}\n")
         return 0
@@ -101,7 +101,7 @@ def main() -> int:
     from rich.markup import escape
 
     from mesh.machine import Mesh
-    from mesh.processes import MeshError
+    from mesh.machine.processes import MeshError
 
     console = Console(highlight=False)
     external = {s: url for s in STORES if (url := getattr(arguments, f"{s}_url", None))}
@@ -130,14 +130,15 @@ def main() -> int:
             case "rebuild":
                 mesh.rebuild_mypage(report)
             case "import":
-                from mesh import identity, importer
+                from mesh.data import importer
+                from mesh.machine import identity
 
                 operator = identity.token(home, subject="operator", roles=["operator"], expires_in=24 * 3600)
                 return importer.run(
                     arguments.directory, mesh.gateway, operator, arguments.shift_to, arguments.time_zone
                 )
             case "demo":
-                from mesh import demo
+                from mesh.data import demo
 
                 return demo.run(mesh, console, report, stop=arguments.stop)
     except MeshError as error:

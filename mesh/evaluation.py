@@ -1,6 +1,7 @@
 """A store in a pod, for installs that try the system out: `python -m mesh.evaluation postgres|mongo|nats`.
 
-The same servers, configured and provisioned by the same code as on one machine (mesh.stores), from the environment:
+The same servers, configured and provisioned by the same code as on one machine (mesh.machine.stores). It is told by
+environment variables:
 
     DATA_DIR        the volume; empty at first, and usable again after a kill at any moment (default /data)
     PASSWORDS_DIR   a file for each user, as in a mounted Secret: the superuser, named as the store, and the services
@@ -23,9 +24,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from mesh.home import SERVICES, STORES, Home
-from mesh.processes import MeshError
-from mesh.stores import STORE_OF, Stores
+from mesh.machine.home import SERVICES, STORES, Home
+from mesh.machine.processes import MeshError
+from mesh.machine.stores import STORE_OF, Stores
 
 PORTS = {"postgres": 5432, "mongo": 27017, "nats": 4222, "nats-routes": 6222, "nats-monitor": 8222}
 READY = Path("/tmp/ready")  # noqa: S108 - the pod's own

@@ -1,5 +1,5 @@
-"""The gateway's Envoy, from the rendered Istio objects: on one machine (mesh.envoy adds the rest), and in a cluster
-without Istio, where a pod makes its own configuration of them before Envoy starts:
+"""The gateway in a cluster without Istio: its pod makes Envoy's configuration of the rendered Istio objects, before
+Envoy starts. Charts that are released call it by this name:
 
     python -m mesh.gateway OBJECTS.json ENVOY.json
 
@@ -11,159 +11,13 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from mesh.istio import HCM, Json, Objects, Untranslatable, http_filter, named, typed
+from mesh.istio.objects import Objects
+from mesh.istio.proxy import STATS, Proxy, endpoints, listener
+from mesh.istio.reading import Untranslatable
+from mesh.istio.writing import Json, http_filter, typed
 
-GATEWAY = "gateway"
 ADMIN, STATUS = 15000, 15021
-# As Istio's proxies do: a cluster's name has dots in it, and ends at the semicolon.
-STATS = {
-    "use_all_default_tags": False,
-    "stats_tags": [{"tag_name": "cluster_name", "regex": "^cluster\\.((.+?);\\.)"}],
-}
-
-
-def manager(stat_prefix: str, routes: list[Json], filters: Sequence[Json | None], **others: Any) -> Json:
-    """A connection manager as istiod makes it."""
-    return typed(
-        "filters.network.http_connection_manager.v3.HttpConnectionManager",
-        stat_prefix=stat_prefix,
-        route_config={
-            "name": stat_prefix,
-            "virtual_hosts": [
-                {"name": stat_prefix, "domains": ["*"], "routes": routes, "include_request_attempt_count": True}
-            ],
-            "validate_clusters": False,
-            "max_direct_response_body_size_bytes": 1048576,
-            "ignore_port_in_host_matching": True,
-        },
-        http_filters=[
-            *filter(None, filters),
-            http_filter(
-                "grpc_stats", "grpc_stats.v3.FilterConfig", emit_filter_state=True, stats_for_all_methods=False
-            ),
-            http_filter("router", "router.v3.Router"),
-        ],
-        http2_protocol_options={},
-        server_name="istio-envoy",
-        stream_idle_timeout="0s",
-        normalize_path=True,
-        path_with_escaped_slashes_action="KEEP_UNCHANGED",
-        **others,
-    )
-
-
-def listener(name: str, address: str, port: int, manager: Json, socket: Json | None = None) -> Json:
-    chain: Json = {"filters": [{"name": HCM, "typed_config": manager}]}
-    if socket:
-        chain["transport_socket"] = socket
-    return {
-        "name": name,
-        "address": {"socket_address": {"address": address, "port_value": port}},
-        "filter_chains": [chain],
-        # Limits memory: what one connection may have waiting.
-        "per_connection_buffer_limit_bytes": 1048576,
-    }
-
-
-def endpoints(name: str, kind: str, addresses: Sequence[tuple[str, int]]) -> Json:
-    """Where a cluster's replicas are: STATIC addresses, or names for STRICT_DNS."""
-    found = [{"endpoint": {"address": {"socket_address": {"address": a, "port_value": p}}}} for a, p in addresses]
-    return {"type": kind, "load_assignment": {"cluster_name": name, "endpoints": [{"lb_endpoints": found}]}}
-
-
-class Proxy:
-    """Builds a configuration: listeners, and the clusters that their routes lead to."""
-
-    def __init__(self, objects: Objects) -> None:
-        self.istio = objects
-        self.listeners: list[Json] = []
-        self.clusters: list[Json] = []
-
-    def gateway(self, labels: dict[str, str], address: str, port: int, log: str | None = None) -> None:
-        """The way in; `log` is the access log's file, else it goes to standard output."""
-        name, _ = self.istio.gateway_port(labels)
-        made = manager(
-            GATEWAY,
-            self.istio.routes(name),
-            [self.istio.jwt_authn(labels), self.istio.rbac(labels), http_filter("cors", "cors.v3.Cors")],
-            use_remote_address=True,
-            forward_client_cert_details="SANITIZE_SET",
-        )
-        if self.istio.logs_access(labels):
-            made["access_log"] = [_access_log(log)]
-        self.istio.patch("GATEWAY", labels, made)
-        self.calls(GATEWAY, made)
-        self._fetches_keys(made)
-        self.listeners.append(listener(GATEWAY, address, port, made))
-
-    def calls(self, caller: str, manager: Json) -> None:
-        """Gives a caller its own clusters, as it has its own proxy in a cluster: a crowd at the gateway's queries does
-        not open the breaker in front of Approve."""
-        used: set[str] = set()
-        for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
-            if action := route.get("route"):
-                used.add(action["cluster"])
-                action["cluster"] = f"{caller}>{action['cluster']}"
-        for name in sorted(used):
-            _, port, subset, host = name.split("|")
-            unique = f"{caller}>{name}"
-            cluster = self.istio.cluster(host, int(port), subset) | {"name": unique, "alt_stat_name": f"{unique};"}
-            self.clusters.append(cluster | self.replicas(caller, unique, host, int(port)))
-
-    def replicas(self, caller: str, cluster: str, host: str, port: int) -> Json:
-        """Where a component's replicas are, and how a caller reaches them."""
-        # The dot at the end spares the resolver the search list.
-        found = endpoints(cluster, "STRICT_DNS", [(f"{host}.", port)])
-        # Who is in DNS is ready: whoever is gone from it gets nothing more, whatever its health was.
-        return found | {
-            "dns_refresh_rate": "1s",
-            "dns_lookup_family": "V4_PREFERRED",
-            "ignore_health_on_host_removal": True,
-        }
-
-    def _fetches_keys(self, manager: Json) -> None:
-        """The way to the identity provider's keys, when they are not in place."""
-        for found in manager["http_filters"]:
-            for provider in found["typed_config"].get("providers", {}).values():
-                if remote := provider.get("remote_jwks"):
-                    name = remote["http_uri"]["cluster"]
-                    _, port, _, host = name.split("|")
-                    cluster = {"name": name, "connect_timeout": "5s"} | endpoints(
-                        name, "STRICT_DNS", [(host, int(port))]
-                    )
-                    if remote["http_uri"]["uri"].startswith("https:"):
-                        trust = {
-                            "trusted_ca": {"filename": "/etc/ssl/certs/ca-certificates.crt"},
-                            "match_typed_subject_alt_names": [{"san_type": "DNS", "matcher": {"exact": host}}],
-                        }
-                        context = {"common_tls_context": {"validation_context": trust}, "sni": host}
-                        socket = "transport_sockets.tls.v3.UpstreamTlsContext"
-                        cluster["transport_socket"] = named("envoy.transport_sockets.tls", socket, **context)
-                    self.clusters.append(cluster)
-
-
-def _access_log(path: str | None) -> Json:
-    """Who called what and how it went; no token, no query, no body."""
-    fields = {
-        "time": "%START_TIME%",
-        "method": "%REQ(:METHOD)%",
-        "path": "%PATH(NQ:ORIG_OR_PATH)%",
-        "status": "%RESPONSE_CODE%",
-        "grpc_status": "%GRPC_STATUS%",
-        "details": "%RESPONSE_CODE_DETAILS%",
-        "flags": "%RESPONSE_FLAGS%",
-        "ms": "%DURATION%",
-        "bytes_in": "%BYTES_RECEIVED%",
-        "bytes_out": "%BYTES_SENT%",
-        "cluster": "%UPSTREAM_CLUSTER%",
-        "request_id": "%REQ(X-REQUEST-ID)%",
-    }
-    form = {"json_format": fields}
-    if path is None:
-        return named("envoy.access_loggers.stdout", "access_loggers.stream.v3.StdoutAccessLog", log_format=form)
-    return named("envoy.access_loggers.file", "access_loggers.file.v3.FileAccessLog", path=path, log_format=form)
 
 
 def _status() -> tuple[Json, Json]:

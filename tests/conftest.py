@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mesh.home import PORTS, STORES
 from mesh.machine import Mesh
+from mesh.machine.home import PORTS, STORES
 
 SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(2**32)))
 

@@ -27,12 +27,11 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from mesh import identity
-from mesh.chart import CHART
-from mesh.home import SERVICES, STORES, Home
+from mesh import CHART
 from mesh.istio import merged
-from mesh.machine import Mesh
-from mesh.stores import Stores
+from mesh.machine import Mesh, identity
+from mesh.machine.home import SERVICES, STORES, Home
+from mesh.machine.stores import Stores
 from tests.conftest import SEED
 from tests.e2e.conftest import World, eventually, refusal
 from tests.faults import checks

@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 import yaml
 
-from mesh.chart import CHART
+from mesh import CHART
 from tests.e2e.conftest import Status, World
 from tests.e2e.test_journey import (
     test_200_customers_at_once_for_50_places_with_30_doses,

@@ -10,7 +10,7 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from mesh.home import SERVICES
+from mesh.machine.home import SERVICES
 from tests.e2e.conftest import Status, World
 
 from .conftest import PATIENCE, Json, Load, Release, is_ready, restarts

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
-from mesh.home import ROOT
+from mesh import ROOT
 from tests.e2e.conftest import World
 
 from .conftest import Load, Release

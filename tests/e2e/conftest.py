@@ -16,9 +16,8 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from mesh import identity
-from mesh.home import SERVICES
-from mesh.machine import Mesh
+from mesh.machine import Mesh, identity
+from mesh.machine.home import SERVICES
 from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2, hospital_service_pb2_grpc
 from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc, view_service_pb2_grpc
 from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2, reservation_service_pb2_grpc

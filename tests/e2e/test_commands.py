@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mesh.home import ROOT, SERVICES
+from mesh import ROOT
+from mesh.machine.home import SERVICES
 
 from .conftest import World
 
@@ -28,7 +29,7 @@ async def mesh_command(world: World, *arguments: str) -> str:
 def renamed(folder: Path, prefix: str) -> Path:
     """The demo's data with hospitals that nobody has imported yet."""
     folder.mkdir()
-    for file in (ROOT / "mesh" / "data").iterdir():
+    for file in (file for form in ("*.ndjson", "*.csv") for file in (ROOT / "mesh" / "data").glob(form)):
         text = file.read_text()
         for hospital in ("seoul-jongno", "seoul-mapo", "busan-haeundae", "daegu-suseong", "gwangju-bukgu",
                          "daejeon-yuseong", "jeju-aewol"):  # fmt: skip

@@ -17,9 +17,9 @@ import grpc.aio
 import httpx
 import pytest
 
-from mesh.home import write_secret
 from mesh.machine import Mesh
-from mesh.stores import package_file
+from mesh.machine.home import write_secret
+from mesh.machine.stores import package_file
 from vaccination.mypage.v1 import mypage_service_pb2
 
 from .conftest import Refusal, World, eventually

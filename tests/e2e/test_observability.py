@@ -14,8 +14,9 @@ import yaml
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
 from opentelemetry.proto.trace.v1 import trace_pb2
 
-from mesh.home import ROOT, SERVICES
+from mesh import ROOT
 from mesh.machine import Mesh
+from mesh.machine.home import SERVICES
 
 from .conftest import Client, Status, World, delivery, eventually
 

@@ -12,7 +12,8 @@ from typing import Any
 import nats
 import pytest
 
-from mesh.home import DEFAULT_BASE_PORT, ROOT
+from mesh import ROOT
+from mesh.machine.home import DEFAULT_BASE_PORT
 from services.reservation.domain import Request
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.mypage.v1 import view_service_pb2

@@ -7,7 +7,7 @@ import subprocess
 
 import pytest
 
-from mesh.home import ROOT
+from mesh import ROOT
 from mesh.machine import Mesh
 
 SECTION = "## Calling it"

@@ -22,7 +22,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 from google.protobuf.descriptor import Descriptor
 
-from mesh import identity
+from mesh.machine import identity
 from services.chassis import paging
 
 from .conftest import Client, Refusal, Status, World, delivery, eventually, refusal

@@ -20,9 +20,8 @@ from google.api import annotations_pb2
 from google.protobuf import json_format, message_factory
 from google.protobuf.descriptor import MethodDescriptor
 
-from mesh import identity
-from mesh.home import SERVICES
-from mesh.machine import Mesh
+from mesh.machine import Mesh, identity
+from mesh.machine.home import SERVICES
 from vaccination.approval.v1 import approval_service_pb2
 from vaccination.mypage.v1 import view_service_pb2
 from vaccination.operations.v1 import operations_service_pb2

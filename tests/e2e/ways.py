@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 from google.rpc import code_pb2, status_pb2
 from openapi_schema_validator import OAS31Validator
 
-from mesh.chart import CHART
+from mesh import CHART
 from services.chassis.edge import status_of
 from vaccination.approval.v1 import hospital_service_pb2
 from vaccination.mypage.v1 import mypage_service_pb2

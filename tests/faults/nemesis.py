@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from mesh.home import SERVICES, STORES
 from mesh.machine import Mesh
-from mesh.processes import MeshError
+from mesh.machine.home import SERVICES, STORES
+from mesh.machine.processes import MeshError
 
 from .launcher import PLACES
 from .proxy import Proxy

@@ -17,8 +17,8 @@ import pymongo
 import pytest
 from pymongo.errors import PyMongoError
 
-from mesh.home import STORES
 from mesh.machine import Mesh
+from mesh.machine.home import STORES
 from tests.conftest import free_base_port
 from tests.e2e.conftest import World
 from vaccination.approval.v1 import hospital_service_pb2

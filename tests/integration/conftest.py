@@ -20,9 +20,10 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 
-from mesh.home import PORTS, ROOT, STORES
+from mesh import ROOT
 from mesh.machine import Mesh
-from mesh.processes import holder_of
+from mesh.machine.home import PORTS, STORES
+from mesh.machine.processes import holder_of
 from services.chassis.jetstream import STREAM, Bus
 from services.chassis.mongo import Mongo
 from services.chassis.postgres import Database

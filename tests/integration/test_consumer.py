@@ -16,7 +16,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo
 
-from mesh.home import ROOT
+from mesh import ROOT
 from services.approval.domain import Appointment
 from services.chassis import jetstream as chassis
 from services.chassis.convert import to_message

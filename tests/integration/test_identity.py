@@ -21,8 +21,7 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
-from mesh import identity
-from mesh.machine import Mesh
+from mesh.machine import Mesh, identity
 
 from ..conftest import free_base_port
 

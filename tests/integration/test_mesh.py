@@ -26,10 +26,9 @@ import pytest
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from mesh import identity
-from mesh.home import PORTS, STORES
-from mesh.machine import Mesh
-from mesh.processes import MeshError, holder_of
+from mesh.machine import Mesh, identity
+from mesh.machine.home import PORTS, STORES
+from mesh.machine.processes import MeshError, holder_of
 from vaccination.approval.v1 import approval_service_pb2 as approval
 from vaccination.approval.v1.approval_service_pb2_grpc import ApprovalServiceStub
 from vaccination.mypage.v1 import mypage_service_pb2 as mypage
@@ -174,7 +173,7 @@ class TestProcesses:
     def test_a_server_that_should_be_there_and_is_not_is_named(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("mesh.machine.READY_WITHIN", 0.2)
+        monkeypatch.setattr("mesh.machine.mesh.READY_WITHIN", 0.2)
         guest = Mesh(tmp_path, _free_base_port(), {"nats": "nats://127.0.0.1:1"})
         with pytest.raises(MeshError, match="nats at the URL given did not get ready"):
             guest.up(only=["nats"])

@@ -21,7 +21,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nats.js import JetStreamContext
 
-from mesh.home import ROOT
+from mesh import ROOT
 from services.chassis.caller import CLAIMS_HEADER
 from services.chassis.edge import status_of
 from services.chassis.jetstream import STREAM

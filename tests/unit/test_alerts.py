@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mesh.home import ROOT
+from mesh import ROOT
 
 ALERTS = ROOT / "helm/vaccination/files/alerts.yaml"
 DASHBOARDS = sorted((ROOT / "helm/vaccination/files/dashboards").glob("*.json"))

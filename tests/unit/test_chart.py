@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-from mesh.chart import CHART
-from mesh.home import ROOT, SERVICES
+from mesh import CHART, ROOT
+from mesh.machine.home import SERVICES
 
 GOLDEN = ROOT / "helm" / "golden"
 FILES = sorted(CHART.glob("values*.yaml"))

@@ -8,9 +8,9 @@ import pytest
 from google.protobuf import descriptor_pb2
 from google.rpc import code_pb2
 
-from mesh import replies
-from mesh.contracts import IMAGE
-from mesh.home import ROOT
+from mesh import ROOT
+from mesh.contracts import replies
+from mesh.contracts.generation import IMAGE
 from services.approval.adapters import grpc as approval
 from services.chassis import errors as chassis
 from services.chassis import operations

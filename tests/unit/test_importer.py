@@ -13,8 +13,8 @@ from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from mesh.dataset import MOST, Data, Day, Invalid, Row, ranges, read, shift
-from mesh.importer import Outcome, Refused, Sender, pause_of, run, violations_of
+from mesh.data.dataset import MOST, Data, Day, Invalid, Row, ranges, read, shift
+from mesh.data.importer import Outcome, Refused, Sender, pause_of, run, violations_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = "hospital,cvx,mvx,lot_number,manufactured,expires,quantity"

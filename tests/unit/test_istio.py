@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
-from mesh import envoy, gateway
 from mesh.istio import Json, Objects, Untranslatable, duration
+from mesh.istio.proxy import manager
+from mesh.machine import envoy
 
 HERE = Path(__file__).parent / "istio"
 HOST, PORT = "approval.vaccination.svc.cluster.local", 50052
@@ -170,7 +171,7 @@ def test_mutual_tls_is_as_strict_as_istiods() -> None:
 
 def test_the_way_out_is_as_istiod_makes_it() -> None:
     theirs = read("listener-outbound.yaml")["filter_chains"][0]["filters"][0]["typed_config"]
-    ours = gateway.manager("outbound", [], [], use_remote_address=False)
+    ours = manager("outbound", [], [], use_remote_address=False)
     same = set(ours) - {"stat_prefix", "route_config", "http_filters", "http2_protocol_options", "server_name"}
     assert {name: ours[name] for name in same} == {name: theirs[name] for name in same}
 

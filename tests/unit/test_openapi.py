@@ -7,9 +7,9 @@ import pytest
 from google.protobuf import descriptor_pb2, descriptor_pool
 from openapi_spec_validator import OpenAPIV31SpecValidator, validate
 
-from mesh import openapi
-from mesh.chart import CHART
-from mesh.contracts import IMAGE, chart_files
+from mesh import CHART
+from mesh.contracts import openapi
+from mesh.contracts.generation import IMAGE, chart_files
 from tests.e2e.ways import ROUTES
 
 

@@ -1,8 +1,8 @@
 """Imports a directory of hospitals, daily capacity and vaccine lots: `python -m mesh import DIR`.
 
-`mesh.dataset` says what the files hold. Everything goes through the public RPCs, each of which may be repeated, so a
-second import changes nothing. A row in error is reported as file:line: field: reason, whether `mesh.dataset` found it
-or a service refused it; the rows beside it are imported.
+`dataset` says what the files hold. Everything goes through the public RPCs, each of which may be repeated, so a second
+import changes nothing. A row in error is reported as file:line: field: reason, whether `dataset` found it or a service
+refused it; the rows beside it are imported.
 
 `--shift-to DATE` moves the first day that has a slot to DATE, and every other day and the lots' dates by as many days,
 so that who can be given which lot stays as it was. A lot that is already registered under other dates is therefore
@@ -24,7 +24,19 @@ from google.rpc import error_details_pb2, status_pb2
 from rich.console import Console
 from rich.progress import Progress
 
-from mesh.dataset import Data, Day, Hospital, Invalid, Lot, RowError, bytes_to_read, ranges, read, shift, time_zones
+from mesh.data.dataset import (
+    Data,
+    Day,
+    Hospital,
+    Invalid,
+    Lot,
+    RowError,
+    bytes_to_read,
+    ranges,
+    read,
+    shift,
+    time_zones,
+)
 from vaccination.approval.v1 import hospital_pb2
 from vaccination.approval.v1 import hospital_service_pb2 as approval
 from vaccination.approval.v1.hospital_service_pb2_grpc import HospitalServiceStub

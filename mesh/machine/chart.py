@@ -9,10 +9,9 @@ from typing import Any
 
 import yaml
 
-from mesh.home import ROOT
-from mesh.processes import MeshError
+from mesh import CHART
+from mesh.machine.processes import MeshError
 
-CHART = ROOT / "helm" / "vaccination"
 NAMESPACE = "vaccination"
 
 

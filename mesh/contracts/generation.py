@@ -19,7 +19,8 @@ from pathlib import Path
 import google.api
 from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, field_mask_pb2, timestamp_pb2
 
-ROOT = Path(__file__).resolve().parent.parent
+from mesh import ROOT
+
 PROTOS = ROOT / "protos"
 OUT = ROOT / "vaccination"
 IMAGE = OUT / "image.binpb"
@@ -88,7 +89,7 @@ def chart_files() -> dict[str, bytes]:
     """The committed files by name: the contracts as Envoy's transcoder reads them, a quarter of the image, for each
     gateway is sent them with its configuration; the description of their REST form; what the gateway answers itself;
     and the description of the values."""
-    from mesh import openapi, replies, values
+    from mesh.contracts import openapi, replies, values
 
     image = IMAGE.read_bytes()
     files = descriptor_pb2.FileDescriptorSet.FromString(image)
@@ -106,12 +107,3 @@ def chart_files() -> dict[str, bytes]:
         "files/local-replies.json": replies.text().encode(),
         "README.md": values.readme().encode(),
     }
-
-
-if __name__ == "__main__":
-    generate()
-    if "--chart" in sys.argv:
-        from mesh.chart import CHART
-
-        for name, content in chart_files().items():
-            (CHART / name).write_bytes(content)

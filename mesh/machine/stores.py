@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
-from mesh.home import SERVICES, Home, write_secret
-from mesh.processes import MeshError
+from mesh.machine.home import SERVICES, Home, write_secret
+from mesh.machine.processes import MeshError
 
 if TYPE_CHECKING:
     from nats.js import JetStreamContext

@@ -24,10 +24,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mesh import chart, envoy, identity, istio
-from mesh.home import DEFAULT_HOME, ROOT, SERVICES, STORES, Home
-from mesh.processes import MeshError, Processes, holder_of
-from mesh.stores import STORE_OF, Stores, package_file
+from mesh import ROOT
+from mesh.istio import merged
+from mesh.machine import chart, envoy, identity
+from mesh.machine.home import DEFAULT_HOME, SERVICES, STORES, Home
+from mesh.machine.processes import MeshError, Processes, holder_of
+from mesh.machine.stores import STORE_OF, Stores, package_file
 
 # Called as things happen: (component's name, what happened).
 Report = Callable[[str, str], None]
@@ -96,7 +98,7 @@ class Mesh:
         components = {"reservation": reservation, "approval": approval}
         patience = {"gateway": "15s", "gatewayTry": "7s"}  # this machine may be busy with something else
         local = {"auth": issuer, "budget": patience, "gateway": gateway, "components": components}
-        return envoy.Chart(chart.render(istio.merged(local, self.home.values)))
+        return envoy.Chart(chart.render(merged(local, self.home.values)))
 
     @property
     def gateway(self) -> str:

@@ -10,11 +10,11 @@ import json
 from collections.abc import Iterator
 from copy import deepcopy
 
-from mesh import istio
-from mesh.authority import Authority
-from mesh.gateway import GATEWAY, STATS, Proxy, endpoints, listener, manager
-from mesh.home import Home, write_secret
-from mesh.istio import Json, Objects, named, typed
+from mesh.istio import Json, Objects
+from mesh.istio.proxy import GATEWAY, STATS, Proxy, endpoints, listener, manager
+from mesh.istio.writing import NO_LIMIT, named, typed
+from mesh.machine.authority import Authority
+from mesh.machine.home import Home, write_secret
 
 SIDECAR = "127.0.0.2"  # where the proxies listen that stand before the processes, each at its process' port
 TLS = {
@@ -154,7 +154,7 @@ class Machine(Proxy):
                     "name": name,
                     "alt_stat_name": f"{name};",
                     "connect_timeout": "10s",
-                    "circuit_breakers": {"thresholds": [dict.fromkeys(limits, istio.NO_LIMIT)]},
+                    "circuit_breakers": {"thresholds": [dict.fromkeys(limits, NO_LIMIT)]},
                     "typed_extension_protocol_options": {
                         "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
                     },

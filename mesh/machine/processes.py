@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mesh.launch import LOCK_FD
+from mesh.machine.launch import LOCK_FD
 
 
 class MeshError(Exception):

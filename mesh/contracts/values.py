@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from mesh.chart import CHART
+from mesh import CHART
 
 KEY = re.compile(r"^(?P<indent>[ -]*)(?P<key>[\w.-]+):(?: &\w+)?(?P<value> .+)?$")
 HEAD = """\

@@ -14,10 +14,10 @@ import grpc
 from rich.console import Console
 from rich.table import Table
 
-from mesh import identity, importer
-from mesh.home import ROOT
-from mesh.machine import Mesh, Report
-from mesh.processes import MeshError
+from mesh import ROOT
+from mesh.data import importer
+from mesh.machine import Mesh, Report, identity
+from mesh.machine.processes import MeshError
 from vaccination.approval.v1 import appointment_pb2, hospital_pb2
 from vaccination.approval.v1 import hospital_service_pb2 as hospitals
 from vaccination.approval.v1.hospital_service_pb2_grpc import HospitalServiceStub

@@ -1,0 +1,11 @@
+"""`python -m mesh.contracts` makes the contracts' code; with `--chart` also the chart's files, see generation."""
+
+import sys
+
+from mesh import CHART
+from mesh.contracts.generation import chart_files, generate
+
+generate()
+if "--chart" in sys.argv:
+    for name, content in chart_files().items():
+        (CHART / name).write_bytes(content)
