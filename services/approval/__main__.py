@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from services.chassis import clock
-from services.chassis.jetstream import Consumer
-from services.chassis.outbox import Relay
+from services.chassis.events import Consumer, Relay
 from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
@@ -24,10 +23,16 @@ async def approval() -> None:
     grpc.register(service.server, use_cases)
     await service.run(
         open_store=lambda: database.open(Path(__file__).parent / "migrations"),
+        store=database,
         close_store=database.close,
         relay=relay,
-        consumer=Consumer(service.bus, service.name, events.handlers(use_cases)),
-        looks=[metrics.outlook(database, clock.now)],
+        consumer=Consumer(
+            service.bus,
+            service.name,
+            events.subscriptions(use_cases),
+            database,
+        ),
+        probes=[metrics.outlook(database, clock.now)],
     )
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from prometheus_client import Gauge
 
-from .jetstream import Consumer
-from .outbox import OutboxStore
+from .events import Consumer, OutboxStore
+from .events.setaside import Kind
 from .telemetry import log
 
 EVERY = 15.0  # seconds: as often as Prometheus usually looks
@@ -23,10 +23,12 @@ consumer_in_flight = Gauge("consumer_in_flight", "Events delivered and not ackno
 consumer_redelivered = Gauge("consumer_redelivered", "Of these, delivered more than once.", ["component"])
 consumer_paused = Gauge("consumer_paused", "1 while an operator has paused deliveries, else 0.", ["component"])
 dead_letters = Gauge("dead_letters", "Events that the component could not handle, undecided.", ["component"])
+parked_events = Gauge("parked_events", "Events that wait for a version of the component that knows them.", ["component"])
+retry_events = Gauge("retry_events", "Events that failed and will be tried again.", ["component"])
 
 
 @dataclass(frozen=True)
-class Look:
+class Probe:
     """`ask` sets `gauges`, which have labels, or raises."""
 
     gauges: Sequence[Gauge]
@@ -42,20 +44,26 @@ class Look:
                 gauge.clear()
 
 
-def of_component(name: str, consumer: Consumer, outbox: OutboxStore | None) -> list[Look]:
+def of_component(name: str, consumer: Consumer, outbox: OutboxStore | None) -> list[Probe]:
     """What every component has: a consumer, and an outbox or none."""
 
     async def stream() -> None:
         info = await consumer.info()
-        letters = await consumer.dead_letters.count(consumer.js)
         consumer_pending.labels(name).set(info.num_pending or 0)
         consumer_in_flight.labels(name).set(info.num_ack_pending or 0)
         consumer_redelivered.labels(name).set(info.num_redelivered or 0)
         consumer_paused.labels(name).set(bool(info.paused))
-        dead_letters.labels(name).set(letters)
 
-    of_stream = [consumer_pending, consumer_in_flight, consumer_redelivered, consumer_paused, dead_letters]
-    looks = [Look(of_stream, stream)]
+    async def letters() -> None:
+        waiting, dead = await consumer.set_aside.waiting(), await consumer.set_aside.dead()
+        dead_letters.labels(name).set(dead)
+        parked_events.labels(name).set(waiting[Kind.PARKED].total())
+        retry_events.labels(name).set(waiting[Kind.RETRY].total())
+
+    probes = [
+        Probe([consumer_pending, consumer_in_flight, consumer_redelivered, consumer_paused], stream),
+        Probe([dead_letters, parked_events, retry_events], letters),
+    ]
     if outbox is not None:
 
         async def backlog() -> None:
@@ -63,13 +71,13 @@ def of_component(name: str, consumer: Consumer, outbox: OutboxStore | None) -> l
             outbox_depth.labels(name).set(depth)
             outbox_oldest.labels(name).set(oldest)
 
-        looks.append(Look([outbox_depth, outbox_oldest], backlog))
-    return looks
+        probes.append(Probe([outbox_depth, outbox_oldest], backlog))
+    return probes
 
 
-async def keep(looks: Iterable[Look]) -> None:
+async def keep(probes: Iterable[Probe]) -> None:
     """Asks for ever."""
-    looks = list(looks)
+    probes = list(probes)
     while True:
-        await asyncio.gather(*(look.take() for look in looks))
+        await asyncio.gather(*(probe.take() for probe in probes))
         await asyncio.sleep(EVERY)

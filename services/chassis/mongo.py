@@ -30,7 +30,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from .errors import StoreUnavailable
-from .outbox import REFUSED_PAUSE, Outgoing, Refused
+from .events.outbox import REFUSED_PAUSE, Outgoing, Refused
 
 R = TypeVar("R")
 # A relay that holds rows longer than this, in seconds, is taken for dead. Longer than a publish may take.

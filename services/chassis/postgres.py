@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import asyncpg
 
 from .errors import StoreUnavailable
-from .outbox import REFUSED_PAUSE, Outgoing, Refused
+from .events.outbox import REFUSED_PAUSE, Outgoing, Refused
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]

@@ -1,9 +1,13 @@
 """The life of a service: start in any order, serve, drain, exit."""
 
 import asyncio
+import os
+import random
 import signal
+import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -15,16 +19,24 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from . import gauges, operations, telemetry, tracing
+from . import gauges, telemetry, tracing
 from .edge import Edge
 from .errors import Errors, StoreUnavailable
-from .jetstream import Bus, Consumer, PublishFailed
-from .outbox import Relay
+from .events import Bus, Consumer, PublishFailed, Relay, operations
+from .lifecycle import draining
+from .retry import Backoff
 from .settings import Settings
+from .store import Store
 from .telemetry import log
 
-draining = asyncio.Event()
-"""Set when the process begins to stop: endless streams end, so that their clients go to another replica."""
+WAITING = Backoff(first=0.1, longest=5.0)  # between tries of a store or a stream that is away, at the start
+CHECK_EVERY = 2.0  # seconds between looks whether the store answers
+# Seconds without an answer after which this replica is not ready: calls go to others, which may reach the store.
+UNREADY_AFTER = 5.0
+SECRETS_EVERY = 15.0  # seconds between looks at the secrets' files
+SECRETS_WITHIN = 30.0  # seconds in which a process has to get into store and stream with changed secrets
+# Seconds over which replicas spread their restarts when a secret has changed, so that they do not all stop at once.
+SECRETS_SPREAD = 60.0
 
 
 class Service:
@@ -53,6 +65,7 @@ class Service:
                 ("grpc.http2.min_ping_interval_without_data_ms", 5 * 1000),
             ],
         )
+        self._ready = False
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.server)
         self.bus = Bus(
@@ -67,19 +80,21 @@ class Service:
         self,
         *,
         open_store: Callable[[], Awaitable[None]],
+        store: Store,
         close_store: Callable[[], Awaitable[None]],
         consumer: Consumer,
         relay: Relay | None = None,
         background: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
-        looks: Iterable[gauges.Look] = (),
+        probes: Iterable[gauges.Probe] = (),
     ) -> None:
-        """Serves until SIGTERM or SIGINT, then drains; raises if a background task fails for good.
+        """Serves until SIGTERM or SIGINT, or until a secret has changed, then drains; raises if a background task fails.
 
-        With the argument `migrate` it only brings the store up to date, as a start does first, and returns.
-        `looks` are at the service's own figures, beside those that every service has.
+        With the argument `migrate` it brings the store's schema and the consumer's filter up to date, as a start does
+        first, and returns. `probes` are for the service's own figures, beside those that every service has.
         """
         if sys.argv[1:] == ["migrate"]:
-            await _until_there(open_store)
+            await _until_there(open_store, self.bus.connect, consumer.ensure)
+            await self.bus.close()
             await close_store()
             log.info("migrated")
             return
@@ -100,6 +115,7 @@ class Service:
         await asyncio.wait([starting, stopping], return_when=asyncio.FIRST_COMPLETED)
         tasks: list[asyncio.Task[None]] = []
         consuming: asyncio.Task[None] | None = None
+        telling: asyncio.Task[None] | None = None
         if starting.done():
             starting.result()
             if relay is not None:
@@ -108,12 +124,14 @@ class Service:
             tasks.append(consuming)
             tasks += [asyncio.create_task(work()) for work in background]
             own = gauges.of_component(self.name, consumer, relay.store if relay else None)
-            tasks.append(asyncio.create_task(gauges.keep([*own, *looks])))
-            await self._health.set(self.name, health_pb2.HealthCheckResponse.SERVING)
-            telemetry.component_ready.labels(self.name).set(1)
-            log.info("ready")
+            tasks.append(asyncio.create_task(gauges.keep([*own, *probes])))
+            telling = asyncio.create_task(self._tell_readiness(store))
+            tasks.append(telling)
+            tasks.append(asyncio.create_task(_until_secrets_change(self.name, stop)))
             await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
         failed = [task for task in tasks if task.done()]
+        if telling is not None:
+            telling.cancel()
         try:
             await asyncio.wait_for(self._drain(relay, consumer, consuming, tasks), self.settings.shutdown_seconds)
         except TimeoutError:
@@ -127,6 +145,28 @@ class Service:
         for task in failed:
             task.result()
 
+    async def _tell_readiness(self, store: Store) -> None:
+        """Ready is who can do what callers want, and that is who reaches the store."""
+        answered = time.monotonic()
+        while True:
+            try:
+                await store.check()
+                answered = time.monotonic()
+                await self._set_ready(True)
+            except StoreUnavailable as error:
+                if time.monotonic() - answered > UNREADY_AFTER:
+                    await self._set_ready(False, why=str(error.__cause__ or error))
+            await asyncio.sleep(CHECK_EVERY)
+
+    async def _set_ready(self, ready: bool, why: str = "") -> None:
+        if ready is self._ready:
+            return
+        self._ready = ready
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(self.name, status)
+        telemetry.component_ready.labels(self.name).set(ready)
+        log.info("ready") if ready else log.warning("not ready", why=why)
+
     async def _drain(
         self,
         relay: Relay | None,
@@ -135,8 +175,7 @@ class Service:
         tasks: list[asyncio.Task[None]],
     ) -> None:
         log.info("draining")
-        telemetry.component_ready.labels(self.name).set(0)
-        await self._health.set(self.name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._set_ready(False, why="draining")
         await asyncio.sleep(self.settings.drain_seconds)
         draining.set()
         await self.server.stop(self.settings.shutdown_seconds / 2)
@@ -159,17 +198,59 @@ class Service:
 
 async def _until_there(*openings: Callable[[], Awaitable[None]]) -> None:
     """Opens store and stream, with backoff for as long as they are away."""
-    pause = 0.1
+    tries = 0
     while True:
         try:
             for opening in openings:
                 await opening()
         except (StoreUnavailable, PublishFailed, OSError, TimeoutError) as error:
             log.warning("waiting", error=type(error).__name__, detail=str(error))
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 5.0)
+            tries += 1
+            await asyncio.sleep(WAITING.pause(tries))
         else:
             return
+
+
+async def _until_secrets_change(name: str, stop: asyncio.Event) -> None:
+    """Sets `stop` some time after a file in SECRETS_DIR has changed: the process that takes our place reads it anew.
+
+    Kubernetes writes a changed Secret into running pods and restarts nothing. A secret with which nobody gets into the
+    store or the stream restarts nothing either: what serves goes on serving.
+    """
+    folder = os.environ.get("SECRETS_DIR", "")
+    known = _secrets(folder)
+    while not (known and await _changed_and_works(name, folder, known)):
+        await asyncio.sleep(SECRETS_EVERY)
+    pause = random.uniform(0, SECRETS_SPREAD)  # noqa: S311 - spreads restarts
+    log.info("a secret has changed: this replica will restart", seconds=round(pause))
+    await asyncio.sleep(pause)
+    stop.set()
+    await asyncio.Event().wait()
+
+
+async def _changed_and_works(name: str, folder: str, known: Mapping[str, bytes]) -> bool:
+    if _secrets(folder) in (known, {}):  # empty while it is being replaced
+        return False
+    env = os.environ | {"METRICS_LISTEN": "127.0.0.1:0"}
+    command = [sys.executable, "-m", f"services.{name}", "migrate"]
+    trying = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.DEVNULL)
+    try:
+        works = await asyncio.wait_for(trying.wait(), SECRETS_WITHIN) == 0
+    except TimeoutError:
+        works = False
+    finally:
+        if trying.returncode is None:
+            trying.kill()
+    if not works:
+        log.error("a secret has changed, and the service cannot start with it: this replica goes on with the old one")
+    return works
+
+
+def _secrets(folder: str) -> Mapping[str, bytes]:
+    try:
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+    except OSError:
+        return {}
 
 
 def _reflect(server: grpc.aio.Server) -> None:

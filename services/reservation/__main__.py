@@ -6,8 +6,7 @@ from typing import Any
 import grpc.aio
 
 from services.chassis import clock
-from services.chassis.jetstream import Consumer
-from services.chassis.outbox import Relay
+from services.chassis.events import Consumer, Relay
 from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
@@ -60,9 +59,15 @@ async def reservation() -> None:
     inbound.register(service.server, desk)
     await service.run(
         open_store=lambda: database.open(Path(__file__).parent / "migrations"),
+        store=database,
         close_store=database.close,
         relay=relay,
-        consumer=Consumer(service.bus, service.name, events.handlers(Followup(reservations))),
+        consumer=Consumer(
+            service.bus,
+            service.name,
+            events.subscriptions(Followup(reservations)),
+            database,
+        ),
     )
 
 

@@ -4,9 +4,8 @@ import asyncio
 
 from services.chassis import clock
 from services.chassis.errors import StoreUnavailable
-from services.chassis.jetstream import Consumer
 from services.chassis.mongo import Mongo
-from services.chassis.outbox import LOOK_EVERY, Relay
+from services.chassis.events import LOOK_EVERY, Consumer, Relay
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
 from services.chassis.telemetry import log
@@ -47,12 +46,19 @@ async def vaccinemgmt() -> None:
 
     await service.run(
         open_store=lambda: mongo.open(COLLECTIONS, INDEXES),
+        store=mongo,
         close_store=close,
         relay=relay,
         # A hospital's doses are one queue, of which each batch wants a part.
-        consumer=Consumer(service.bus, service.name, events.handlers(vaccines), single_active=True),
+        consumer=Consumer(
+            service.bus,
+            service.name,
+            events.subscriptions(vaccines),
+            mongo,
+            single_active=True,
+        ),
         background=[lambda: serve_waiting(vaccines)],
-        looks=[metrics.stock(mongo, clock.now)],
+        probes=[metrics.stock(mongo, clock.now)],
     )
 
 

@@ -24,7 +24,7 @@ from mesh import ROOT
 from mesh.machine import Mesh
 from mesh.machine.home import PORTS, STORES
 from mesh.machine.processes import holder_of
-from services.chassis.jetstream import STREAM, Bus
+from services.chassis.events import STREAM, Bus
 from services.chassis.mongo import Mongo
 from services.chassis.postgres import Database
 from services.vaccinemgmt.adapters.mongo import COLLECTIONS, INDEXES

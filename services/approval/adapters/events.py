@@ -1,14 +1,13 @@
 """Approval's events as the contract writes them, and the events it follows."""
 
-from collections.abc import Sequence
+from typing import Any
 from uuid import UUID
 
 from google.protobuf.message import Message
 
 from services.chassis.convert import to_message
-from services.chassis.jetstream import Event as Received
-from services.chassis.jetstream import Handler, Unprocessable
-from services.chassis.outbox import Outgoing
+from services.chassis.events import Event as Received
+from services.chassis.events import Outgoing, Subscription
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
 
@@ -30,13 +29,13 @@ def outgoing(event: Event) -> Outgoing:
     return Outgoing.of(message.reservation_id, at, body)
 
 
-def handlers(approval: Approval) -> dict[type[Message], Handler]:
+def subscriptions(approval: Approval) -> list[Subscription[Any]]:
     """What approval does when it hears of something."""
+    return [
+        # A place is freed for what was granted here and nothing else.
+        Subscription(vaccinemgmt_events_pb2.CancellationCompleted, _reservation_id, approval.release, (UnknownDecision,))
+    ]
 
-    async def cancellation_completed(events: Sequence[Received]) -> None:
-        try:
-            await approval.release([UUID(event.message.appointment.reservation_id) for event in events])
-        except UnknownDecision as error:
-            raise Unprocessable(str(error)) from error
 
-    return {vaccinemgmt_events_pb2.CancellationCompleted: cancellation_completed}
+def _reservation_id(event: Received) -> UUID:
+    return UUID(event.message.appointment.reservation_id)

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from prometheus_client import Gauge
 
-from services.chassis.gauges import Look
+from services.chassis.gauges import Probe
 from services.chassis.postgres import Database
 
 HORIZONS = (7, 30)  # days from today on
@@ -21,7 +21,7 @@ SELECT date, sum(capacity - approved) AS free, sum(approved) AS taken,
 FROM days WHERE date >= $1 AND date < $2 GROUP BY date"""
 
 
-def outlook(database: Database, now: Callable[[], datetime]) -> Look:
+def outlook(database: Database, now: Callable[[], datetime]) -> Probe:
     """Sets both; days are counted from UTC's day on, wherever a hospital is."""
 
     async def ask() -> None:
@@ -35,4 +35,4 @@ def outlook(database: Database, now: Callable[[], datetime]) -> Look:
             for state in ("open", "full"):
                 days.labels(f"{horizon}d", state).set(sum(row[state] for row in near))
 
-    return Look([places, days], ask)
+    return Probe([places, days], ask)

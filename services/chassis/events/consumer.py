@@ -2,8 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -14,12 +13,14 @@ from nats.js.errors import NotFoundError
 
 from ..errors import StoreUnavailable
 from ..retry import Backoff
-from ..telemetry import events_dead, events_failed, events_handled, events_parked, log
+from ..store import Store
+from ..telemetry import events_failed, events_handled, log
+from . import pull, redrive
 from .delivery import Delivery, Fate, Outcome, Subscription
 from .outbox import PublishFailed
-from .pull import ACK_WAIT, BATCH, GROUP, PINNED, StandingPull, quietly
-from .redrive import MAX_TRIES, TRY_AGAIN, Redrive, later
-from .setaside import Kind, Letter, SetAside
+from .pull import StandingPull, quietly
+from .redrive import Redrive, later
+from .setaside import Letter, SetAside
 from .stream import PUBLISH_TIMEOUT, STREAM, Bus, boundary
 
 # Deliveries after which an event is handled apart from all others: it may be what killed the processes that had it.
@@ -29,18 +30,6 @@ AWAY = Backoff(first=0.1, longest=5.0)  # between tries while the store is away
 # handle what this one cannot.
 STORE_PATIENCE = 15.0
 
-Lock = Callable[[], AbstractAsyncContextManager[None]]
-
-
-@asynccontextmanager
-async def _no_lock() -> AsyncIterator[None]:
-    yield
-
-
-async def _there() -> None:
-    pass
-
-
 class Consumer:
     """A durable pull consumer, shared by a service's replicas.
 
@@ -48,9 +37,8 @@ class Consumer:
     after its commit, or after it was set aside. While the store is away a batch is kept and tried again, without
     counting; after STORE_PATIENCE it is given back, and this replica takes nothing more until its store answers.
 
-    `check_store` raises StoreUnavailable unless the store answers. `lock` is held by one replica at a time while it
-    brings the durable consumer up to date. `single_active`: see StandingPull. It is for handlers that want the same
-    rows: replicas would lose races and find that out after the work. Without `set_aside`, for a consumer that is
+    `store` is the one that the handlers write to. `single_active`: see StandingPull. It is for handlers that want the
+    same rows: replicas would lose races and find that out after the work. Without `set_aside`, for a consumer that is
     thrown away soon, nothing is kept of what could not be handled.
     """
 
@@ -59,19 +47,18 @@ class Consumer:
         bus: Bus,
         name: str,
         subscriptions: Sequence[Subscription[Any]],
+        store: Store,
         *,
-        check_store: Callable[[], Awaitable[None]] = _there,
-        lock: Lock = _no_lock,
         single_active: bool = False,
         set_aside: bool = True,
     ) -> None:
-        self._bus, self.name, self._check_store, self._lock = bus, name, check_store, lock
+        self._bus, self.name, self._store = bus, name, store
         self._single_active, self._keeps = single_active, set_aside
         self._delivery = Delivery(name, subscriptions)
         self._stopping = asyncio.Event()
         self._pull = StandingPull(bus, name, self.ensure, self._stopping, single_active)
         self.set_aside = SetAside(bus, name)
-        self._redrive = Redrive(self.set_aside, self._delivery, check_store, self._stopping)
+        self._redrive = Redrive(self.set_aside, self._delivery, store)
         bus.reconnected.append(self._pull.lost)
 
     async def ensure(self, since: datetime | None = None) -> None:
@@ -85,7 +72,7 @@ class Consumer:
         with boundary():
             if self._lacks(await self._present()) is None:
                 return
-            async with self._lock():
+            async with self._store.exclusively():  # so that no replica narrows the filter that another widens
                 while (lacking := self._lacks(present := await self._present())) is not None:
                     await self._write(present, lacking, since)
 
@@ -138,7 +125,7 @@ class Consumer:
         tries = 0
         while not self._stopping.is_set():
             try:
-                await self._check_store()
+                await self._store.check()
                 return
             except StoreUnavailable:
                 tries += 1
@@ -167,9 +154,9 @@ class Consumer:
 
     async def _without_keeping(self, message: Msg, outcome: Outcome) -> None:
         tries = message.metadata.num_delivered
-        if outcome.fate is Fate.FAILED and tries < MAX_TRIES:
+        if outcome.fate is Fate.FAILED and tries < redrive.MAX_TRIES:
             events_failed.labels(message.subject).inc()
-            await message.nak(delay=TRY_AGAIN.pause(tries))
+            await message.nak(delay=redrive.TRY_AGAIN.pause(tries))
         else:
             log.error("event left out", consumer=self.name, subject=message.subject, exc_info=outcome.error)
             await message.term()
@@ -187,8 +174,8 @@ class Consumer:
 
     def _lacks(self, present: dict[str, Any] | None) -> dict[str, Any] | None:
         """What has to be written of the configuration, None if it is as this version needs it."""
-        wanted: dict[str, Any] = {"priority_groups": [GROUP], "priority_policy": "pinned_client"}
-        wanted |= {"priority_timeout": int(PINNED * 1e9)}
+        wanted: dict[str, Any] = {"priority_groups": [pull.GROUP], "priority_policy": "pinned_client"}
+        wanted |= {"priority_timeout": int(pull.PINNED * 1e9)}
         policy = wanted if self._single_active else {}
         if present is None:
             return {"filter_subjects": sorted(self._delivery.types)} | policy
@@ -204,9 +191,9 @@ class Consumer:
             deliver_policy=DeliverPolicy.ALL if since is None else DeliverPolicy.BY_START_TIME,
             opt_start_time=since,
             ack_policy=AckPolicy.EXPLICIT,
-            ack_wait=ACK_WAIT,
+            ack_wait=pull.ACK_WAIT,
             max_deliver=-1,
-            max_ack_pending=8 * BATCH,
+            max_ack_pending=8 * pull.BATCH,
         ).as_dict()
         # Raw, since nats-py's ConsumerConfig does not know priority groups. "create": of two replicas that find no
         # consumer only one makes it, and the other looks again.

@@ -1,5 +1,6 @@
 """Looking after a service over gRPC: every service serves it about itself."""
 
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -13,13 +14,14 @@ from grpc.aio import Server, ServicerContext
 from vaccination.operations.v1 import operations_service_pb2 as pb
 from vaccination.operations.v1 import operations_service_pb2_grpc as rpc
 
-from . import paging
-from .caller import allow, caller
-from .deadletters import DeadLetter
-from .errors import Answer, Errors
-from .jetstream import Consumer, PublishFailed
-from .outbox import OutboxStore
-from .telemetry import log
+from .. import paging
+from ..caller import allow, caller
+from ..errors import Answer, Errors, Stopping
+from ..lifecycle import draining
+from ..telemetry import log
+from .consumer import Consumer
+from .outbox import OutboxStore, PublishFailed
+from .setaside import Kind, Letter
 
 Context = ServicerContext[Any, Any]
 OPERATOR = allow("operator")
@@ -60,19 +62,23 @@ class OperationsServicer(rpc.OperationsServiceServicer):
 
     def __init__(self, name: str, consumer: Consumer, outbox: OutboxStore | None) -> None:
         self._name, self._consumer, self._outbox = name, consumer, outbox
+        self._letters = consumer.set_aside
 
     @OPERATOR
     async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.GetStatusResponse:
         self._check(request)
         depth, oldest = await self._outbox.backlog() if self._outbox else (0, 0.0)
         info = await self._consumer.info()
+        parked = (await self._letters.waiting())[Kind.PARKED]
         status = pb.GetStatusResponse(
             outbox_depth=depth,
             outbox_oldest_seconds=oldest,
             consumer_pending=info.num_pending or 0,
             consumer_in_flight=info.num_ack_pending or 0,
             consumer_redelivered=info.num_redelivered or 0,
-            dead_letters=await self._consumer.dead_letters.count(self._consumer.js),
+            dead_letters=await self._letters.dead(),
+            parked=parked.total(),
+            parked_events=[pb.ParkedEvents(event=event, count=count) for event, count in sorted(parked.items())],
         )
         if info.paused and info.config.pause_until:
             status.consumer_paused_until.FromJsonString(info.config.pause_until)
@@ -81,14 +87,12 @@ class OperationsServicer(rpc.OperationsServiceServicer):
     @OPERATOR
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Context) -> pb.ListDeadLettersResponse:
         self._check(request)
-        limit, listing = request.page_size or 100, f"dead letters of {self._name}"
+        kind, what = (Kind.PARKED, "parked events") if request.parked else (Kind.DEAD, "dead letters")
+        limit, listing = request.page_size or 100, f"{what} of {self._name}"
         [after] = paging.decode(listing, request.page_token, int) or [0]
-        found = await self._consumer.dead_letters.page(self._consumer.js, after, limit + 1)
+        found = await self._letters.page(kind, after, limit + 1)
         letters, token = paging.cut(listing, found, limit, lambda letter: (str(letter.sequence),))
-        return pb.ListDeadLettersResponse(
-            dead_letters=[_message(letter) for letter in letters],
-            next_page_token=token,
-        )
+        return pb.ListDeadLettersResponse(dead_letters=[_message(x) for x in letters], next_page_token=token)
 
     @OPERATOR
     async def GetDeadLetter(self, request: pb.GetDeadLetterRequest, context: Context) -> pb.GetDeadLetterResponse:
@@ -105,18 +109,39 @@ class OperationsServicer(rpc.OperationsServiceServicer):
         self, request: pb.RedriveDeadLettersRequest, context: Context
     ) -> pb.RedriveDeadLettersResponse:
         self._check(request)
-        letters, js = self._consumer.dead_letters, self._consumer.js
-        response = pb.RedriveDeadLettersResponse()
-        last = await letters.last_sequence(js)  # what fails again comes behind it, and is not tried for ever
-        page = [await self._known(request.sequence)] if not request.all else await letters.page(js, 0, 20)
-        while page:
-            for letter in page:
-                await self._redrive(letter, response)
-            behind = page[-1].sequence
-            page = await letters.page(js, behind, 20) if request.all else []
-            page = [letter for letter in page if letter.sequence <= last]
-        log.info("dead letters redriven", by=caller().subject, handled=response.handled, failed=response.failed)
+        if not request.all:
+            handled = await self._consumer.redrive(await self._known(request.sequence))
+            log.info("dead letter redriven", by=caller().subject, sequence=request.sequence, handled=handled)
+            return pb.RedriveDeadLettersResponse(handled=int(handled), failed=int(not handled))
+        async for progress in self._redrive_all():
+            response = pb.RedriveDeadLettersResponse(handled=progress.handled, failed=progress.failed)
         return response
+
+    @OPERATOR
+    async def RedriveAllDeadLetters(
+        self, request: pb.RedriveAllDeadLettersRequest, context: Context
+    ) -> AsyncIterator[pb.RedriveAllDeadLettersResponse]:
+        self._check(request)
+        async for progress in self._redrive_all():
+            yield progress
+
+    async def _redrive_all(self) -> AsyncIterator[pb.RedriveAllDeadLettersResponse]:
+        progress = pb.RedriveAllDeadLettersResponse(left=await self._letters.dead())
+        last = await self._letters.last_sequence()  # what fails again comes behind it, and is not tried for ever
+        behind = 0
+        while page := [x for x in await self._letters.page(Kind.DEAD, behind, 20) if x.sequence <= last]:
+            yield progress
+            for letter in page:
+                if draining.is_set():
+                    raise Stopping
+                handled = await self._consumer.redrive(letter)
+                progress.handled += handled
+                progress.failed += not handled
+                progress.left = max(0, progress.left - 1)
+            behind = page[-1].sequence
+        log.info("dead letters redriven", by=caller().subject, handled=progress.handled, failed=progress.failed)
+        progress.left = 0
+        yield progress
 
     @OPERATOR
     async def DiscardDeadLetter(
@@ -124,7 +149,7 @@ class OperationsServicer(rpc.OperationsServiceServicer):
     ) -> pb.DiscardDeadLetterResponse:
         self._check(request)
         letter = await self._known(request.sequence)
-        await self._consumer.dead_letters.discard(self._consumer.js, letter, caller().subject, request.reason)
+        await self._letters.discard(letter, caller().subject, request.reason)
         log.info("dead letter discarded", by=caller().subject, sequence=letter.sequence, subject=letter.subject)
         return pb.DiscardDeadLetterResponse()
 
@@ -142,29 +167,18 @@ class OperationsServicer(rpc.OperationsServiceServicer):
         log.info("consumer resumed", by=caller().subject)
         return pb.ResumeConsumerResponse()
 
-    async def _redrive(self, letter: DeadLetter, response: pb.RedriveDeadLettersResponse) -> None:
-        letters, js = self._consumer.dead_letters, self._consumer.js
-        failure = await self._consumer.redrive(letter)
-        if failure is None:
-            response.handled += 1
-        else:
-            response.failed += 1
-            history = [*letter.history, failure]
-            await letters.bury(js, letter.subject, letter.data, letter.headers, letter.stream_sequence, history)
-        await letters.remove(js, letter.sequence)
-
     def _check(self, request: ForOneService) -> None:
         if request.service != self._name:
             raise OtherService(f"this is {self._name}, not {request.service}; say it in the header 'service' too")
 
-    async def _known(self, sequence: int) -> DeadLetter:
-        letter = await self._consumer.dead_letters.get(self._consumer.js, sequence)
+    async def _known(self, sequence: int) -> Letter:
+        letter = await self._letters.get(sequence)
         if letter is None:
             raise UnknownDeadLetter(f"{self._name} has no dead letter {sequence}")
         return letter
 
 
-def _message(letter: DeadLetter) -> pb.DeadLetter:
+def _message(letter: Letter) -> pb.DeadLetter:
     history = []
     for failure in letter.history:
         time = Timestamp()
@@ -176,6 +190,7 @@ def _message(letter: DeadLetter) -> pb.DeadLetter:
         reservation_id=letter.headers.get("ce-subject", ""),
         stream_sequence=letter.stream_sequence,
         history=history,
+        parked=letter.kind is Kind.PARKED,
     )
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from ..errors import StoreUnavailable
 from ..retry import Backoff
+from ..store import Store
 from ..telemetry import events_dead, events_failed, events_handled, events_parked, log
 from .delivery import Delivery, Fate, Outcome
 from .pull import quietly
@@ -40,14 +41,8 @@ async def later(stopping: asyncio.Event, seconds: float) -> bool:
 class Redrive:
     """The letters of one consumer, in one replica. Replicas that look at the same time are kept apart by claims."""
 
-    def __init__(
-        self,
-        set_aside: SetAside,
-        delivery: Delivery,
-        check_store: Callable[[], Awaitable[None]],
-        stopping: asyncio.Event,
-    ) -> None:
-        self._set_aside, self._delivery, self._check_store, self._stopping = set_aside, delivery, check_store, stopping
+    def __init__(self, set_aside: SetAside, delivery: Delivery, store: Store) -> None:
+        self._set_aside, self._delivery, self._store = set_aside, delivery, store
         # Parked letters up to here were looked at by this process, by their type: what it cannot read it need not read
         # again. An older replica may park more of them meanwhile, behind.
         self._looked_at: defaultdict[str, int] = defaultdict(int)
@@ -56,7 +51,14 @@ class Redrive:
     async def run(self) -> None:
         """Looks until it is cancelled."""
         while True:
-            if not await quietly(self._look()):
+            more = False
+            try:
+                more = bool(await quietly(self._look()))
+            except StoreUnavailable:
+                pass
+            except Exception as error:  # one letter's trouble must not end the looks for all
+                log.error("what was set aside was not looked at", exc_info=error)
+            if not more:
                 await asyncio.sleep(LOOK_EVERY)
 
     async def put_aside(self, letter: Letter, outcome: Outcome) -> None:
@@ -106,23 +108,21 @@ class Redrive:
                 self._looked_at[event] = page[-1].sequence
         if not due:
             return False
-        try:
-            await self._check_store()
-        except StoreUnavailable:
-            return False
-        claimed = await asyncio.gather(*(self._set_aside.claim(x, datetime.now(UTC) + CLAIM) for x in due))
-        mine = [letter for letter in claimed if letter is not None]
-        first = [letter for letter in mine if letter.attempts == 1]
-        return all([await self._try(run) for run in [first, *([x] for x in mine if x.attempts > 1)] if run])
+        await self._store.check()
+        # Who goes down with a letter that kills its process must not be suspected with it: from its second attempt on a
+        # letter is taken in hand alone, just before it is handled.
+        runs = [[x for x in due if not x.attempts], *([x] for x in due if x.attempts)]
+        return all([await self._try(run) for run in runs if run])
 
     async def _try(self, letters: Sequence[Letter]) -> bool:
-        """Hands claimed letters over; False while the store is away."""
-        if letters[0].attempts > MAX_ATTEMPTS:
-            error = KilledItsProcess(f"{letters[0].attempts - 1} tries, no outcome")
-            await self._settle(letters[0].failed(error, letters[0].attempts - 1), Outcome(Fate.UNPROCESSABLE, error))
-            return True
-        store_answered = True
-        async for run, outcome in self._delivery.deliver(letters):
+        """Takes letters in hand and hands them over; False while the store is away."""
+        claimed = await asyncio.gather(*(self._set_aside.claim(x, datetime.now(UTC) + CLAIM) for x in letters))
+        mine, store_answered = [x for x in claimed if x is not None], True
+        for letter in [x for x in mine if x.attempts > MAX_ATTEMPTS]:
+            error = KilledItsProcess(f"{letter.attempts - 1} tries, no outcome")
+            await self._settle(letter.failed(error, letter.attempts - 1), Outcome(Fate.UNPROCESSABLE, error))
+            mine.remove(letter)
+        async for run, outcome in self._delivery.deliver(mine):
             for letter in run:
                 if outcome.fate is Fate.WAITS_FOR_STORE:  # nothing is wrong with it: as if nobody had tried
                     await self._set_aside.put(replace(letter, attempts=letter.attempts - 1), Kind.RETRY, only_once=False)

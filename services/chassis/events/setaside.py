@@ -75,7 +75,7 @@ class SetAside:
     """The letters of one consumer."""
 
     def __init__(self, bus: Bus, consumer: str) -> None:
-        self._bus, self._consumer = bus, consumer
+        self._bus, self.consumer = bus, consumer
         self._subject = f"{SET_ASIDE}.{consumer}"
 
     @property
@@ -88,10 +88,10 @@ class SetAside:
         With `only_once` the same one added once more, since its delivery was repeated, changes nothing.
         """
         headers = {
-            "Nats-Msg-Id": f"{self._consumer}-{letter.stream_sequence}-{len(letter.history)}{kind.value}"
+            "Nats-Msg-Id": f"{self.consumer}-{letter.stream_sequence}-{len(letter.history)}{kind.value}"
             if only_once
             else uuid.uuid4().hex,
-            "Dead-Letter-Consumer": self._consumer,
+            "Dead-Letter-Consumer": self.consumer,
             "Dead-Letter-Subject": letter.subject,
             "Dead-Letter-Sequence": str(letter.stream_sequence),
             _HISTORY: json.dumps([[f.time, f.reason, f.tries] for f in letter.history]),

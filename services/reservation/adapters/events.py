@@ -1,13 +1,12 @@
 """Reservation's events as the contract writes them, and the events it follows."""
 
-from collections.abc import Sequence
+from typing import Any
 
 from google.protobuf.message import Message
 
 from services.chassis.convert import from_message, to_message
-from services.chassis.jetstream import Event as Received
-from services.chassis.jetstream import Handler, Unprocessable
-from services.chassis.outbox import Outgoing
+from services.chassis.events import Event as Received
+from services.chassis.events import Outgoing, Subscription, Unprocessable
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.reservation.v1 import reservation_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
@@ -35,29 +34,25 @@ def outgoing(event: Event) -> Outgoing:
     return Outgoing.of(message.reservation_id, event.at, body)
 
 
-def handlers(followup: Followup) -> dict[type[Message], Handler]:
+def subscriptions(followup: Followup) -> list[Subscription[Any]]:
     """What reservation does when it hears of something."""
+    return [
+        Subscription(approval_events_pb2.ApprovalGranted, _granted, followup.decided),
+        Subscription(approval_events_pb2.ApprovalDenied, _denied, followup.decided),
+        Subscription(vaccinemgmt_events_pb2.ReservationCompleted, _appointment, followup.completed),
+        Subscription(vaccinemgmt_events_pb2.CancellationCompleted, _appointment, followup.cancelled, (Rejected,)),
+    ]
 
-    async def decided(events: Sequence[Received]) -> None:
-        await followup.decided(
-            [
-                (from_message(e.message.appointment, Appointment), rejection(getattr(e.message, "denial_reason", 0)))
-                for e in events
-            ]
-        )
 
-    async def completed(events: Sequence[Received]) -> None:
-        await followup.completed([from_message(e.message.appointment, Appointment) for e in events])
+def _appointment(event: Received) -> Appointment:
+    return from_message(event.message.appointment, Appointment)
 
-    async def cancelled(events: Sequence[Received]) -> None:
-        try:
-            await followup.cancelled([from_message(e.message.appointment, Appointment) for e in events])
-        except Rejected as error:
-            raise Unprocessable(str(error)) from error
 
-    return {
-        approval_events_pb2.ApprovalGranted: decided,
-        approval_events_pb2.ApprovalDenied: decided,
-        vaccinemgmt_events_pb2.ReservationCompleted: completed,
-        vaccinemgmt_events_pb2.CancellationCompleted: cancelled,
-    }
+def _granted(event: Received) -> tuple[Appointment, Rejection | None]:
+    return _appointment(event), None
+
+
+def _denied(event: Received) -> tuple[Appointment, Rejection | None]:
+    if not event.message.denial_reason:
+        raise Unprocessable("a denial without a reason")
+    return _appointment(event), rejection(event.message.denial_reason)

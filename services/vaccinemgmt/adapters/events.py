@@ -1,15 +1,14 @@
 """Vaccine management's events as the contract writes them, and the events it follows."""
 
-from collections.abc import Sequence
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from google.protobuf.message import Message
 
 from services.chassis import clock
 from services.chassis.convert import from_message, to_message
-from services.chassis.jetstream import Event as Received
-from services.chassis.jetstream import Handler, Unprocessable
-from services.chassis.outbox import Outgoing
+from services.chassis.events import Event as Received
+from services.chassis.events import NotUnderstood, Outgoing, Subscription
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.reservation.v1 import reservation_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccination_pb2, vaccinemgmt_events_pb2
@@ -35,19 +34,12 @@ def outgoing(event: Event) -> Outgoing:
     return Outgoing.of(appointment.reservation_id, clock.now(), body)
 
 
-def handlers(vaccines: Vaccines) -> dict[type[Message], Handler]:
+def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:
     """What vaccine management does when it hears of something."""
-
-    async def granted(events: Sequence[Received]) -> None:
-        await vaccines.admit([_appointment(e) for e in events])
-
-    async def cancellation_requested(events: Sequence[Received]) -> None:
-        await vaccines.cancel([_appointment(e) for e in events])
-
-    return {
-        approval_events_pb2.ApprovalGranted: granted,
-        reservation_events_pb2.CancellationRequested: cancellation_requested,
-    }
+    return [
+        Subscription(approval_events_pb2.ApprovalGranted, _appointment, vaccines.admit),
+        Subscription(reservation_events_pb2.CancellationRequested, _appointment, vaccines.cancel),
+    ]
 
 
 def _appointment(event: Received) -> Appointment:
@@ -55,5 +47,5 @@ def _appointment(event: Received) -> Appointment:
     try:
         ZoneInfo(appointment.time_zone)
     except (LookupError, ValueError, OSError):  # stored, it would stop whoever looks at the waiting list
-        raise Unprocessable(f"no IANA time zone {appointment.time_zone!r}") from None
+        raise NotUnderstood(f"no IANA time zone {appointment.time_zone!r} here") from None
     return appointment

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from prometheus_client import Gauge
 
-from services.chassis.gauges import Look
+from services.chassis.gauges import Probe
 from services.chassis.mongo import Mongo
 
 from ..domain import Status
@@ -19,7 +19,7 @@ doses = Gauge("vaccinemgmt_doses_free", "Doses that are nobody's yet, by when th
 lots = Gauge("vaccinemgmt_lots", "Lots with a free dose, by when they expire.", ["expires"])
 
 
-def stock(mongo: Mongo, now: Callable[[], datetime]) -> Look:
+def stock(mongo: Mongo, now: Callable[[], datetime]) -> Probe:
     """Sets all four; days are UTC's, wherever a hospital is."""
 
     async def ask() -> None:
@@ -47,4 +47,4 @@ def stock(mongo: Mongo, now: Callable[[], datetime]) -> Look:
             doses.labels(label).set(row["doses"])
             lots.labels(label).set(row["lots"])
 
-    return Look([waiting, hospitals, doses, lots], ask)
+    return Probe([waiting, hospitals, doses, lots], ask)

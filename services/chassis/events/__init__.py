@@ -1,0 +1,33 @@
+"""Events: written beside the state they tell of, published by a relay, handled by durable consumers.
+
+| module     | what it is                                                                    |
+|------------|-------------------------------------------------------------------------------|
+| stream     | the connection to NATS, its streams, publishing in atomic batches             |
+| outbox     | events on their way: rows beside the state, and the relay that publishes them |
+| pull       | a consumer's messages in batches, for as long as somebody asks                |
+| delivery   | what becomes of an event that arrives: plain logic                            |
+| consumer   | a service's durable consumer: pull, deliver, settle                           |
+| setaside   | dead letters, parked events, events that will be tried again                  |
+| redrive    | what was set aside comes back by itself                                       |
+| operations | looking after all of it, over gRPC                                            |
+"""
+
+from .consumer import Consumer
+from .delivery import Event, NotUnderstood, Subscription, Unprocessable
+from .outbox import LOOK_EVERY, Outgoing, OutboxStore, PublishFailed, Relay
+from .stream import STREAM, Bus
+
+__all__ = [
+    "LOOK_EVERY",
+    "STREAM",
+    "Bus",
+    "Consumer",
+    "Event",
+    "NotUnderstood",
+    "Outgoing",
+    "OutboxStore",
+    "PublishFailed",
+    "Relay",
+    "Subscription",
+    "Unprocessable",
+]
