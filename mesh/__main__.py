@@ -135,7 +135,7 @@ def main() -> int:
 
                 operator = identity.token(home, subject="operator", roles=["operator"], expires_in=24 * 3600)
                 return importer.run(
-                    arguments.directory, mesh.gateway, operator, arguments.shift_to, arguments.time_zone
+                    arguments.directory, mesh.connect_aio, operator, arguments.shift_to, arguments.time_zone
                 )
             case "demo":
                 from mesh.data import demo

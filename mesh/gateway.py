@@ -12,9 +12,9 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mesh.istio.kinds import Gateway, Untranslatable
 from mesh.istio.objects import Objects
 from mesh.istio.proxy import STATS, Proxy, endpoints, listener
-from mesh.istio.reading import Untranslatable
 from mesh.istio.writing import Json, http_filter, typed
 
 ADMIN, STATUS = 15000, 15021
@@ -36,9 +36,9 @@ def _status() -> tuple[Json, Json]:
 def config(objects: Sequence[Json]) -> Json:
     """The whole bootstrap configuration of a gateway in a pod."""
     proxy = Proxy(Objects(objects))
-    [selector] = [item["spec"]["selector"] for item in objects if item["kind"] == "Gateway"]
-    _, port = proxy.istio.gateway_port(selector)
-    proxy.gateway(selector, "0.0.0.0", port)  # noqa: S104 - it is the way in
+    [gateway] = proxy.istio.of(Gateway)
+    [server] = gateway.spec.servers
+    proxy.gateway(gateway.spec.selector, "0.0.0.0", server.port.number)  # noqa: S104 - it is the way in
     status, admin = _status()
     return {
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": ADMIN}}},

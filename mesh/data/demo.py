@@ -244,7 +244,7 @@ def run(mesh: Mesh, console: Console, report: Report, *, stop: bool) -> int:
         mesh.up(report=report)
 
     async def show() -> int:
-        async with grpc.aio.insecure_channel(mesh.gateway, [("grpc.enable_http_proxy", 0)]) as channel:
+        async with mesh.connect_aio() as channel:
             demo = Demo(mesh, console, channel)
             if await demo.is_imported():
                 demo.say(f"The clinics and lots of {DATA.relative_to(ROOT)} are there already")
@@ -252,7 +252,7 @@ def run(mesh: Mesh, console: Console, report: Report, *, stop: bool) -> int:
                 demo.say(f"Importing the clinics and lots of {DATA.relative_to(ROOT)}")
                 operator = identity.token(mesh.home.path, subject="operator", roles=["operator"])
                 tomorrow = date.today() + timedelta(days=1)
-                code = await asyncio.to_thread(importer.run, DATA, mesh.gateway, operator, tomorrow)
+                code = await asyncio.to_thread(importer.run, DATA, mesh.connect_aio, operator, tomorrow)
                 if code:
                     return code
             await demo.journey()

@@ -47,9 +47,7 @@ from vaccination.vaccinemgmt.v1.vaccinemgmt_service_pb2_grpc import VaccinemgmtS
 MOST_LOTS = 500  # in one RegisterLots
 IN_FLIGHT, TIMEOUT_SECONDS = 16, 10.0
 TRIES, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 7, 0.1, 30.0  # doubling from 0.1 s: gives up after 6 s
-# gRPC's own pauses between connections grow to two minutes, more than all the tries last. And a gateway on this machine
-# is never behind the shell's proxy.
-CHANNEL = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_http_proxy", 0)]
+Connect = Callable[[], grpc.aio.Channel]
 Code = grpc.StatusCode
 # All these calls may be repeated, so also those whose outcome is not known. CANCELLED: by a server that was stopped.
 AGAIN = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.CANCELLED}
@@ -95,8 +93,10 @@ class Outcome:
     stopped: str = ""
 
 
-def run(directory: Path, target: str, token: str, shift_to: date | None = None, time_zone: str | None = None) -> int:
-    """Imports `directory` through the gateway at `target` (host:port) with an operator's JWT.
+def run(
+    directory: Path, connect: Connect, token: str, shift_to: date | None = None, time_zone: str | None = None
+) -> int:
+    """Imports `directory` with an operator's JWT, through the gateway to which `connect` opens a channel.
 
     `time_zone` is for hospitals whose files tell none. Returns 0 if everything was imported, 1 if some rows are in
     error, 2 if nothing could be imported or the import had to stop.
@@ -118,7 +118,7 @@ def run(directory: Path, target: str, token: str, shift_to: date | None = None, 
             if shift_to:
                 console.print(f"Dates are moved by {shift(data, shift_to):+,} days: the first is {shift_to}.")
             bar = progress.add_task("Importing", total=data.rows())
-            asyncio.run(_import(data, target, token, outcome, lambda rows: progress.advance(bar, rows)))
+            asyncio.run(_import(data, connect, token, outcome, lambda rows: progress.advance(bar, rows)))
         except* (Stopped, Invalid) as group:
             outcome.stopped = str(group.exceptions[0])
     return _report(console, data, outcome)
@@ -144,8 +144,8 @@ def _report(console: Console, data: Data, outcome: Outcome) -> int:
     return 1 if data.errors else 0
 
 
-async def _import(data: Data, target: str, token: str, outcome: Outcome, advance: Advance) -> None:
-    async with grpc.aio.insecure_channel(target, CHANNEL) as channel:
+async def _import(data: Data, connect: Connect, token: str, outcome: Outcome, advance: Advance) -> None:
+    async with connect() as channel:
         await Sender(data, channel, token, outcome, advance).everything()
 
 

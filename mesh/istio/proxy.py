@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mesh.istio.kinds import HCM, Server, Untranslatable
 from mesh.istio.objects import Objects
-from mesh.istio.writing import HCM, Json, http_filter, named, typed
+from mesh.istio.writing import Json, http_filter, named, typed
 
 GATEWAY = "gateway"
 # As Istio's proxies do: a cluster's name has dots in it, and ends at the semicolon.
@@ -14,15 +15,26 @@ STATS = {
 }
 
 
-def manager(stat_prefix: str, routes: list[Json], filters: Sequence[Json | None], **others: Any) -> Json:
-    """A connection manager as istiod makes it."""
+def manager(
+    stat_prefix: str,
+    routes: list[Json],
+    filters: Sequence[Json | None],
+    hosts: Sequence[str] = ("*",),
+    **others: Any,
+) -> Json:
+    """A connection manager as istiod makes it; a request for another host gets 404."""
     return typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=stat_prefix,
         route_config={
             "name": stat_prefix,
             "virtual_hosts": [
-                {"name": stat_prefix, "domains": ["*"], "routes": routes, "include_request_attempt_count": True}
+                {
+                    "name": stat_prefix,
+                    "domains": list(hosts),
+                    "routes": routes,
+                    "include_request_attempt_count": True,
+                }
             ],
             "validate_clusters": False,
             "max_direct_response_body_size_bytes": 1048576,
@@ -44,14 +56,26 @@ def manager(stat_prefix: str, routes: list[Json], filters: Sequence[Json | None]
     )
 
 
-def listener(name: str, address: str, port: int, manager: Json, socket: Json | None = None) -> Json:
+def listener(
+    name: str, address: str, port: int, manager: Json, socket: Json | None = None, hosts: Sequence[str] = ("*",)
+) -> Json:
+    """A listener, in plain text unless there is a transport `socket`.
+
+    `hosts` are the server names (SNI) for which TLS is spoken; a client that wants another one is disconnected.
+    """
     chain: Json = {"filters": [{"name": HCM, "typed_config": manager}]}
     if socket:
         chain["transport_socket"] = socket
+    inspected: Json = {}
+    if socket and "*" not in hosts:
+        chain["filter_chain_match"] = {"server_names": list(hosts)}
+        kind = "filters.listener.tls_inspector.v3.TlsInspector"
+        inspected["listener_filters"] = [named("envoy.filters.listener.tls_inspector", kind)]
     return {
         "name": name,
         "address": {"socket_address": {"address": address, "port_value": port}},
         "filter_chains": [chain],
+        **inspected,
         # Limits memory: what one connection may have waiting.
         "per_connection_buffer_limit_bytes": 1048576,
     }
@@ -73,11 +97,13 @@ class Proxy:
 
     def gateway(self, labels: dict[str, str], address: str, port: int, log: str | None = None) -> None:
         """The way in; `log` is the access log's file, else it goes to standard output."""
-        name, _ = self.istio.gateway_port(labels)
+        gateway = self.istio.gateway(labels)
+        [server] = gateway.spec.servers
         made = manager(
             GATEWAY,
-            self.istio.routes(name),
+            self.istio.routes(gateway.name),
             [self.istio.jwt_authn(labels), self.istio.rbac(labels), http_filter("cors", "cors.v3.Cors")],
+            server.hosts,
             use_remote_address=True,
             forward_client_cert_details="SANITIZE_SET",
         )
@@ -86,7 +112,12 @@ class Proxy:
         self.istio.patch("GATEWAY", labels, made)
         self.calls(GATEWAY, made)
         self._fetches_keys(made)
-        self.listeners.append(listener(GATEWAY, address, port, made))
+        socket = self.ends_tls(gateway.name, server) if server.tls else None
+        self.listeners.append(listener(GATEWAY, address, port, made, socket, server.hosts))
+
+    def ends_tls(self, gateway: str, server: Server) -> Json:
+        """The transport socket of a gateway's server that has a certificate."""
+        raise Untranslatable(f"Gateway {gateway}: spec.servers[0].tls is not translated: nobody has a certificate here")
 
     def calls(self, caller: str, manager: Json) -> None:
         """Gives a caller its own clusters, as it has its own proxy in a cluster: a crowd at the gateway's queries does

@@ -71,6 +71,11 @@ class Home:
         return f"127.0.0.1:{self.port(name)}"
 
     @property
+    def root_certificate(self) -> Path:
+        """What clients trust of a gateway that speaks TLS, as PEM; made anew at every start of Envoy."""
+        return self.path / "root.pem"
+
+    @property
     def mongo_member(self) -> str:
         """host:port by which the replica set's clients reach its only member."""
         return self.address("mongo")

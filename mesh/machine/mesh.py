@@ -22,14 +22,19 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mesh import ROOT
 from mesh.istio import merged
+from mesh.istio.kinds import Server
+from mesh.istio.proxy import GATEWAY
 from mesh.machine import chart, envoy, identity
 from mesh.machine.home import DEFAULT_HOME, SERVICES, STORES, Home
 from mesh.machine.processes import MeshError, Processes, holder_of
 from mesh.machine.stores import STORE_OF, Stores, package_file
+
+if TYPE_CHECKING:
+    import grpc
 
 # Called as things happen: (component's name, what happened).
 Report = Callable[[str, str], None]
@@ -102,8 +107,50 @@ class Mesh:
 
     @property
     def gateway(self) -> str:
-        """host:port of the one way in."""
+        """host:port at which the gateway listens."""
         return self.home.address("gateway")
+
+    @cached_property
+    def gateway_server(self) -> Server:
+        """The gateway's protocol and hosts."""
+        return self.chart.istio.gateway(self.chart.labels(GATEWAY)).spec.servers[0]
+
+    @property
+    def gateway_name(self) -> str:
+        """A host's name by which the gateway may be called. With TLS its certificate has this name too."""
+        return envoy.own_host(self.gateway_server.hosts[0])
+
+    def connect(self) -> "grpc.Channel":
+        """A channel to the gateway, by the name and with the trust that it needs."""
+        import grpc
+
+        options, trust = self._channel_settings()
+        if trust is None:
+            return grpc.insecure_channel(self.gateway, options)
+        return grpc.secure_channel(self.gateway, trust, options)
+
+    def connect_aio(self) -> "grpc.aio.Channel":
+        """The same, for an event loop."""
+        import grpc
+
+        options, trust = self._channel_settings()
+        if trust is None:
+            return grpc.aio.insecure_channel(self.gateway, options)
+        return grpc.aio.secure_channel(self.gateway, trust, options)
+
+    def _channel_settings(self) -> "tuple[list[tuple[str, Any]], grpc.ChannelCredentials | None]":
+        import grpc
+
+        options: list[tuple[str, Any]] = [
+            # By default gRPC's pauses between attempts to connect grow to two minutes, longer than anybody waits here.
+            ("grpc.max_reconnect_backoff_ms", 500),
+            # A proxy that the shell names cannot reach a gateway on this machine.
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.default_authority", self.gateway_name),
+        ]
+        if not self.gateway_server.tls:
+            return options, None
+        return options, grpc.ssl_channel_credentials(self.home.root_certificate.read_bytes())
 
     def _components(self) -> list[Component]:
         """In dependency order."""
@@ -342,8 +389,14 @@ class Mesh:
         """Lines for a shell in the repo's folder, to book a place oneself."""
         dev = "./dev" if self.home.path == DEFAULT_HOME else f"./dev --home {self.home.path}"
         booking = f'{{"request_id": "{uuid.uuid4()}", "hospital_id": "{hospital}", "date": "{day}"}}'
-        grpcurl = 'grpcurl -plaintext -H "authorization: Bearer $TOKEN"'
-        curl, url = 'curl -H "authorization: Bearer $TOKEN"', f"http://{self.gateway}/v1"
+        token, root = '-H "authorization: Bearer $TOKEN"', self.home.root_certificate
+        grpcurl, curl, url = f"grpcurl -plaintext {token}", f"curl {token}", f"http://{self.gateway}/v1"
+        if self.gateway_server.tls:
+            grpcurl, curl, url = f"grpcurl -cacert {root} {token}", f"curl --cacert {root} {token}", f"https{url[4:]}"
+        if "*" not in self.gateway_server.hosts or self.gateway_server.tls:
+            name, port = self.gateway_name, self.home.port("gateway")
+            grpcurl += f" -authority {name}"
+            curl, url = f"{curl} --resolve {name}:{port}:127.0.0.1", url.replace("127.0.0.1", name)
         return f"""\
 [bold]The gateway is {self.gateway}[/]: gRPC with reflection, gRPC-Web, REST. By hand:
   export PATH="$PATH:$PWD/.venv/bin" TOKEN=$({dev} token --customer me)
@@ -369,7 +422,7 @@ Then: {dev} status | logs NAME | down"""
         from vaccination.mypage.v1 import view_service_pb2, view_service_pb2_grpc
 
         token = identity.token(self.home.path, subject="operator", roles=["operator"])
-        with grpc.insecure_channel(self.gateway, [("grpc.enable_http_proxy", 0)]) as channel:
+        with self.connect() as channel:
             rebuild = view_service_pb2_grpc.ViewServiceStub(channel).RebuildView
             try:
                 call = rebuild(
