@@ -1,10 +1,9 @@
-"""The gateway in a cluster without Istio: its pod makes Envoy's configuration of the rendered Istio objects, before
-Envoy starts. Charts that are released call it by this name:
+"""The gateway in a cluster without Istio. Before Envoy starts, the pod makes its configuration from the Istio objects:
 
     python -m mesh.gateway OBJECTS.json ENVOY.json
 
-In a cluster it listens at its Gateway's port, finds replicas by DNS (headless Services) and calls them in plain text.
-:15021/ready says whether it serves, :15021/stats/prometheus what it counts.
+Envoy listens at the Gateway's port, finds replicas by DNS (headless Services) and calls them in plain text. It serves
+:15021/ready for probes and :15021/stats/prometheus for Prometheus. Released charts know this module's name.
 """
 
 import json
@@ -21,7 +20,7 @@ ADMIN, STATUS = 15000, 15021
 
 
 def _status() -> tuple[Json, Json]:
-    """A listener for probes and Prometheus, and the cluster of the administration that answers it."""
+    """The listener for probes and Prometheus, and the cluster of Envoy's administration, which answers them."""
     admin = {"name": "admin", "connect_timeout": "1s"} | endpoints("admin", "STATIC", [("127.0.0.1", ADMIN)])
     routes = [{"match": {"path": path}, "route": {"cluster": "admin"}} for path in ("/ready", "/stats/prometheus")]
     made = typed(

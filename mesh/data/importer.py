@@ -49,9 +49,9 @@ IN_FLIGHT, TIMEOUT_SECONDS = 16, 10.0
 TRIES, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 7, 0.1, 30.0  # doubling from 0.1 s: gives up after 6 s
 Connect = Callable[[], grpc.aio.Channel]
 Code = grpc.StatusCode
-# All these calls may be repeated, so also those whose outcome is not known. CANCELLED: by a server that was stopped.
+# All calls here may be repeated, even if their outcome is unknown. A server that is stopped answers CANCELLED.
 AGAIN = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.CANCELLED}
-# What every other row would meet, too. Any other code is about the rows of the call.
+# Every other row would get these codes too. A code that is in neither set is about the rows of the call.
 HOPELESS = {Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED}
 SOURCE_FIELD = {  # the contracts' name of a field, and the row's
     "hospital_id": "id",
@@ -86,7 +86,7 @@ class Stopped(Exception):
 
 @dataclass(slots=True)
 class Outcome:
-    """What the services made of it, in hospitals, days and lots. A day or hospital that is new counts as changed."""
+    """How many hospitals, days and lots were changed or unchanged. A new hospital or day counts as changed."""
 
     changed: Counter[str] = field(default_factory=Counter)
     unchanged: Counter[str] = field(default_factory=Counter)
@@ -158,7 +158,7 @@ class Sender:
         self.hospitals, self.vaccines = HospitalServiceStub(channel), VaccinemgmtServiceStub(channel)
 
     async def everything(self) -> None:
-        outside = self.data.lots.keys() - self.data.hospitals.keys()  # a delivery to a hospital imported long ago
+        outside = self.data.lots.keys() - self.data.hospitals.keys()  # hospitals that may have been imported earlier
         known = await self.known_hospitals() if outside else set()
         for key in outside - known:
             for lot in self.data.lots.pop(key):
@@ -255,7 +255,10 @@ class Sender:
         return taken > 0
 
     async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Req, Resp], request: Req) -> Resp:
-        """Tries again while that may help. Raises Refused if the answer is about the rows of the call, else Stopped."""
+        """Calls, and repeats the call while that may help.
+
+        Refused: the answer is about the rows of the call. Stopped: the import cannot go on.
+        """
         attempt = 0
         while True:
             try:
@@ -271,7 +274,7 @@ class Sender:
 
 
 def violations_of(error: grpc.aio.AioRpcError) -> list[Violation]:
-    """What a refusal says of the rows of its call, at least one thing."""
+    """What a refusal says about the rows of its call; never empty."""
     bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
     for detail in _details(error):
         _ = detail.Unpack(bad) or detail.Unpack(info)

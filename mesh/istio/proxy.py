@@ -8,7 +8,7 @@ from mesh.istio.objects import Objects
 from mesh.istio.writing import Json, http_filter, named, typed
 
 GATEWAY = "gateway"
-# As Istio's proxies do: a cluster's name has dots in it, and ends at the semicolon.
+# A cluster's name has dots in it, so a semicolon ends it, as in Istio's proxies.
 STATS = {
     "use_all_default_tags": False,
     "stats_tags": [{"tag_name": "cluster_name", "regex": "^cluster\\.((.+?);\\.)"}],
@@ -76,7 +76,7 @@ def listener(
         "address": {"socket_address": {"address": address, "port_value": port}},
         "filter_chains": [chain],
         **inspected,
-        # Limits memory: what one connection may have waiting.
+        # This limits the memory for what one connection has waiting.
         "per_connection_buffer_limit_bytes": 1048576,
     }
 
@@ -88,7 +88,7 @@ def endpoints(name: str, kind: str, addresses: Sequence[tuple[str, int]]) -> Jso
 
 
 class Proxy:
-    """Builds a configuration: listeners, and the clusters that their routes lead to."""
+    """Builds the listeners, and the clusters that their routes lead to."""
 
     def __init__(self, objects: Objects) -> None:
         self.istio = objects
@@ -96,7 +96,7 @@ class Proxy:
         self.clusters: list[Json] = []
 
     def gateway(self, labels: dict[str, str], address: str, port: int, log: str | None = None) -> None:
-        """The way in; `log` is the access log's file, else it goes to standard output."""
+        """Adds the gateway. `log` is the file of its access log; None for standard output."""
         gateway = self.istio.gateway(labels)
         [server] = gateway.spec.servers
         made = manager(
@@ -120,8 +120,10 @@ class Proxy:
         raise Untranslatable(f"Gateway {gateway}: spec.servers[0].tls is not translated: nobody has a certificate here")
 
     def calls(self, caller: str, manager: Json) -> None:
-        """Gives a caller its own clusters, as it has its own proxy in a cluster: a crowd at the gateway's queries does
-        not open the breaker in front of Approve."""
+        """Gives a caller clusters of its own, and so breakers, as its own proxy in a cluster would have them.
+
+        Many queries through the gateway then do not open the breaker between reservation and Approve.
+        """
         used: set[str] = set()
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
             if action := route.get("route"):
@@ -135,9 +137,9 @@ class Proxy:
 
     def replicas(self, caller: str, cluster: str, host: str, port: int) -> Json:
         """Where a component's replicas are, and how a caller reaches them."""
-        # The dot at the end spares the resolver the search list.
+        # With a dot at the end the resolver does not try its search domains.
         found = endpoints(cluster, "STRICT_DNS", [(f"{host}.", port)])
-        # Who is in DNS is ready: whoever is gone from it gets nothing more, whatever its health was.
+        # DNS has the replicas that are ready. One that has gone from it gets no more calls.
         return found | {
             "dns_refresh_rate": "1s",
             "dns_lookup_family": "V4_PREFERRED",
@@ -145,7 +147,7 @@ class Proxy:
         }
 
     def _fetches_keys(self, manager: Json) -> None:
-        """The way to the identity provider's keys, when they are not in place."""
+        """Adds the cluster for fetching the identity provider's keys, unless the keys are in the configuration."""
         for found in manager["http_filters"]:
             for provider in found["typed_config"].get("providers", {}).values():
                 if remote := provider.get("remote_jwks"):
@@ -166,7 +168,7 @@ class Proxy:
 
 
 def _access_log(path: str | None) -> Json:
-    """Who called what and how it went; no token, no query, no body."""
+    """The access log: what was called and how it ended, without tokens, queries and bodies."""
     fields = {
         "time": "%START_TIME%",
         "method": "%REQ(:METHOD)%",

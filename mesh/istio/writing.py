@@ -1,4 +1,4 @@
-"""Envoy's configuration in the forms that all of the translation shares."""
+"""Forms of Envoy's configuration that several parts of the translation write."""
 
 from copy import deepcopy
 from typing import Any
@@ -26,14 +26,14 @@ def http_filter(name: str, kind: str, **fields: Any) -> Json:
 
 
 def merged(base: Any, patch: Any) -> Any:
-    """As protobuf merges messages: fields into fields, lists behind lists."""
+    """Merges as protobuf merges messages: field by field, and a list is appended to a list."""
     if isinstance(base, dict) and isinstance(patch, dict):
         return base | {k: merged(base[k], v) if k in base else deepcopy(v) for k, v in patch.items()}
     return base + patch if isinstance(base, list) and isinstance(patch, list) else deepcopy(patch)
 
 
 def text_match(value: str) -> Json:
-    """A text with a star before it, behind it, or alone."""
+    """A policy's pattern, with a star before it, behind it, or alone, as Envoy's StringMatcher."""
     if value == "*":
         return {"safe_regex": {"regex": ".+"}}
     if value.startswith("*"):

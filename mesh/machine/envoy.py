@@ -44,12 +44,12 @@ class Chart:
         return {item["metadata"]["name"]: item for item in self._objects if item["kind"] == kind}
 
     def env(self, component: str) -> dict[str, str]:
-        """A component's settings, as its ConfigMap has them."""
+        """A component's settings, from its ConfigMap."""
         data: dict[str, str] = self._of("ConfigMap")[component]["data"] or {}
         return data
 
     def hosts(self) -> Iterator[tuple[str, str, int]]:
-        """Each component with the name and the port by which others call it."""
+        """Each component's name, and the host and port by which others call it."""
         for name, service in self._of("Service").items():
             host = f"{name}.{service['metadata']['namespace']}.svc.cluster.local"
             for port in service["spec"]["ports"]:
@@ -93,7 +93,7 @@ def inbound_manager(objects: Objects, labels: dict[str, str], port: int, cluster
 
 
 class Machine(Proxy):
-    """Builds the configuration."""
+    """Builds the configuration of one machine's Envoy."""
 
     def __init__(self, home: Home, chart: Chart) -> None:
         super().__init__(chart.istio)
