@@ -1,7 +1,7 @@
 """PeerAuthentications, RequestAuthentications and AuthorizationPolicies: who is who, and who may call what."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from mesh.istio.kinds import (
     CLAIM,
@@ -53,11 +53,11 @@ def jwt_authn(authentications: Sequence[Object[RequestAuthentication]], keys_eve
     )
 
 
-def rbac(found: Sequence[Object[AuthorizationPolicy]]) -> Json | None:
+def rbac(found: Sequence[Object[AuthorizationPolicy]], listens: Mapping[int, int]) -> Json | None:
     if not found:
         return None
     policies = {
-        f"ns[{item.namespace}]-policy[{item.name}]-rule[{i}]": _policy(rule)
+        f"ns[{item.namespace}]-policy[{item.name}]-rule[{i}]": _policy(rule, listens)
         for item in found
         for i, rule in enumerate(item.spec.rules)
     }
@@ -102,23 +102,26 @@ def jwks_cluster(uri: str) -> str:
     return f"outbound|{port or (443 if scheme == 'https' else 80)}||{host}"
 
 
-def _policy(rule: Rule) -> Json:
+def _policy(rule: Rule, listens: Mapping[int, int]) -> Json:
     conditions = [_condition(when) for when in rule.when]
     sources = [[*_source(item.source), *conditions] for item in rule.from_] or [conditions or [ANY]]
     return {
-        "permissions": [_permission(item.operation) for item in rule.to] or [{"and_rules": {"rules": [ANY]}}],
+        "permissions": [_permission(item.operation, listens) for item in rule.to] or [{"and_rules": {"rules": [ANY]}}],
         "principals": [{"and_ids": {"ids": ids}} for ids in sources],
     }
 
 
-def _permission(operation: Operation) -> Json:
+def _permission(operation: Operation, listens: Mapping[int, int]) -> Json:
+    def port(value: str) -> Json:
+        return {"destination_port": listens.get(int(value), int(value))}
+
     def alternatives(rules: list[Json]) -> Json:
         return {"or_rules": {"rules": rules}}
 
     rules = []
     for wanted, unwanted, one in (
         (operation.paths, operation.not_paths, _path),
-        (operation.ports, operation.not_ports, _port),
+        (operation.ports, operation.not_ports, port),
         (operation.methods, operation.not_methods, _method),
     ):
         if wanted:
@@ -130,10 +133,6 @@ def _permission(operation: Operation) -> Json:
 
 def _path(value: str) -> Json:
     return {"url_path": {"path": text_match(value)}}
-
-
-def _port(value: str) -> Json:
-    return {"destination_port": int(value)}
 
 
 def _method(value: str) -> Json:

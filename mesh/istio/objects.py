@@ -55,9 +55,12 @@ class Objects:
         """The filter that checks tokens; None if the workload takes calls whatever their token is."""
         return auth.jwt_authn(self.selecting(kinds.RequestAuthentication, labels), self._keys_every)
 
-    def rbac(self, labels: Mapping[str, str]) -> Json | None:
-        """The filter that says who may call what; None if everybody may call everything."""
-        return auth.rbac(self.selecting(kinds.AuthorizationPolicy, labels))
+    def rbac(self, labels: Mapping[str, str], listens: Mapping[int, int] | None = None) -> Json | None:
+        """The filter that says who may call what; None if everybody may call everything.
+
+        `listens` has the ports that are other ones here than in a cluster: where 8080 listens at 18090, {8080: 18090}.
+        """
+        return auth.rbac(self.selecting(kinds.AuthorizationPolicy, labels), listens or {})
 
     def gateway(self, labels: Mapping[str, str]) -> Object[kinds.Gateway]:
         """The Gateway of a workload, whose hosts are those of all its VirtualServices."""

@@ -102,7 +102,11 @@ class Proxy:
         made = manager(
             GATEWAY,
             self.istio.routes(gateway.name),
-            [self.istio.jwt_authn(labels), self.istio.rbac(labels), http_filter("cors", "cors.v3.Cors")],
+            [
+                self.istio.jwt_authn(labels),
+                self.istio.rbac(labels, {server.port.number: port}),
+                http_filter("cors", "cors.v3.Cors"),
+            ],
             server.hosts,
             use_remote_address=True,
             forward_client_cert_details="SANITIZE_SET",

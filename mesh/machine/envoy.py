@@ -83,7 +83,7 @@ def inbound_manager(objects: Objects, labels: dict[str, str], port: int, cluster
     made = manager(
         f"inbound_{port};",
         [route],
-        [objects.jwt_authn(labels), objects.rbac(labels)],
+        [objects.jwt_authn(labels), objects.rbac(labels, {CALLS: port})],
         use_remote_address=False,
         forward_client_cert_details="APPEND_FORWARD",
         set_current_client_cert_details={"subject": True, "dns": True, "uri": True},

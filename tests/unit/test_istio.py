@@ -4,7 +4,11 @@
 """
 
 import copy
+import json
 import re
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
-from mesh import gateway
+from mesh import ROOT, gateway
 from mesh.istio import Json, Objects, Untranslatable, duration
 from mesh.istio.kinds import read as read_object
 from mesh.istio.proxy import manager
@@ -285,6 +289,32 @@ def test_a_gateway_answers_for_its_hosts_and_ends_tls_where_somebody_has_a_certi
             item["spec"]["hosts"] = ["www.example.org"]
     with pytest.raises(Untranslatable, match=r"spec\.hosts are not the hosts of Gateway gateway"):
         Objects(other).gateway({"app.kubernetes.io/name": "gateway"})
+
+
+def test_the_gateway_of_the_chart_that_is_released_starts_with_this_version_too(tmp_path: Path) -> None:
+    [released] = (ROOT / "tests" / "cluster").glob("vaccination-*.tgz")
+    with tarfile.open(released) as package:
+        package.extractall(tmp_path, filter="data")
+    helm, folder = Path(sys.executable).parent / "helm", tmp_path / "vaccination"
+    values: list[str | Path] = ["--values", folder / "values-evaluation.yaml", "--set", "auth.jwks=JWKS"]
+    command: list[str | Path] = [helm, "template", "vaccination", folder, *values]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    [found] = [
+        item["data"]["objects.json"]
+        for item in yaml.load_all(done.stdout, yaml.CSafeLoader)
+        if item and item["kind"] == "ConfigMap" and "objects.json" in item["data"]
+    ]
+    assert gateway.config(json.loads(found))["static_resources"]["listeners"]
+
+
+def test_a_policy_about_a_port_is_about_the_port_that_listens_in_its_place() -> None:
+    rule = {"to": [{"operation": {"ports": ["8080"], "notPorts": ["9090"]}}]}
+    rbac = Objects([made("AuthorizationPolicy", "x", rules=[rule])]).rbac(LABELS, {8080: 18090})
+    assert rbac is not None
+    [policy] = rbac["typed_config"]["rules"]["policies"].values()
+    here, other = policy["permissions"][0]["and_rules"]["rules"]
+    assert here == {"or_rules": {"rules": [{"destination_port": 18090}]}}
+    assert other == {"not_rule": {"or_rules": {"rules": [{"destination_port": 9090}]}}}
 
 
 def test_a_policy_without_rules_lets_nobody_in() -> None:
