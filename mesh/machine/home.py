@@ -1,4 +1,4 @@
-"""One folder holds all that a mesh on this machine is: settings, secrets, keys, data, logs, process records."""
+"""The folder with everything of a mesh on this machine: settings, secrets, keys, data, logs, process records."""
 
 import json
 import os
@@ -31,13 +31,13 @@ PORTS = (
 
 
 class Home:
-    """The folder. What is not given is as remembered from the last `up`, else the default.
+    """The folder. An argument that is not given is as it was in the last `up`, or else the default.
 
-    `external` are superuser URLs by store's name: servers that are somebody else's. A store without one is embedded.
-    `values` are the chart's, above its own and those that one machine needs.
+    `external` has the superuser's URL of each store whose server is there already; the others are started here.
+    `values` are values of the chart; they stand above the chart's own, and above those that one machine needs.
     """
 
-    # Where the stores listen, and what else is in NATS' configuration: a pod has more of both, see mesh.evaluation.
+    # The stores' listening address, and more of NATS' configuration. A pod has other ones, see mesh.evaluation.
     listen = "127.0.0.1"
     nats_options: Mapping[str, object] = {}
 
@@ -59,7 +59,7 @@ class Home:
         self.values: dict[str, Any] = dict(values or remembered.get("values") or {})
 
     def processes_of(self, service: str) -> list[str]:
-        """Names of a service's processes: the service's own, then SERVICE-2 and so on."""
+        """Names of a service's processes: SERVICE, SERVICE-2 and so on."""
         return [service, *(f"{service}-{r}" for r in range(2, self.replicas + 1))]
 
     def port(self, name: str) -> int:
@@ -71,13 +71,18 @@ class Home:
         return f"127.0.0.1:{self.port(name)}"
 
     @property
+    def root_certificate(self) -> Path:
+        """What clients trust of a gateway that speaks TLS, as PEM; made anew at every start of Envoy."""
+        return self.path / "root.pem"
+
+    @property
     def mongo_member(self) -> str:
         """host:port by which the replica set's clients reach its only member."""
         return self.address("mongo")
 
     @cached_property
     def passwords(self) -> dict[str, str]:
-        """One a user of a store, random, made once: the superusers `postgres`, `mongo`, `nats`, and the services."""
+        """A random password for each user of a store: the superusers `postgres`, `mongo`, `nats`, and the services."""
         file = self.path / "secrets" / "passwords.json"
         if not file.exists():
             write_secret(file, json.dumps({name: secrets.token_hex(16) for name in STORES + SERVICES}))
@@ -85,17 +90,17 @@ class Home:
         return passwords
 
     def save(self) -> None:
-        """Makes the folder, or brings it up to date."""
+        """Writes the settings, and makes the folder if it is not there."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings = {"base_port": self.base_port, "replicas": self.replicas}
         settings |= {"external": self.external, "values": self.values}
         write_secret(self._settings, json.dumps(settings))
         self.remembered_port = self.base_port
-        _ = self.passwords  # made now, before several threads ask for them
+        _ = self.passwords  # they are made here, before several threads ask for them
 
 
 def write_secret(file: Path, text: str) -> None:
-    """Writes a file that only its owner reads, all at once."""
+    """Writes a file that only its owner may read. Readers see the old content or the new, never a part."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
     unfinished.unlink(missing_ok=True)

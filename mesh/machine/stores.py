@@ -30,12 +30,12 @@ Answer = TypeVar("Answer")
 
 STORE_OF = {"reservation": "postgres", "approval": "postgres", "vaccinemgmt": "mongo", "mypage": "postgres"}
 POSTGRES_USER = "embedded_postgres"
-# No store may keep a test waiting: an attempt that takes longer is as good as none.
+# Seconds. An attempt that takes longer counts as failed, so that no test waits for a store that hangs.
 ATTEMPT = 2.0
 
 
 def package_file(package: str, *parts: str) -> Path:
-    """A file of an installed package, found without importing it: some of these imports have side effects."""
+    """A file of an installed package, found without an import: importing some of these packages has side effects."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MeshError(f"the package {package} is not installed: run ./dev")
@@ -47,7 +47,7 @@ class Stores:
 
     def __init__(self, home: Home) -> None:
         self.home = home
-        self.via: dict[str, int] = {}  # ports by which services reach a store, when something stands between
+        self.via: dict[str, int] = {}  # ports at which services reach a store, if a test has put a proxy before it
 
     @property
     def postgres_url(self) -> str:
@@ -70,7 +70,7 @@ class Stores:
         return f"{scheme}://{user}:{self.home.passwords[store]}@{self.home.address(store)}{rest}"
 
     def write_secrets(self, service: str) -> None:
-        """What the service finds in its SECRETS_DIR; written at every start, since ports may have moved."""
+        """Writes the service's SECRETS_DIR, at every start, since ports may have changed."""
         on_postgres = STORE_OF[service] == "postgres"
         parts = urlsplit(self.postgres_url if on_postgres else self.mongo_url)
         query = [p for p in parts.query.split("&") if p and not p.startswith("authSource=")]
@@ -79,7 +79,7 @@ class Stores:
         host = parts.netloc.rpartition("@")[2]
         if port := self.via.get(STORE_OF[service]):
             host = f"127.0.0.1:{port}"
-            # A client that knows the replica set would go to the member itself.
+            # With replicaSet a client would connect to the member's own address, past the proxy.
             query = ["directConnection=true" if p.startswith("replicaSet=") else p for p in query]
         login = f"{service}:{self.home.passwords[service]}@{host}"
         folder = self.home.path / "secrets" / service
@@ -94,7 +94,7 @@ class Stores:
         return urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
 
     def nats_login(self, service: str) -> tuple[str, str]:
-        """User and password. NATS keeps users in its own configuration: on somebody else's server all use the URL's."""
+        """User and password. On a server that was there already all services use those of the URL."""
         if "nats" in self.home.external:
             parts = urlsplit(self.nats_url)
             return parts.username or "", parts.password or ""
@@ -103,7 +103,7 @@ class Stores:
     # Postgres
 
     def postgres_os_user(self) -> str:
-        """Postgres refuses to run as root: then it gets a user of its own; empty: it runs as we do."""
+        """The user that Postgres runs as; empty for the present one. Postgres refuses to run as root."""
         if os.geteuid() != 0:
             return ""
         try:
@@ -114,13 +114,13 @@ class Stores:
         return POSTGRES_USER
 
     def prepare_postgres(self) -> None:
-        """Makes the cluster, once."""
+        """Makes the database cluster, unless it is there."""
         data = self.home.path / "postgres"
         user = self.postgres_os_user()
         if user:
             for folder in (*data.parents, *package_file("embedded_postgres").parents):
                 if not folder.stat().st_mode & 0o001:
-                    folder.chmod(folder.stat().st_mode | 0o011)  # that user has to pass through, not to read
+                    folder.chmod(folder.stat().st_mode | 0o011)  # that user has to get to the files below
         if (data / "PG_VERSION").exists():
             data.chmod(0o700)  # Postgres insists, and a volume's owner may have let a group in (fsGroup)
             return
@@ -139,9 +139,9 @@ class Stores:
         options = f"-U postgres --pwfile={password_file} --auth=scram-sha-256 --encoding=UTF8 --locale=C"
         options += " --locale-provider=builtin --builtin-locale=C.UTF-8 --no-sync"
         try:
-            # Flushed once at the end instead of file by file.
+            # Syncing once at the end is faster than syncing file by file.
             for arguments in ([*initdb, *options.split()], [*initdb, "--sync-only"]):
-                # Not closing files: it holds the home's lock with us, see Processes.exclusive.
+                # close_fds is off, since initdb has to hold the home's lock too, see Processes.exclusive.
                 subprocess.run(
                     arguments, check=True, capture_output=True, text=True, cwd=unfinished, close_fds=False, **identity
                 )
@@ -150,15 +150,15 @@ class Stores:
         finally:
             password_file.unlink()
         with (unfinished / "pg_hba.conf").open("a") as hba:
-            hba.write("host all all all scram-sha-256\n")  # from wherever it listens to, but with a password
+            hba.write("host all all all scram-sha-256\n")  # clients of any address, with a password
         unfinished.rename(data)
 
     def postgres_command(self) -> list[str | Path]:
-        """fsync and synchronous_commit are on, which is the default: what is acknowledged survives a crash."""
+        """The command. fsync and synchronous_commit are on by default, so a commit survives a crash."""
         settings = {
             "listen_addresses": self.home.listen,
             "port": self.home.port("postgres"),
-            "unix_socket_directories": "",  # a path of its own would have to be short
+            "unix_socket_directories": "",  # a socket's path may have 107 bytes, and the home's path may be longer
             "max_connections": 200,  # four services' pools, with room for replicas and tests
             "shared_buffers": "128MB",
             "timezone": "UTC",
@@ -173,7 +173,7 @@ class Stores:
         ]
 
     def provision_postgres(self) -> None:
-        """A database and a role each service, and nobody else may connect to it."""
+        """Makes a database and a role for each service; nobody else may connect to the database."""
 
         async def attempt() -> None:
             import asyncpg
@@ -195,26 +195,26 @@ class Stores:
     # MongoDB
 
     def prepare_mongo(self) -> None:
-        """The key with which members of a replica set know each other; with it, users have to log in."""
+        """Writes the replica set's key. With a key, mongod has users log in."""
         (self.home.path / "mongo").mkdir(mode=0o700, exist_ok=True)
-        # Written anew each time: mongod refuses it when a volume's owner has let a group in (fsGroup).
+        # At every start, since mongod refuses a key that a group may read, and a volume's fsGroup lets a group in.
         write_secret(self.home.path / "secrets" / "mongo_key", self.home.passwords["mongo"] * 2)
 
     def mongo_command(self) -> list[str | Path]:
-        """Journaled, as replica sets always are."""
+        """The command. Replica sets always keep a journal."""
         mongod = package_file("fiftyone", "db", "bin", "mongod")
         options = f"--bind_ip {self.home.listen} --port {self.home.port('mongo')} --nounixsocket --replSet rs0"
         options += " --wiredTigerCacheSizeGB 0.25 --oplogSize 256 --setParameter diagnosticDataCollectionEnabled=false"
-        # Else a stop waits 15 s for clients to find another primary; there is none.
+        # By default a stop waits 15 s for another primary, and there is no other member.
         options += " --setParameter shutdownTimeoutMillisForSignaledShutdown=100"
-        # A process that is killed in a transaction leaves it open: with the default, 60 s, nobody else was seen to get
-        # at the lot it had written for 84 s.
+        # A process that is killed in a transaction leaves it open. With the default of 60 s, the lot that it had
+        # written stayed locked for 84 s.
         options += " --setParameter transactionLifetimeLimitSeconds=5"
         data, key = self.home.path / "mongo", self.home.path / "secrets" / "mongo_key"
         return [mongod, *options.split(), "--dbpath", data, "--keyFile", key]
 
     def provision_mongo(self) -> None:
-        """The replica set, the superuser, and vaccinemgmt's own user and database."""
+        """Makes the replica set, the superuser, and vaccinemgmt's own user and database."""
         import pymongo
         from pymongo.errors import OperationFailure
 
@@ -232,7 +232,7 @@ class Stores:
             try:
                 client.admin.command("ping")
             except OperationFailure as error:
-                if error.code != 18:  # AuthenticationFailed: nobody is there yet, which opens the way in from localhost
+                if error.code != 18:  # AuthenticationFailed. Without any user, mongod lets localhost in.
                     raise
                 with pymongo.MongoClient[dict[str, Any]](**options) as first:
                     self._bootstrap_mongo(first)
@@ -255,7 +255,7 @@ class Stores:
         client.admin.command("createUser", "admin", pwd=self.home.passwords["mongo"], roles=["root"])
 
     def _follow_address(self, client: Any) -> None:
-        """A replica set remembers its members' addresses: after a move it does not know itself."""
+        """Tells the replica set its member's address, which has changed if the base port has."""
         config = client.local["system.replset"].find_one()
         if config["members"][0]["host"] != self.home.mongo_member:
             config["members"][0]["host"] = self.home.mongo_member
@@ -265,7 +265,7 @@ class Stores:
     # NATS
 
     def prepare_nats(self) -> None:
-        """A user each service, who publishes its own context's events only."""
+        """Writes the configuration, with a user for each service, who may publish only its own context's events."""
         users: list[dict[str, object]] = [{"user": "admin", "password": self.home.passwords["nats"]}]
         for service in SERVICES:
             own = [f"vaccination.{service}.>", "DEAD_LETTERS.>", "$JS.API.>", "$JS.ACK.>", "_INBOX.>"]
@@ -274,18 +274,18 @@ class Stores:
         config = {
             "listen": f"{self.home.listen}:{self.home.port('nats')}",
             "authorization": {"users": users},
-            # An acknowledged event is on the disk, as a commit in the other stores is.
+            # An acknowledged event is on the disk, like a commit of the other stores.
             "jetstream": {"store_dir": str(self.home.path / "nats"), "sync_interval": "always"},
             **self.home.nats_options,
         }
         write_secret(self.home.path / "secrets" / "nats.json", json.dumps(config, indent=1))
 
     def nats_command(self) -> list[str | Path]:
-        """The server beside this interpreter: its wheel installs a plain executable."""
+        """The command. The wheel installs the server beside this interpreter."""
         return [Path(sys.executable).parent / "nats-server", "-c", self.home.path / "secrets" / "nats.json"]
 
     def provision_nats(self) -> None:
-        """Streams and consumers are the services' own affair: only asks whether JetStream answers."""
+        """Asks whether JetStream answers. The services make streams and consumers themselves."""
         self._ask_jetstream(lambda jetstream: jetstream.account_info())
 
     def pending(self, stream: str, consumer: str) -> int:
@@ -298,7 +298,7 @@ class Stores:
         return self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream)).state.last_seq
 
     def republish(self, stream: str, count: int, seed: int) -> int:
-        """Publishes up to `count` of the stream's messages once more, as new ones, shuffled: for tests of consumers."""
+        """Publishes up to `count` of the stream's messages again as new ones, shuffled, to test consumers."""
 
         async def again(jetstream: "JetStreamContext") -> int:
             last = (await jetstream.stream_info(stream)).state.last_seq
@@ -317,7 +317,7 @@ class Stores:
 
             async def quiet(_: Exception) -> None: ...
 
-            # Its own limits are for one server and one try: it would go on for two minutes.
+            # The client's own timeouts are for each attempt; all its attempts together take two minutes.
             async with asyncio.timeout(ATTEMPT):
                 client = await nats.connect(self.nats_url, allow_reconnect=False, error_cb=quiet)
             try:
@@ -325,5 +325,5 @@ class Stores:
             finally:
                 await client.close()
 
-        with ThreadPoolExecutor(1) as pool:  # the caller may be in an event loop of its own
+        with ThreadPoolExecutor(1) as pool:  # the caller's thread may have a running event loop
             return pool.submit(asyncio.run, ask()).result()
