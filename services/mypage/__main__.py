@@ -21,7 +21,7 @@ async def mypage() -> None:
     changes = Changes(database)
     server.register(service.server, database, changes)
     consumer = Consumer(service.bus, service.name, projector.View(database).handlers())
-    rebuild.register(service.server, database, service.bus, consumer, MIGRATIONS)
+    rebuild.register(service.server, database, service.bus, consumer)
     await service.run(
         open_store=lambda: database.open(MIGRATIONS),
         close_store=database.close,

@@ -35,7 +35,10 @@ STATUS: dict[type[Message], int] = {
 """What mypage follows, and how far along the way each event is."""
 
 PROJECT = """
-INSERT INTO {schema}.my_reservations
+INSERT INTO {schema}.my_reservations (
+    reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
+    status, rejection_reason, dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date,
+    quantity)
 SELECT DISTINCT ON (reservation_id)
        reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
        max(status) OVER same, max(rejection_reason) OVER same,
@@ -67,7 +70,7 @@ FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[]) AS e (reservat
 ORDER BY e.reservation_id, e.event, e.version, e.time
 ON CONFLICT DO NOTHING"""
 
-# Watchers in every replica hear of it when the transaction commits.
+# Watchers in every replica hear of it when the transaction commits. An empty payload tells all of them to look.
 CHANNEL = "my_reservations"
 TELL = f"SELECT pg_notify('{CHANNEL}', customer_id) FROM unnest($1::text[]) AS c (customer_id)"  # noqa: S608 - a constant
 
