@@ -1,7 +1,7 @@
-"""From events to rows. Any order and any repetition of the same events ends in the same rows:
+"""From events to rows. The same events end in the same rows, in whatever order and however often they come:
 
-- the status is the furthest that any event tells of (the contract's numbers grow along the way);
-- the dose is what the event with the highest version tells of;
+- the status is the furthest one that any event tells of (the contract's numbers grow along a reservation's path);
+- the dose is the one that the event with the highest version tells of;
 - everything else is the appointment, which every event repeats.
 """
 
@@ -32,7 +32,7 @@ STATUS: dict[type[Message], int] = {
     vaccinemgmt.CancellationCompleted: Status.RESERVATION_STATUS_CANCELLED,
     approval.ApprovalReleased: Status.RESERVATION_STATUS_CANCELLED,
 }
-"""What mypage follows, and how far along the way each event is."""
+"""The events that mypage follows, each with the status that it brings a reservation to."""
 
 PROJECT = """
 INSERT INTO {schema}.my_reservations (
@@ -76,7 +76,7 @@ TELL = f"SELECT pg_notify('{CHANNEL}', customer_id) FROM unnest($1::text[]) AS c
 
 
 class View:
-    """The tables of a view: those that are read, or those in another schema, where one is built beside them."""
+    """Writes a view's tables: those that are read, or those in another schema, where a rebuild makes new ones."""
 
     def __init__(self, database: Database, schema: str = "public") -> None:
         self._database, self._beside = database, schema != "public"
@@ -87,7 +87,7 @@ class View:
         return dict.fromkeys(STATUS, self.project)
 
     async def project(self, events: Sequence[Event]) -> None:
-        """Brings the rows up to date, one transaction for all events."""
+        """Brings the rows up to date with these events, in one transaction."""
         rows, entries = _rows(events)
         async with self._database.transaction() as connection:
             await connection.execute(self._project, *(list(column) for column in zip(*rows, strict=True)))
@@ -100,7 +100,7 @@ Row = tuple[Any, ...]
 
 
 def _rows(events: Sequence[Event]) -> tuple[list[Row], list[Row]]:
-    """Of the reservations, and of the timeline."""
+    """The events' rows for the table of reservations, and those for the timeline."""
     rows, entries = [], []
     for event in events:
         message, a = event.message, event.message.appointment

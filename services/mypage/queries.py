@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -60,7 +60,7 @@ FROM now LEFT JOIN LATERAL (
 
 
 async def one(database: Database, customer_id: str, reservation_id: UUID) -> my_reservation_pb2.MyReservation | None:
-    """The customer's own reservation."""
+    """One reservation of the customer; None if the customer has no such reservation."""
     async with database.connection() as connection:
         row = await connection.fetchrow(ONE, customer_id, reservation_id)
     return _message(row) if row else None
@@ -69,7 +69,7 @@ async def one(database: Database, customer_id: str, reservation_id: UUID) -> my_
 async def page(
     database: Database, customer_id: str, after: tuple[datetime, UUID] | None, limit: int
 ) -> tuple[Sequence[my_reservation_pb2.MyReservation], tuple[datetime, UUID] | None]:
-    """A page of the customer's own, newest decision first, and the position to go on from if there is more."""
+    """A page of the customer's reservations, newest decision first, and where the next page begins, if there is one."""
     async with database.connection() as connection:
         rows = await connection.fetch(PAGE, customer_id, *(after or (None, None)), limit + 1)
     last = (rows[limit - 1]["decide_time"], rows[limit - 1]["reservation_id"]) if len(rows) > limit else None
@@ -116,7 +116,7 @@ class Watch:
         self._database, self._customer_id, self._since = database, customer_id, since
         self._told: dict[UUID, tuple[str, int]] = {}
 
-    async def news(self) -> AsyncIterator[Sequence[my_reservation_pb2.MyReservation]]:
+    async def news(self) -> AsyncGenerator[Sequence[my_reservation_pb2.MyReservation], None]:
         """The first time the newest reservations, also if there are none; then all that have changed since the call
         before, in messages of at most WATCHED. The state is that of the moment when a message is asked for."""
         first, begin = self._since is None, None
@@ -161,7 +161,7 @@ async def _answers(connection: Connection) -> None:
         raise
 
 
-# Screens that one customer may keep open at one replica: a few devices and forgotten tabs.
+# Watches that one customer may have open at one replica: enough for a few devices and some forgotten tabs.
 SCREENS = 10
 
 

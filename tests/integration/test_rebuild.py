@@ -130,7 +130,8 @@ async def held_up(jetstream: JetStreamContext) -> None:
     while True:
         try:
             until = (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
-            return await jetstream.pause_consumer(STREAM, rebuild.CONSUMER, until)
+            await jetstream.pause_consumer(STREAM, rebuild.CONSUMER, until)
+            return
         except NotFoundError:
             await asyncio.sleep(0)
 
@@ -161,7 +162,7 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
     status, info = status_of(error), error_details_pb2.ErrorInfo()
     assert status is not None
     status.details[0].Unpack(info)
-    return info.reason
+    return str(info.reason)
 
 
 @pytest.fixture
@@ -219,7 +220,9 @@ async def test_whenever_a_client_leaves_the_next_one_can_rebuild(
 async def test_a_watcher_hears_what_a_rebuild_has_put_right(one: Replica, view: Database) -> None:
     async with view.connection() as connection:
         await connection.execute("UPDATE my_reservations SET hospital_name = 'a mistake'")
-    call = one.mypage.WatchMyReservations(mypage_service_pb2.WatchMyReservationsRequest(), metadata=token("customer"))
+    call: Any = one.mypage.WatchMyReservations(
+        mypage_service_pb2.WatchMyReservationsRequest(), metadata=token("customer")
+    )
     screen = {r.reservation_id: r.hospital_name for r in (await asyncio.wait_for(call.read(), 10)).reservations}
     assert set(screen.values()) == {"a mistake"}
     await one.rebuilt()
