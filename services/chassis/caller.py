@@ -1,9 +1,11 @@
-"""Who is calling: the JWT's claims as the gateway verified them, and which roles a method is for."""
+"""Who is calling: the JWT's claims as the gateway verified them, for how long, and which roles a method is for."""
 
+import asyncio
 import base64
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -18,15 +20,17 @@ CLOCK_SKEW = 5.0
 """Seconds that a token outlives its end. The gateway allows Istio's 60, and takes tokens without any end."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Caller:
-    """The subject of the token, its roles, and all claims."""
+    """The subject of the token, its roles, all claims, and until when it is valid, in seconds since 1970."""
 
     subject: str
     roles: frozenset[str]
     claims: Mapping[str, Any]
+    until: float
 
     def check_scope(self, claim: str, value: str) -> None:
         """Raises OtherScope unless the caller's claim is `value`, or the caller is an operator."""
@@ -43,6 +47,28 @@ def caller() -> Caller:
     if current is None:
         raise Unauthenticated("no bearer token: send the header 'authorization: Bearer <JWT>'")
     return current
+
+
+async def while_valid(responses: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yields what a stream answers to the current caller; raises InvalidToken as soon as the caller's token expires.
+
+    The limit is on waiting for a response. Sending one has no limit, but a client that does not read gets no later one.
+    An internal call has no token and no limit. `responses` are closed in the end.
+    """
+    current = _current.get()
+    end = None if current is None else asyncio.get_running_loop().time() + current.until - time.time()
+    async with aclosing(responses):
+        while True:
+            try:
+                async with asyncio.timeout_at(end) as limit:
+                    response = await anext(responses)
+            except StopAsyncIteration:
+                return
+            except TimeoutError:
+                if limit.expired():
+                    raise InvalidToken("the token has expired meanwhile: call again with a new one") from None
+                raise
+            yield response
 
 
 def allow(*roles: str) -> Callable[[F], F]:
@@ -65,6 +91,7 @@ def admit(metadata: Mapping[str, str], roles: frozenset[str], claim_names: Mappi
     `claim_names` tell what the identity provider calls a claim, where that is not our name for it.
     """
     if not roles:
+        _current.set(None)
         return
     header = metadata.get(CLAIMS_HEADER)
     if header is None:
@@ -87,13 +114,14 @@ def _bearer(header: str, claim_names: Mapping[str, str]) -> Caller:
         claims = {name: value for name, value in token.items() if name not in claim_names}
         claims |= {ours: token[theirs] for ours, theirs in claim_names.items() if theirs in token}
         subject, roles, end = claims.get("sub"), claims.get("roles", []), claims.get("exp")
-    except (ValueError, AttributeError):
+        until = float(end) + CLOCK_SKEW if isinstance(end, int | float) else 0.0
+    except (ValueError, AttributeError, OverflowError):
         raise InvalidToken("the token's claims cannot be read") from None
-    if not isinstance(end, int | float) or end + CLOCK_SKEW < time.time():
+    if not until >= time.time():  # NaN is not
         raise InvalidToken("the token has expired, or does not say when it will")
     # Printable: a subject is stored, and no store keeps every control character.
     if not (isinstance(subject, str) and 1 <= len(subject) <= 128 and subject.isprintable()):
         raise InvalidToken("the token's subject must be 1 to 128 printable characters")
     if not (isinstance(roles, list) and all(isinstance(role, str) for role in roles)):
         raise InvalidToken("the token's roles must be a list of names")
-    return Caller(subject, frozenset(roles), claims)
+    return Caller(subject, frozenset(roles), claims, until)

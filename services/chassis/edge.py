@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import status_pb2
 
 from . import tracing
-from .caller import admit
+from .caller import admit, while_valid
 from .contract import violations
 from .errors import Errors, InvalidFields, MalformedRequest, Overloaded, RoleNotAllowed, to_status
 from .telemetry import log, rpc_refusals, rpc_seconds, traceparent
@@ -138,7 +138,7 @@ class Edge(grpc.aio.ServerInterceptor):
                 self._streams += 1
                 try:
                     request = enter(raw, context, observed)
-                    async with aclosing(serving(request, context)) as responses:
+                    async with aclosing(while_valid(serving(request, context))) as responses:
                         async for response in responses:
                             yield response
                 except Exception as error:

@@ -1,1 +1,2 @@
-"""The customer's view: a projection of everybody's events, and its queries. Flat, since it has no rules of its own."""
+"""The customer's view: a projection of all services' events, and its queries. It has no rules of its own, so it has no
+domain layer either."""

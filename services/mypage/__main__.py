@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from services.chassis.jetstream import Consumer
+from services.chassis.events import Consumer
 from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
@@ -20,10 +20,11 @@ async def mypage() -> None:
     database = Database(settings.database_url.get_secret_value())
     changes = Changes(database)
     server.register(service.server, database, changes)
-    consumer = Consumer(service.bus, service.name, projector.View(database).handlers())
-    rebuild.register(service.server, database, service.bus, consumer, MIGRATIONS)
+    consumer = Consumer(service.bus, service.name, projector.View(database).subscriptions(), database)
+    rebuild.register(service.server, database, service.bus, consumer)
     await service.run(
         open_store=lambda: database.open(MIGRATIONS),
+        store=database,
         close_store=database.close,
         consumer=consumer,
         background=[changes.run],

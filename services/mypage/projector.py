@@ -1,7 +1,7 @@
-"""From events to rows. Any order and any repetition of the same events ends in the same rows:
+"""From events to rows. The same events end in the same rows, in whatever order and however often they come:
 
-- the status is the furthest that any event tells of (the contract's numbers grow along the way);
-- the dose is what the event with the highest version tells of;
+- the status is the furthest one that any event tells of (the contract's numbers grow along a reservation's path);
+- the dose is the one that the event with the highest version tells of;
 - everything else is the appointment, which every event repeats.
 """
 
@@ -13,7 +13,7 @@ from uuid import UUID
 from google.protobuf.message import Message
 
 from services.chassis.convert import calendar_day
-from services.chassis.jetstream import Event, Handler
+from services.chassis.events import Event, Subscription
 from services.chassis.postgres import Database
 from vaccination.approval.v1 import approval_events_pb2 as approval
 from vaccination.reservation.v1 import reservation_events_pb2 as reservation
@@ -32,10 +32,13 @@ STATUS: dict[type[Message], int] = {
     vaccinemgmt.CancellationCompleted: Status.RESERVATION_STATUS_CANCELLED,
     approval.ApprovalReleased: Status.RESERVATION_STATUS_CANCELLED,
 }
-"""What mypage follows, and how far along the way each event is."""
+"""The events that mypage follows, each with the status that it brings a reservation to."""
 
 PROJECT = """
-INSERT INTO {schema}.my_reservations
+INSERT INTO {schema}.my_reservations (
+    reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
+    status, rejection_reason, dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date,
+    quantity)
 SELECT DISTINCT ON (reservation_id)
        reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
        max(status) OVER same, max(rejection_reason) OVER same,
@@ -67,63 +70,59 @@ FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[]) AS e (reservat
 ORDER BY e.reservation_id, e.event, e.version, e.time
 ON CONFLICT DO NOTHING"""
 
-# Watchers in every replica hear of it when the transaction commits.
+# Watchers in every replica hear of it when the transaction commits. An empty payload tells all of them to look.
 CHANNEL = "my_reservations"
 TELL = f"SELECT pg_notify('{CHANNEL}', customer_id) FROM unnest($1::text[]) AS c (customer_id)"  # noqa: S608 - a constant
 
 
 class View:
-    """The tables of a view: those that are read, or those in another schema, where one is built beside them."""
+    """Writes a view's tables: those that are read, or those in another schema, where a rebuild makes new ones."""
 
     def __init__(self, database: Database, schema: str = "public") -> None:
         self._database, self._beside = database, schema != "public"
         self._project, self._remember = (sql.format(schema=schema) for sql in (PROJECT, REMEMBER))
 
-    def handlers(self) -> dict[type[Message], Handler]:
+    def subscriptions(self) -> list[Subscription[Any]]:
         """The projector for each event that mypage follows."""
-        return dict.fromkeys(STATUS, self.project)
+        return [Subscription(event, _entry, self.project) for event in STATUS]
 
-    async def project(self, events: Sequence[Event]) -> None:
-        """Brings the rows up to date, one transaction for all events."""
-        rows, entries = _rows(events)
+    async def project(self, entries: Sequence["Entry"]) -> None:
+        """Brings the rows up to date with these events, in one transaction."""
+        rows, times = (zip(*of_table, strict=True) for of_table in zip(*entries, strict=True))
         async with self._database.transaction() as connection:
-            await connection.execute(self._project, *(list(column) for column in zip(*rows, strict=True)))
-            await connection.execute(self._remember, *(list(column) for column in zip(*entries, strict=True)))
+            await connection.execute(self._project, *map(list, rows))
+            await connection.execute(self._remember, *map(list, times))
             if not self._beside:
-                await connection.execute(TELL, sorted({row[1] for row in rows}))
+                await connection.execute(TELL, sorted({row[1] for row, _ in entries}))
 
 
 Row = tuple[Any, ...]
+Entry = tuple[Row, Row]
 
 
-def _rows(events: Sequence[Event]) -> tuple[list[Row], list[Row]]:
-    """Of the reservations, and of the timeline."""
-    rows, entries = [], []
-    for event in events:
-        message, a = event.message, event.message.appointment
-        version = getattr(message, "version", 0)
-        dose = getattr(message, "dose", None)
-        reason = getattr(message, "denial_reason", 0) or getattr(message, "rejection_reason", 0)
-        rows.append(
-            (
-                UUID(a.reservation_id),
-                a.customer_id,
-                a.hospital_id,
-                a.hospital_name,
-                a.time_zone,
-                calendar_day("date", a.date),
-                a.vaccine_code,
-                a.decide_time.ToDatetime(UTC),
-                STATUS[type(message)],
-                reason,
-                version,
-                dose.vaccine_code if dose else "",
-                dose.manufacturer if dose else "",
-                dose.lot_number if dose else "",
-                calendar_day("production_date", dose.production_date) if dose else None,
-                calendar_day("expiry_date", dose.expiry_date) if dose else None,
-                1 if dose else 0,
-            )
-        )
-        entries.append((UUID(a.reservation_id), type(message).__name__, version, event.time))
-    return rows, entries
+def _entry(event: Event) -> Entry:
+    """An event's row for the table of reservations, and its row for the timeline."""
+    message, a = event.message, event.message.appointment
+    version = getattr(message, "version", 0)
+    dose = getattr(message, "dose", None)
+    reason = getattr(message, "denial_reason", 0) or getattr(message, "rejection_reason", 0)
+    row = (
+        str(UUID(a.reservation_id)),
+        a.customer_id,
+        a.hospital_id,
+        a.hospital_name,
+        a.time_zone,
+        calendar_day("date", a.date),
+        a.vaccine_code,
+        a.decide_time.ToDatetime(UTC),
+        STATUS[type(message)],
+        reason,
+        version,
+        dose.vaccine_code if dose else "",
+        dose.manufacturer if dose else "",
+        dose.lot_number if dose else "",
+        calendar_day("production_date", dose.production_date) if dose else None,
+        calendar_day("expiry_date", dose.expiry_date) if dose else None,
+        1 if dose else 0,
+    )
+    return row, (row[0], type(message).__name__, version, event.time)

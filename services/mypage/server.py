@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Any
 from uuid import UUID
 
@@ -12,15 +13,14 @@ from services.chassis import paging
 from services.chassis.caller import allow, caller
 from services.chassis.errors import Answer, Errors
 from services.chassis.postgres import Database
-from services.chassis.server import draining
+from services.chassis.lifecycle import draining
 from vaccination.mypage.v1 import mypage_service_pb2 as pb
 from vaccination.mypage.v1 import mypage_service_pb2_grpc
 
 from . import queries
-from .queries import Changes, TooManyScreens
+from .queries import Changes, TooManyScreens, Watch
 from .rebuild import RebuildRunning
 
-WATCHED = 100
 Context = ServicerContext[Any, Any]
 
 
@@ -69,18 +69,14 @@ class MypageServicer(mypage_service_pb2_grpc.MypageServiceServicer):
     async def WatchMyReservations(
         self, request: pb.WatchMyReservationsRequest, context: Context
     ) -> AsyncIterator[pb.WatchMyReservationsResponse]:
-        customer_id, sent = caller().subject, None
-        ending = asyncio.create_task(draining.wait())
+        watch, ending = Watch(self._database, caller().subject), asyncio.create_task(draining.wait())
         try:
-            with self._changes.of(customer_id) as changed:
-                while not draining.is_set():
-                    changed.clear()
-                    found, _ = await queries.page(self._database, customer_id, None, WATCHED)
-                    now = {r.reservation_id: r for r in found}
-                    news = [r for key, r in now.items() if sent is None or sent.get(key) != r]
-                    if news or sent is None:
-                        yield pb.WatchMyReservationsResponse(reservations=news)
-                    sent = now
+            with self._changes.of(caller().subject) as changed:
+                while not ending.done():
+                    changed.clear()  # before the look: what changes during it sets it again
+                    async with aclosing(watch.news()) as messages:
+                        async for reservations in messages:
+                            yield pb.WatchMyReservationsResponse(reservations=reservations)
                     waiting = asyncio.create_task(changed.wait())
                     try:
                         await asyncio.wait([waiting, ending], return_when=asyncio.FIRST_COMPLETED)

@@ -5,13 +5,15 @@ import uuid
 from collections import Counter
 from typing import Any
 
+import grpc.aio
 import pytest
 
+from services.chassis.caller import CLOCK_SKEW
 from vaccination.approval.v1 import appointment_pb2
 from vaccination.mypage.v1 import mypage_service_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2
 
-from .conftest import Client, Status, World, delivery, eventually, refused
+from .conftest import Client, Status, World, delivery, eventually, refusal, refused
 
 Denial = appointment_pb2.DenialReason
 
@@ -234,6 +236,18 @@ async def test_watching_shows_the_present_and_then_every_change(world: World) ->
     await customer.cancel(reservation.reservation_id)
     await until(Status.RESERVATION_STATUS_CANCELLED)
     watch.cancel()
+
+
+async def test_a_watch_does_not_outlive_its_token(world: World) -> None:
+    soon = world.client(f"customer-{uuid.uuid4()}", ["customer"], expires_in=2 - CLOCK_SKEW)
+    watch: Any = soon.mypage.WatchMyReservations(
+        mypage_service_pb2.WatchMyReservationsRequest(), metadata=soon.metadata, timeout=30
+    )
+    assert list((await watch.read()).reservations) == []
+    with pytest.raises(grpc.aio.AioRpcError) as ended:
+        await watch.read()
+    told = refusal(ended.value)
+    assert (told.code, told.reason) == (grpc.StatusCode.UNAUTHENTICATED, "TOKEN_INVALID")
 
 
 async def test_mypage_rebuilt_from_the_stream_is_equal_row_by_row(world: World) -> None:

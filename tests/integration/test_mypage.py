@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
@@ -16,15 +17,17 @@ from typing import Any
 import asyncpg
 import grpc.aio
 import pytest
+from google.protobuf import json_format
 from google.protobuf.message import Message
+from google.rpc import error_details_pb2
 
-from services.chassis.caller import CLAIMS_HEADER
-from services.chassis.edge import Edge
+from services.chassis.caller import CLAIMS_HEADER, CLOCK_SKEW
+from services.chassis.edge import Edge, status_of
 from services.chassis.jetstream import Event
 from services.chassis.postgres import Database
 from services.mypage import queries, server
 from services.mypage.projector import View
-from services.mypage.queries import SCREENS, Changes, TooManyScreens
+from services.mypage.queries import SCREENS, Changes, Position, TooManyScreens, Watch
 from vaccination.approval.v1 import appointment_pb2
 from vaccination.approval.v1 import approval_events_pb2 as approval
 from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc
@@ -206,6 +209,16 @@ async def test_a_rejected_request_shows_why(view: Database) -> None:
         assert (shown.status, shown.rejection_reason) == (Status.RESERVATION_STATUS_REJECTED, reason)
 
 
+async def test_what_a_newer_version_tells_is_shown_by_its_number(view: Database) -> None:
+    newer: Any = 77  # a reason, a status and a number of doses that this version has no name for
+    await View(view).project([event(approval.ApprovalDenied(appointment=appointment(), denial_reason=newer))])
+    await rows(view, "UPDATE my_reservations SET status = 77, quantity = 2")
+    [shown], _ = await queries.page(view, "c1", None, 10)
+    assert (shown.rejection_reason, shown.status, shown.quantity) == (newer, newer, 2)
+    as_json = json_format.MessageToDict(shown)
+    assert (as_json["rejectionReason"], as_json["status"]) == (newer, newer)
+
+
 async def test_two_replicas_that_project_the_same_events_at_once_do_not_block_each_other(
     view: Database, open_database: OpenDatabase, seeded: random.Random
 ) -> None:
@@ -318,24 +331,34 @@ def frozen(pid: int) -> Iterator[None]:
         os.kill(pid, signal.SIGCONT)
 
 
-CUSTOMER = (
-    (
-        CLAIMS_HEADER,
-        base64.urlsafe_b64encode(json.dumps({"sub": "c1", "roles": ["customer"], "exp": 2**33}).encode()).decode(),
-    ),
-)
+def token(valid_for: float = 2**31) -> tuple[tuple[str, str], ...]:
+    """The claims of customer c1 as the gateway hands them on, of a token that ends in so many seconds."""
+    claims = {"sub": "c1", "roles": ["customer"], "exp": time.time() + valid_for}
+    return ((CLAIMS_HEADER, base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()),)
 
 
 @asynccontextmanager
-async def watching(view: Database, changes: Changes) -> AsyncIterator[Any]:
+async def watching(view: Database, changes: Changes, valid_for: float = 2**31) -> AsyncIterator[Any]:
     grpc_server = grpc.aio.server(interceptors=[Edge(server.ERRORS, max_calls=100, max_streams=100)])
     server.register(grpc_server, view, changes)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         stub = mypage_service_pb2_grpc.MypageServiceStub(channel)
-        yield stub.WatchMyReservations(mypage_service_pb2.WatchMyReservationsRequest(), metadata=CUSTOMER)
+        yield stub.WatchMyReservations(mypage_service_pb2.WatchMyReservationsRequest(), metadata=token(valid_for))
     await grpc_server.stop(None)
+
+
+@pytest.fixture
+def never_draining(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The process' own event belongs to another event loop, that of an earlier test."""
+    monkeypatch.setattr(server, "draining", asyncio.Event())
+
+
+async def told(call: Any) -> dict[int, my_reservation_pb2.MyReservation]:
+    """The next message of a watch, by the reservations' numbers."""
+    message = await asyncio.wait_for(call.read(), 10)
+    return {uuid.UUID(r.reservation_id).int: r for r in message.reservations}
 
 
 async def test_a_watcher_gets_all_at_first_then_what_changed_and_a_good_end_when_the_replica_stops(
@@ -362,8 +385,8 @@ async def test_a_watcher_gets_all_at_first_then_what_changed_and_a_good_end_when
             assert await call.code() is grpc.StatusCode.OK
 
 
-async def test_a_watcher_who_leaves_is_forgotten(view: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "draining", asyncio.Event())
+@pytest.mark.usefixtures("never_draining")
+async def test_a_watcher_who_leaves_is_forgotten(view: Database) -> None:
     changes, before = Changes(view), asyncio.all_tasks()
     async with watching(view, changes) as call:
         assert (await asyncio.wait_for(call.read(), 10)).reservations == []  # nothing yet, and it says so
@@ -374,8 +397,8 @@ async def test_a_watcher_who_leaves_is_forgotten(view: Database, monkeypatch: py
     await within(10, lambda: not [t for t in asyncio.all_tasks() - before if "Event.wait" in repr(t)])
 
 
-async def test_one_customer_cannot_have_every_stream(view: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "draining", asyncio.Event())
+@pytest.mark.usefixtures("never_draining")
+async def test_one_customer_cannot_have_every_stream(view: Database) -> None:
     changes = Changes(view)
     with ExitStack() as open_screens:
         for _ in range(SCREENS - 1):
@@ -388,3 +411,128 @@ async def test_one_customer_cannot_have_every_stream(view: Database, monkeypatch
                 pass
     async with watching(view, changes) as call:
         assert (await asyncio.wait_for(call.read(), 10)).reservations == []
+
+
+@pytest.mark.usefixtures("never_draining")
+async def test_a_watcher_hears_of_every_reservation_that_changes_however_old_it_is(view: Database) -> None:
+    mine = [appointment(n, seconds=n) for n in range(1, 501)]
+    await View(view).project([event(journey(a)["granted"]) for a in mine])
+    changes = Changes(view)
+    with running(changes.run()):
+        async with watching(view, changes) as call:
+            assert list(await told(call)) == list(range(500, 400, -1))
+            await View(view).project([event(journey(mine[0])["completed"])])
+            changed = await told(call)
+            assert {number: r.status for number, r in changed.items()} == {1: Status.RESERVATION_STATUS_COMPLETED}
+            await View(view).project([event(journey(a)["completed"]) for a in mine[:250]])
+            changed = {}
+            while len(changed) < 250:
+                changed |= (page := await told(call))
+                assert len(page) <= queries.WATCHED
+            assert {r.status for r in changed.values()} == {Status.RESERVATION_STATUS_COMPLETED}
+
+
+class Open:
+    """A transaction of another writer that stays open: an older version's, or an operator's."""
+
+    def __init__(self, view: Database) -> None:
+        self._view, self._end = view, asyncio.Event()
+
+    async def __aenter__(self) -> "Open":
+        begun = asyncio.Event()
+        self._task = asyncio.create_task(self._run(begun))
+        await asyncio.wait_for(begun.wait(), 10)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._end.set()
+        await self._task
+
+    async def _run(self, begun: asyncio.Event) -> None:
+        async with self._view.transaction() as connection:
+            await connection.execute("CREATE TEMPORARY TABLE numbered (x integer) ON COMMIT DROP")  # has its number now
+            async with connection.transaction():  # a savepoint, whose writes have numbers of their own
+                await connection.execute(WRITE, uuid.UUID(int=1))
+            begun.set()
+            await self._end.wait()
+            await connection.execute("SELECT pg_notify('my_reservations', 'c1')")
+
+
+WRITE = "UPDATE my_reservations SET hospital_name = 'Another Name' WHERE reservation_id = $1"
+
+
+async def news(watch: Watch) -> list[int]:
+    """What a watcher is told now, by the reservations' numbers."""
+    return [uuid.UUID(r.reservation_id).int async for message in watch.news() for r in message]
+
+
+async def test_a_change_that_commits_after_a_later_one_is_told_too_and_none_is_told_twice(view: Database) -> None:
+    await View(view).project([event(journey(appointment(n, seconds=n))["granted"]) for n in (1, 2, 3)])
+    watch = Watch(view, "c1")
+    assert await news(watch) == [3, 2, 1]
+    async with Open(view):
+        await rows(view, WRITE, uuid.UUID(int=2))
+        assert await news(watch) == [2]
+        await rows(view, WRITE, uuid.UUID(int=3))
+        assert await news(watch) == [3]
+        assert await news(watch) == []
+    assert await news(watch) == [1]
+    assert await news(watch) == []
+
+
+async def test_a_watch_misses_no_commit_of_many_at_once(
+    view: Database, open_database: OpenDatabase, seeded: random.Random
+) -> None:
+    writers = [view, await open_database("mypage")]
+    journeys = [events_of(long_journey(appointment(n, seconds=n))) for n in range(1, 61)]
+    told = [e for stream in journeys for e in stream.values()]
+    seeded.shuffle(told)
+    watch, screen = Watch(await open_database("mypage"), "c1"), dict[str, my_reservation_pb2.MyReservation]()
+
+    async def write(writer: Database, events: Sequence[Event]) -> None:
+        for one in events:
+            await View(writer).project([one])
+
+    async def look() -> None:
+        async for message in watch.news():
+            screen.update({r.reservation_id: r for r in message})
+
+    writing = [asyncio.create_task(write(writers[i % 2], told[i::8])) for i in range(8)]
+    while not all(task.done() for task in writing):
+        await look()
+    await asyncio.gather(*writing)
+    await look()
+    shown, _ = await queries.page(view, "c1", None, 100)
+    assert screen == {r.reservation_id: r for r in shown}
+
+
+async def test_a_watch_tells_everything_again_when_the_server_may_count_its_transactions_anew(view: Database) -> None:
+    await View(view).project([event(journey(appointment(n, seconds=n))["granted"]) for n in range(1, 151)])
+    assert await news(Watch(view, "c1", since=Position("another server's", 2**40))) == list(range(150, 0, -1))
+    assert await news(watch := Watch(view, "c2")) == []
+    assert await news(watch) == []
+
+
+async def test_what_changes_while_a_watcher_does_not_read_is_told_as_it_is_in_the_end(view: Database) -> None:
+    watch = Watch(view, "c1")
+    assert await news(watch) == []
+    for told in events_of(long_journey(appointment())).values():
+        await View(view).project([told])
+    [[shown]] = [message async for message in watch.news()]
+    assert (shown.lot_number, len(shown.timeline)) == ("L2", 5)
+
+
+@pytest.mark.usefixtures("never_draining")
+async def test_a_watch_ends_when_its_token_does(view: Database) -> None:
+    changes = Changes(view)
+    async with watching(view, changes, valid_for=0.5 - CLOCK_SKEW) as call:
+        assert await told(call) == {}
+        with pytest.raises(grpc.aio.AioRpcError) as ended:
+            await asyncio.wait_for(call.read(), 10)
+    assert ended.value.code() is grpc.StatusCode.UNAUTHENTICATED
+    status = status_of(ended.value)
+    assert status is not None
+    reason = error_details_pb2.ErrorInfo()
+    status.details[0].Unpack(reason)
+    assert (reason.domain, reason.reason) == ("vaccination.edge", "TOKEN_INVALID")
+    assert not changes._watchers

@@ -293,6 +293,8 @@ class TestCaller:
             claims(sub="c1", roles=["customer"], exp=None)[CLAIMS_HEADER],
             claims(sub="c1", roles=["customer"], exp="never")[CLAIMS_HEADER],
             claims(sub="c1", roles=["customer"], exp=time.time() - 6)[CLAIMS_HEADER],
+            claims(sub="c1", roles=["customer"], exp=float("nan"))[CLAIMS_HEADER],
+            claims(sub="c1", roles=["customer"], exp=10**400)[CLAIMS_HEADER],
             claims(sub="c1", roles=7)[CLAIMS_HEADER],
             claims(sub="c1", roles="customer")[CLAIMS_HEADER],
             claims(sub="c1", roles=[["customer"]])[CLAIMS_HEADER],
