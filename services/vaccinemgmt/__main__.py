@@ -12,7 +12,7 @@ from services.chassis.settings import Settings
 from services.chassis.telemetry import log
 
 from .adapters import events, grpc, metrics
-from .adapters.mongo import COLLECTIONS, INDEXES, MongoStock
+from .adapters.mongo import SCHEMA, MongoStock
 from .application import Vaccines
 
 
@@ -46,7 +46,7 @@ async def vaccinemgmt() -> None:
         mongo.close()
 
     await service.run(
-        open_store=lambda: mongo.open(COLLECTIONS, INDEXES),
+        open_store=lambda: mongo.open(SCHEMA),
         close_store=close,
         relay=relay,
         # A hospital's doses are one queue, of which each batch wants a part.

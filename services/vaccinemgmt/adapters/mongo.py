@@ -9,7 +9,7 @@ from uuid import UUID
 from motor.motor_asyncio import AsyncIOMotorClientSession
 from pymongo import ReplaceOne
 
-from services.chassis.mongo import Mongo
+from services.chassis.mongo import Mongo, Schema
 from services.chassis.telemetry import traces_by_key
 
 from ..application import Ward
@@ -19,7 +19,7 @@ from .events import outgoing
 R = TypeVar("R")
 Document = dict[str, Any]
 
-COLLECTIONS: dict[str, Document] = {
+VALIDATORS: dict[str, Document] = {
     "lots": {
         "$expr": {
             "$and": [
@@ -55,6 +55,7 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     ),
     ("outbox", [("time", 1)], {}),
 ]
+SCHEMA = Schema(1, VALIDATORS, INDEXES)  # a change of either is a new version
 
 
 class MongoStock:
