@@ -8,7 +8,7 @@ from uuid import UUID
 from .domain import (
     Appointment,
     ApprovalBusy,
-    Rejection,
+    RejectionReason,
     Request,
     RequestIdReused,
     Reservation,
@@ -21,7 +21,7 @@ Clock = Callable[[], datetime]
 class Approval(Protocol):
     """Says yes or no at once."""
 
-    async def decide(self, request: Request) -> tuple[Appointment, Rejection | None]:
+    async def decide(self, request: Request) -> tuple[Appointment, RejectionReason | None]:
         """The decision, the same one for every repeat.
 
         Raises ApprovalBusy, RequestIdReused, UnknownHospital or DatePassed.
@@ -94,7 +94,7 @@ class Followup:
     def __init__(self, reservations: Reservations) -> None:
         self._reservations = reservations
 
-    async def decided(self, decisions: Sequence[tuple[Appointment, Rejection | None]]) -> None:
+    async def decided(self, decisions: Sequence[tuple[Appointment, RejectionReason | None]]) -> None:
         """Approval decided: if the process that asked has died, this makes the reservation in its place."""
         await self._reservations.add([Reservation.decided(a, rejection) for a, rejection in decisions])
 

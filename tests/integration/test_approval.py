@@ -327,7 +327,7 @@ FORBIDDEN = [
     ("INSERT INTO days VALUES ('h1', '2027-04-01', -1)", "days_capacity_check"),
     ("INSERT INTO days VALUES ('nowhere', '2027-04-01', 1)", "days_hospital_id_fkey"),
     ("INSERT INTO decisions SELECT * FROM decisions", "decisions_pkey"),
-    ("UPDATE decisions SET denial = 4", "decisions_denial_check"),
+    ("UPDATE decisions SET denial = -1", "decisions_denial_check"),
     ("UPDATE decisions SET denial = 1, released_at = now()", "only_a_granted_place_is_released"),
     (f"INSERT INTO decisions VALUES (gen_random_uuid(), 'c9', {DECISION}, 0)", "decisions_denial_check"),
     (

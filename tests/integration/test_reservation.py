@@ -1,11 +1,15 @@
 """Reservations in a real Postgres, and the way to a real approval over gRPC."""
 
 import asyncio
+import base64
 import itertools
+import json
 import random
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from uuid import UUID
@@ -17,11 +21,12 @@ import pytest
 from services.approval.adapters import grpc as approval_grpc
 from services.approval.adapters.postgres import PostgresBooks
 from services.approval.application import Approval
-from services.approval.domain import Hospital
-from services.chassis.caller import internal
+from services.approval.domain import Denial, Hospital
+from services.chassis.caller import CLAIMS_HEADER, internal
 from services.chassis.edge import Edge
 from services.chassis.errors import StoreUnavailable
 from services.chassis.postgres import Database
+from services.reservation.adapters import grpc as inbound
 from services.reservation.adapters.approval import GrpcApproval
 from services.reservation.adapters.postgres import PostgresReservations
 from services.reservation.application import Followup, ReservationDesk
@@ -30,7 +35,6 @@ from services.reservation.domain import (
     ApprovalBusy,
     DatePassed,
     Rejected,
-    Rejection,
     Request,
     RequestIdReused,
     Reservation,
@@ -39,6 +43,7 @@ from services.reservation.domain import (
     UnknownReservation,
 )
 from vaccination.reservation.v1 import reservation_service_pb2
+from vaccination.reservation.v1.reservation_pb2 import ReservationStatus
 from vaccination.reservation.v1.reservation_service_pb2_grpc import (
     ReservationServiceServicer,
     ReservationServiceStub,
@@ -95,7 +100,7 @@ async def test_a_reservation_is_stored_once_and_told_once(shelf: Shelf) -> None:
         await shelf.replicas[0].add(
             [
                 Reservation.decided(granted, None),
-                Reservation.decided(denied, Rejection.DAY_FULL),
+                Reservation.decided(denied, Denial.DAY_FULL),
                 Reservation.decided(granted, None),
             ]
         )
@@ -109,7 +114,7 @@ async def test_a_reservation_is_stored_once_and_told_once(shelf: Shelf) -> None:
     }
     assert len(shelf.woken) == 1
     stored = await shelf.replicas[1].get(denied.reservation_id)
-    assert stored == Reservation(denied, Status.REJECTED, Rejection.DAY_FULL)
+    assert stored == Reservation(denied, Status.REJECTED, Denial.DAY_FULL)
 
 
 async def test_events_of_what_is_new_alone_are_told_from_a_batch(shelf: Shelf) -> None:
@@ -164,7 +169,7 @@ async def test_changes_that_meet_see_each_other(shelf: Shelf) -> None:
 
 async def test_changing_leaves_out_what_is_not_there_and_holds_all_or_nothing(shelf: Shelf) -> None:
     known, rejected = appointment(), appointment()
-    await shelf.replicas[0].add([Reservation.decided(known, None), Reservation.decided(rejected, Rejection.DAY_FULL)])
+    await shelf.replicas[0].add([Reservation.decided(known, None), Reservation.decided(rejected, Denial.DAY_FULL)])
     [changed] = await shelf.replicas[0].change([uuid.uuid4(), known.reservation_id], Reservation.complete)
     assert (changed.appointment, changed.status) == (known, Status.COMPLETED)
     with pytest.raises(Rejected):
@@ -252,11 +257,10 @@ async def test_a_customers_own_are_listed_newest_first_page_by_page(shelf: Shelf
 
 
 FORBIDDEN = [
-    ("UPDATE reservations SET status = 6", "reservations_status_check"),
     ("UPDATE reservations SET status = 0", "reservations_status_check"),
     ("UPDATE reservations SET status = 2", "rejected_exactly_with_a_reason"),
     ("UPDATE reservations SET rejection = 1", "rejected_exactly_with_a_reason"),
-    ("UPDATE reservations SET status = 2, rejection = 4", "reservations_rejection_check"),
+    ("UPDATE reservations SET status = 2, rejection = 0", "reservations_rejection_check"),
     ("INSERT INTO reservations SELECT * FROM reservations", "reservations_pkey"),
 ]
 
@@ -332,12 +336,60 @@ async def town(shelf: Shelf, open_database: OpenDatabase) -> AsyncIterator[Town]
 async def test_a_request_is_approved_or_rejected_as_approval_decided(town: Town) -> None:
     granted, full = await town.create(wants("c1")), await town.create(wants("c2"))
     assert (granted.status, granted.appointment.hospital_name) == (Status.APPROVED, "Han River Clinic")
-    assert (full.status, full.rejection) == (Status.REJECTED, Rejection.DAY_FULL)
-    assert (await town.create(wants("c1", DAY + timedelta(1)))).rejection is Rejection.ACTIVE_BOOKING
-    assert (await town.create(wants("c3", DAY + timedelta(2)))).rejection is Rejection.DAY_NOT_OFFERED
+    assert (full.status, full.rejection) == (Status.REJECTED, Denial.DAY_FULL)
+    assert (await town.create(wants("c1", DAY + timedelta(1)))).rejection == Denial.ACTIVE_BOOKING
+    assert (await town.create(wants("c3", DAY + timedelta(2)))).rejection == Denial.DAY_NOT_OFFERED
     assert await town.desk.get("c1", granted.appointment.reservation_id) == Reservation(
         granted.appointment, Status.APPROVED
     )
+
+
+@asynccontextmanager
+async def customers_stub(desk: ReservationDesk) -> AsyncIterator[ReservationServiceStub]:
+    """The desk as a customer's client calls it."""
+    server = grpc.aio.server(interceptors=[Edge(inbound.ERRORS, max_calls=9, max_streams=9)])
+    inbound.register(server, desk)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield ReservationServiceStub(channel)
+    await server.stop(None)
+
+
+def bearer(customer: str) -> tuple[tuple[str, str], ...]:
+    """The metadata of a customer's call, as the gateway writes it."""
+    claims = {"sub": customer, "roles": ["customer"], "exp": time.time() + 600}
+    return ((CLAIMS_HEADER, base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()),)
+
+
+async def test_a_reason_that_this_version_does_not_know_is_carried_to_the_customer_as_it_was_told(
+    town: Town, open_database: OpenDatabase
+) -> None:
+    await town.create(wants("c1"))
+    request = wants("c2")
+    await town.create(request)
+    async with (await open_database("approval")).connection() as connection:  # as a newer approval would have decided
+        await connection.execute("UPDATE decisions SET denial = 7 WHERE customer_id = 'c2'")
+    await town.shelf.rows("DELETE FROM reservations WHERE customer_id = 'c2'")
+    async with customers_stub(town.desk) as stub:
+        create = reservation_service_pb2.CreateReservationRequest(
+            request_id=str(request.request_id), hospital_id="h1", date=str(DAY)
+        )
+        created = (await stub.CreateReservation(create, metadata=bearer("c2"))).reservation
+        get = reservation_service_pb2.GetReservationRequest(reservation_id=created.reservation_id)
+        stored = (await stub.GetReservation(get, metadata=bearer("c2"))).reservation
+    for reservation in (created, stored):
+        assert reservation.status == ReservationStatus.RESERVATION_STATUS_REJECTED
+        assert int(reservation.rejection_reason) == 7
+
+
+async def test_a_status_that_this_version_does_not_know_is_shown_as_it_is(town: Town) -> None:
+    mine = await town.create(wants())
+    await town.shelf.rows("UPDATE reservations SET status = 9")
+    [shown] = await town.desk.page("c1", None, 10)
+    assert (shown.appointment, int(shown.status.value)) == (mine.appointment, 9)
+    await town.shelf.followup.completed([mine.appointment])
+    assert (await town.shelf.rows("SELECT status FROM reservations"))[0]["status"] == 9
 
 
 async def test_many_requests_at_once_are_decided_in_batches_each_with_its_own_answer(town: Town) -> None:

@@ -11,7 +11,7 @@ from prometheus_client import Histogram
 from services.chassis import clock
 from services.chassis.postgres import OUTBOX_COLUMNS, Database, columns, enqueue
 
-from ..domain import Appointment, Rejection, Reservation, Status
+from ..domain import Appointment, Reservation, Status
 from .events import outgoing
 
 # From a tenth of a second, when all is well, to days on a waiting list.
@@ -109,4 +109,4 @@ class PostgresReservations:
 
 def _reservation(row: asyncpg.Record) -> Reservation:
     appointment = Appointment(**{name: row[name] for name in APPOINTMENT})
-    return Reservation(appointment, Status(row["status"]), Rejection(row["rejection"]) if row["rejection"] else None)
+    return Reservation(appointment, Status(row["status"]), row["rejection"])
