@@ -5,13 +5,12 @@ docs/decisions/0003.
 """
 
 import asyncio
-import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from motor.motor_asyncio import (
     AsyncIOMotorClient,
@@ -32,13 +31,12 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from . import lease
-from .errors import StoreUnavailable
 from .outbox import REFUSED_PAUSE, Outgoing, Refused
+from .unit_of_work import LostRace, StoreUnavailable
 
-R = TypeVar("R")
 # A relay that holds rows longer than this, in seconds, is taken for dead. Longer than a publish may take.
 LEASE = 15.0
-RETRY_PAUSE, MAX_RETRY_PAUSE = 0.02, 0.16  # seconds; a transaction of 256 events takes about 0.1
+COMMIT_TRIES = 3
 EPOCH = datetime.fromtimestamp(0, UTC)
 CHECK_WITHIN = 2.0  # seconds
 LOCK_WITHIN = 10.0  # seconds to wait for what another replica does exclusively, before the caller is told to come back
@@ -189,29 +187,28 @@ class Mongo:
         except (PyMongoError, TimeoutError) as error:
             if not _is_away(error):
                 raise
+            if _lost_race(error):
+                raise LostRace("another transaction was in the way") from error
             raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
 
-    async def transaction(self, work: Callable[[AsyncIOMotorClientSession], Coroutine[Any, Any, R]]) -> R:
-        """Runs `work` in a snapshot transaction and commits it; again from the start if another one was in its way."""
-        tries = 0
-
-        async def patiently(session: AsyncIOMotorClientSession) -> R:
-            # Motor would try again at once, and so would all others that lost. The server does not know of the
-            # transaction yet: what it will read is what is there after the pause.
-            nonlocal tries
-            if tries:
-                await asyncio.sleep(random.uniform(0, min(RETRY_PAUSE * 2**tries, MAX_RETRY_PAUSE)))  # noqa: S311
-            tries += 1
-            return await work(session)
-
+    @asynccontextmanager
+    async def unit_of_work(self, wake: Callable[[], None]) -> "AsyncIterator[Transaction]":
+        """One snapshot transaction; see unit_of_work. `wake` is called after the commit of events, for the relay."""
         async with self.boundary(), await self._client.start_session() as session:
-            result: R = await session.with_transaction(
-                patiently,
+            session.start_transaction(
                 read_concern=ReadConcern("snapshot"),
                 write_concern=WriteConcern("majority", j=True),
                 read_preference=ReadPreference.PRIMARY,
             )
-            return result
+            transaction = Transaction(self, session)
+            try:
+                yield transaction
+            except BaseException:
+                await session.abort_transaction()
+                raise
+            await _commit(session)
+        if transaction.has_events:
+            wake()
 
     async def backlog(self) -> tuple[int, float]:
         """See OutboxStore."""
@@ -252,11 +249,39 @@ class Mongo:
             if rows:
                 await self.outbox.delete_many({"held_by": lease})
 
-    async def enqueue(self, session: AsyncIOMotorClientSession, rows: Sequence[Outgoing]) -> None:
-        """Writes events beside the state they tell of, in the caller's transaction."""
+
+class Transaction:
+    """What an adapter's unit of work reads and writes with: every operation takes the `session`."""
+
+    def __init__(self, mongo: Mongo, session: AsyncIOMotorClientSession) -> None:
+        self._outbox, self.session = mongo.outbox, session
+        self.has_events = False
+        """Whether events were written, of which the relay is to know after the commit."""
+
+    async def enqueue(self, rows: Sequence[Outgoing]) -> None:
+        """Writes events beside the state they tell of."""
         if rows:
             about = {"held_until": EPOCH, "enqueued": datetime.now(UTC)}
-            await self.outbox.insert_many([_document(row) | about for row in rows], session=session)
+            await self._outbox.insert_many([_document(row) | about for row in rows], session=self.session)
+            self.has_events = True
+
+
+async def _commit(session: AsyncIOMotorClientSession) -> None:
+    """Commits; asks again what became of it when that is not known, which the server answers without doing it twice."""
+    for _ in range(COMMIT_TRIES - 1):
+        try:
+            await session.commit_transaction()
+            return
+        except PyMongoError as error:
+            if not error.has_error_label("UnknownTransactionCommitResult"):
+                raise
+    await session.commit_transaction()
+
+
+def _lost_race(error: PyMongoError | TimeoutError) -> bool:
+    """Whether the server undid the transaction because of another one. It says the same when it steps down."""
+    undone = isinstance(error, OperationFailure) and error.has_error_label("TransientTransactionError")
+    return undone and _AWAY.isdisjoint(_codes(error))
 
 
 def _is_away(error: PyMongoError | TimeoutError) -> bool:
@@ -265,7 +290,7 @@ def _is_away(error: PyMongoError | TimeoutError) -> bool:
     return any(map(error.has_error_label, _AWAY_LABELS)) or not _AWAY.isdisjoint(_codes(error))
 
 
-def _codes(error: PyMongoError) -> Iterator[int]:
+def _codes(error: PyMongoError | TimeoutError) -> Iterator[int]:
     """The server's codes in an error, also those of a bulk write's single writes."""
     if isinstance(error, OperationFailure) and error.code is not None:
         yield error.code

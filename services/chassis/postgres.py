@@ -1,7 +1,7 @@
 """Postgres: the pool, transactions with one error boundary, migrations, and the outbox table."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 from pathlib import Path
@@ -12,8 +12,8 @@ import asyncpg
 from asyncpg.connect_utils import SessionAttribute
 
 from . import lease
-from .errors import StoreUnavailable
 from .outbox import REFUSED_PAUSE, Outgoing, Refused
+from .unit_of_work import LostRace, StoreUnavailable
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
@@ -35,11 +35,8 @@ _AWAY = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidAuthorizationSpecificationError,  # the role or its password is not there yet
     asyncpg.InvalidCatalogNameError,  # neither is the database
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.LockNotAvailableError,
 )
-# Of these, what another transaction did and not the server: the session stays as good as it was.
+# What another transaction did, and not the server.
 _LOST_RACE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
 
 ACQUIRE_WITHIN = 5.0  # seconds for a connection of the pool to be free, or made
@@ -145,7 +142,7 @@ class Database:
                 try:
                     yield connection
                 except Exception as error:
-                    if _is_away(error) and not isinstance(error, _LOST_RACE):
+                    if _is_away(error):
                         connection.terminate()
                         await self._pool.expire_connections()
                     raise
@@ -220,6 +217,20 @@ class Database:
                 return connection
         raise problem
 
+    @asynccontextmanager
+    async def unit_of_work(self, wake: Callable[[], None]) -> "AsyncIterator[Transaction]":
+        """One transaction; see unit_of_work. `wake` is called after the commit of events, for the relay."""
+        async with self.connection() as connection:
+            transaction = Transaction(connection)
+            try:
+                yield transaction
+            except BaseException:
+                await transaction.end(commit=False)
+                raise
+            await transaction.end(commit=True)
+        if transaction.has_events:
+            wake()
+
     async def backlog(self) -> tuple[int, float]:
         """See OutboxStore."""
         async with self.connection() as connection:
@@ -242,10 +253,64 @@ class Database:
                 await connection.executemany(PUT_OFF, [(*row.values(), REFUSED_PAUSE) for row in put_off])
 
 
+class Transaction:
+    """What an adapter's unit of work reads and writes with.
+
+    The transaction begins with the first rows that are held. What writes with a single statement and holds nothing
+    needs none, and saves two round trips.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._transaction: asyncpg.transaction.Transaction | None = None
+        self._has_written = False
+        self.has_events = False
+        """Whether events were written, of which the relay is to know after the commit."""
+
+    async def begin(self) -> None:
+        """From here on all is done or nothing."""
+        if self._transaction is None:
+            if self._has_written:
+                raise RuntimeError("what was written before the transaction began is not part of it")
+            transaction = self._connection.transaction()
+            await transaction.start()
+            self._transaction = transaction
+
+    async def hold(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        """Reads rows FOR UPDATE: nobody else changes them before the end."""
+        await self.begin()
+        return await self.read(sql, *arguments)
+
+    async def read(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        """Reads rows."""
+        return await self._connection.fetch(sql, *arguments)
+
+    async def write(self, sql: str, *arguments: object) -> int:
+        """Writes rows; returns how many."""
+        if self._transaction is None:
+            if self._has_written:
+                raise RuntimeError("a second statement writes, and no transaction is around the two")
+            self._has_written = True
+        return int((await self._connection.execute(sql, *arguments)).split()[-1])
+
+    async def enqueue(self, rows: Sequence[Outgoing]) -> None:
+        """Writes events beside the state they tell of."""
+        if rows:
+            await self.write(ENQUEUE, *columns(rows, *OUTBOX_COLUMNS))
+            self.has_events = True
+
+    async def end(self, *, commit: bool) -> None:
+        """Commits or undoes what was begun; for Database alone."""
+        if self._transaction is not None:
+            await (self._transaction.commit() if commit else self._transaction.rollback())
+
+
 @contextmanager
 def _boundary() -> Iterator[None]:
     try:
         yield
+    except _LOST_RACE as error:
+        raise LostRace("another transaction was in the way") from error
     except Exception as error:
         if not _is_away(error):
             raise
@@ -274,12 +339,6 @@ def columns(items: Sequence[object], *names: str) -> list[list[Any]]:
 
 
 OUTBOX_COLUMNS = ("id", "key", "subject", "time", "traceparent", "payload")
-
-
-async def enqueue(connection: Connection, rows: Sequence[Outgoing]) -> None:
-    """Writes events beside the state they tell of, in the caller's transaction."""
-    if rows:
-        await connection.execute(ENQUEUE, *columns(rows, *OUTBOX_COLUMNS))
 
 
 async def _nothing_to_reset(_: object) -> None:

@@ -16,10 +16,10 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from services.chassis import lease, mongo, postgres
-from services.chassis.errors import StoreUnavailable
+from services.chassis.errors import LostRace, StoreUnavailable
 from services.chassis.mongo import Mongo, Schema
 from services.chassis.outbox import Outgoing, Relay
-from services.chassis.postgres import Database, enqueue
+from services.chassis.postgres import Database
 from services.vaccinemgmt.adapters.mongo import SCHEMA
 
 from .conftest import MIGRATIONS, OpenDatabase, OpenMongo, Servers, eventually
@@ -49,8 +49,8 @@ class Switchover:
         await self.admin.execute(f"ALTER DATABASE {self.name} RESET default_transaction_read_only")
 
     async def write(self) -> None:
-        async with self.database.transaction() as connection:
-            await enqueue(connection, rows(1))
+        async with self.database.unit_of_work(lambda: None) as work:
+            await work.enqueue(rows(1))
 
     async def written(self) -> int:
         async with self.database.connection() as connection:
@@ -336,6 +336,44 @@ async def test_a_mongodb_primary_that_steps_down_is_away_and_is_back_by_itself(
     await eventually(lambda: succeeds(store.check), bool)
     async with store.boundary():
         await store.database["lots"].update_one({"_id": "nobody's"}, {"$set": {"free": 1}})
+
+
+async def test_a_unit_of_work_that_writes_once_is_one_statement_and_more_need_a_transaction(
+    switchover: Switchover,
+) -> None:
+    async with switchover.database.unit_of_work(lambda: None) as work:
+        await work.enqueue(rows(1))
+        for forbidden in (work.enqueue(rows(1)), work.hold("SELECT 1")):  # what was written is committed already
+            with pytest.raises(RuntimeError):
+                await forbidden
+    assert await switchover.written() == 1
+    async with switchover.database.unit_of_work(lambda: None) as work:
+        await work.hold("SELECT 1 FROM outbox FOR UPDATE")
+        await work.enqueue(rows(1))
+        await work.enqueue(rows(1))
+        assert await switchover.written() == 1
+    assert await switchover.written() == 3
+
+
+async def test_transactions_that_block_each_other_lose_a_race_and_keep_their_sessions(switchover: Switchover) -> None:
+    await switchover.write()
+    await switchover.write()
+    first, both = "SELECT pg_backend_pid() FROM outbox ORDER BY sequence LIMIT 1 FOR UPDATE", asyncio.Barrier(2)
+    sessions: list[int] = []
+
+    async def hold(order: list[str]) -> None:
+        async with switchover.database.unit_of_work(lambda: None) as work:
+            sessions.append((await work.hold(first.replace("sequence", order[0])))[0][0])
+            await both.wait()
+            await work.hold(first.replace("sequence", order[1]))
+
+    ends = await asyncio.gather(
+        hold(["sequence", "sequence DESC"]), hold(["sequence DESC", "sequence"]), return_exceptions=True
+    )
+    assert [type(end) for end in ends if end is not None] == [LostRace]
+    async with AsyncExitStack() as held:
+        pool = [await held.enter_async_context(switchover.database.connection()) for _ in range(10)]
+        assert {await connection.fetchval("SELECT pg_backend_pid()") for connection in pool} >= set(sessions)
 
 
 AWAY_IN_POSTGRES = {
