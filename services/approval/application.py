@@ -1,11 +1,14 @@
 """Approval's use cases, and the port to its books."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import date, datetime
 from typing import Protocol
 from uuid import UUID
 from zoneinfo import available_timezones
+
+from services.chassis.unit_of_work import repeated_after_lost_race
 
 from .domain import (
     DEFAULT_TIME_ZONE,
@@ -24,28 +27,39 @@ from .domain import (
 Clock = Callable[[], datetime]
 
 
-class Books(Protocol):
-    """Where approval's truth is kept. Every write is one transaction, with its events."""
+class UnitOfWork(Protocol):
+    """What one transaction sees and changes."""
 
-    async def decide(self, requests: Sequence[Request], rule: Callable[[Ledger], None]) -> None:
-        """Holds what the requests are about still, applies the rule, and writes what it changed."""
+    async def ledger(self, requests: Sequence[Request]) -> Ledger:
+        """What is known of the requests' days, customers and reservations; it stays so until the end."""
 
-    async def release(self, reservation_ids: Sequence[UUID], rule: Callable[[Ledger], None]) -> None:
-        """The same for bookings to release."""
+    async def ledger_of_decided(self, reservation_ids: Sequence[UUID]) -> Ledger:
+        """The same for bookings that were decided."""
+
+    async def save(self, ledger: Ledger) -> None:
+        """Writes what the ledger's events tell of, and the events."""
 
     async def put_hospital(self, hospital: Hospital) -> bool:
         """Writes the hospital; returns whether that changed anything."""
+
+    async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
+        """Every day from first to last, those without places too; they stay as they are until the end."""
+
+    async def set_capacity(self, days: Sequence[Day], capacity: int) -> None:
+        """Writes the places of each day."""
+
+
+class Books(Protocol):
+    """Where approval's truth is kept."""
+
+    def unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
+        """One transaction: committed with its events when the block ends, undone when it raises."""
 
     async def hospital(self, hospital_id: str) -> Hospital | None:
         """Reads one."""
 
     async def hospitals(self, after: str, limit: int) -> Sequence[Hospital]:
         """Reads a page, by id."""
-
-    async def set_capacity(
-        self, hospital_id: str, first: date, last: date, capacity: int, rule: Callable[[Sequence[Day]], None]
-    ) -> int:
-        """Holds the days still, applies the rule, and writes the capacity; returns how many days that changed."""
 
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
         """Reads the days that have capacity, in one snapshot."""
@@ -57,48 +71,52 @@ class Approval:
     def __init__(self, books: Books, clock: Clock) -> None:
         self._books, self._clock = books, clock
 
+    @repeated_after_lost_race
     async def decide(self, requests: Sequence[Request]) -> Sequence[Decision | Exception]:
         """Says yes or no to each; in place of a decision, why a request cannot be decided at all."""
         answers: list[Decision | Exception] = []
-
-        def rule(ledger: Ledger) -> None:
-            answers.clear()  # the rule runs again when another transaction was in the way
+        async with self._books.unit_of_work() as work:
+            ledger = await work.ledger(requests)
             for request in requests:
                 try:
                     answers.append(ledger.decide(request, self._clock()))
                 except ApprovalError as refusal:
                     answers.append(refusal)
-
-        await self._books.decide(requests, rule)
+            await work.save(ledger)
         return answers
 
+    @repeated_after_lost_race
     async def release(self, reservation_ids: Sequence[UUID]) -> None:
         """Frees the places of cancelled bookings."""
-
-        def rule(ledger: Ledger) -> None:
+        async with self._books.unit_of_work() as work:
+            ledger = await work.ledger_of_decided(reservation_ids)
             for reservation_id in reservation_ids:
                 ledger.release(reservation_id, self._clock())
-
-        await self._books.release(reservation_ids, rule)
+            await work.save(ledger)
 
     async def put_hospital(self, hospital: Hospital) -> tuple[Hospital, bool]:
         """Creates or changes a hospital; returns it as it is now, and whether that changed anything."""
         hospital = replace(hospital, time_zone=hospital.time_zone or DEFAULT_TIME_ZONE)
         if hospital.time_zone not in available_timezones():
             raise UnknownTimeZone(f"no IANA time zone {hospital.time_zone!r}")
-        return hospital, await self._books.put_hospital(hospital)
+        async with self._books.unit_of_work() as work:
+            changed = await work.put_hospital(hospital)
+        return hospital, changed
 
     async def hospitals(self, after: str, limit: int) -> Sequence[Hospital]:
         """A page of hospitals, by id."""
         return await self._books.hospitals(after, limit)
 
+    @repeated_after_lost_race
     async def set_capacity(self, hospital_id: str, first: date, last: date, capacity: int) -> int:
         """Sets the places of each day, all days or none; returns how many days that changed."""
         check_range(first, last)
         await self._known(hospital_id)
-        return await self._books.set_capacity(
-            hospital_id, first, last, capacity, lambda days: check_capacity(days, capacity)
-        )
+        async with self._books.unit_of_work() as work:
+            days = await work.days(hospital_id, first, last)
+            check_capacity(days, capacity)
+            await work.set_capacity(days, capacity)
+        return sum(day.capacity != capacity for day in days)
 
     async def availability(self, hospital_id: str, first: date, last: date) -> tuple[Sequence[Day], datetime]:
         """The days that have capacity, and as of when."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from enum import Enum
+from enum import IntEnum
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -52,12 +52,23 @@ class UnknownDecision(ApprovalError):
     """A booking to release that was never granted here."""
 
 
-class Denial(Enum):
-    """Why the answer is no; the values are the contract's DenialReason."""
+class Denial(IntEnum):
+    """Why the answer is no; the values are the contract's DenialReason.
+
+    A newer version may have recorded a reason that has no name here. A repeat of that request gets it all the same.
+    """
 
     DAY_FULL = 1
     DAY_NOT_OFFERED = 2
     ACTIVE_BOOKING = 3
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Denial | None":
+        if not isinstance(value, int) or value < 1:
+            return None
+        unnamed = int.__new__(cls, value)
+        unnamed._name_, unnamed._value_ = f"UNNAMED_{value}", value
+        return unnamed
 
 
 @dataclass(frozen=True, slots=True)

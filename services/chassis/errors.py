@@ -14,7 +14,7 @@ looked up along the exception's MRO. What nobody maps is a bug: INTERNAL, withou
     |- InvalidPageToken               -> INVALID_ARGUMENT, INVALID_PAGE_TOKEN
     |- Overloaded                     -> RESOURCE_EXHAUSTED, OVERLOADED
     |- Stopping                       -> UNAVAILABLE, STOPPING
-    `- StoreUnavailable               -> UNAVAILABLE, STORE_UNAVAILABLE
+    `- StoreUnavailable, LostRace     -> UNAVAILABLE, STORE_UNAVAILABLE
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,13 @@ from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2, status_pb2
 from grpc import StatusCode
+
+from .unit_of_work import LostRace, StoreUnavailable
+
+__all__ = [
+    "Answer", "Errors", "InvalidFields", "InvalidPageToken", "InvalidToken", "LostRace", "MalformedRequest",
+    "OtherScope", "Overloaded", "RoleNotAllowed", "StoreUnavailable", "Unauthenticated", "to_status",
+]  # fmt: skip
 
 EDGE = "vaccination.edge"
 # Violations told of one request. A status travels in headers, of which clients take 8 KB: 500 bad deliveries would
@@ -85,10 +92,6 @@ class Stopping(Exception):
 
     def __init__(self) -> None:
         super().__init__("this replica is about to stop: call again")
-
-
-class StoreUnavailable(Exception):
-    """The store cannot be reached now. What was under way is committed or not; repeating is safe."""
 
 
 @dataclass(frozen=True)

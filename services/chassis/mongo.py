@@ -5,12 +5,12 @@ docs/decisions/0003.
 """
 
 import asyncio
-import random
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
 from motor.motor_asyncio import (
     AsyncIOMotorClient,
@@ -20,8 +20,9 @@ from motor.motor_asyncio import (
 )
 from pymongo import ReadPreference, WriteConcern
 from pymongo.errors import (
-    AutoReconnect,
+    BulkWriteError,
     ConnectionFailure,
+    DuplicateKeyError,
     ExecutionTimeout,
     OperationFailure,
     PyMongoError,
@@ -29,15 +30,59 @@ from pymongo.errors import (
 )
 from pymongo.read_concern import ReadConcern
 
-from .errors import StoreUnavailable
+from . import lease
 from .events.outbox import REFUSED_PAUSE, Outgoing, Refused
+from .unit_of_work import LostRace, StoreUnavailable
 
-R = TypeVar("R")
 # A relay that holds rows longer than this, in seconds, is taken for dead. Longer than a publish may take.
 LEASE = 15.0
-RETRY_PAUSE, MAX_RETRY_PAUSE = 0.02, 0.16  # seconds; a transaction of 256 events takes about 0.1
+COMMIT_TRIES = 3
 EPOCH = datetime.fromtimestamp(0, UTC)
-_SHUTTING_DOWN = {11600, 91, 189, 10107, 13435, 13436, 11602}  # the server's codes while it steps down or restarts
+CHECK_WITHIN = 2.0  # seconds
+LOCK_WITHIN = 10.0  # seconds to wait for what another replica does exclusively, before the caller is told to come back
+LOCK_POLL = 0.2  # seconds between looks at that lock
+# What says "not here, not now": the same command may succeed on another server or later, so the item that it is about
+# is never to blame. By the server's names for its codes, see error_codes.yml in its source.
+_AWAY = {
+    6,  # HostUnreachable
+    7,  # HostNotFound
+    11,  # UserNotFound: the login is not there yet
+    18,  # AuthenticationFailed: neither is its password
+    89,  # NetworkTimeout
+    91,  # ShutdownInProgress
+    100,  # UnsatisfiableWriteConcern: too few members of the replica set are there
+    133,  # FailedToSatisfyReadPreference: there is no primary
+    134,  # ReadConcernMajorityNotAvailableYet
+    189,  # PrimarySteppedDown
+    202,  # NetworkInterfaceExceededTimeLimit
+    262,  # ExceededTimeLimit
+    365,  # TemporarilyUnavailable
+    391,  # ReauthenticationRequired
+    9001,  # SocketException
+    10058,  # LegacyNotPrimary
+    10107,  # NotWritablePrimary
+    11600,  # InterruptedAtShutdown
+    11601,  # Interrupted
+    11602,  # InterruptedDueToReplStateChange
+    13435,  # NotPrimaryNoSecondaryOk
+    13436,  # NotPrimaryOrSecondary
+    14031,  # OutOfDiskSpace
+}
+# A commit whose fate is unknown is repeated by the caller: every transaction here is idempotent by state.
+_AWAY_LABELS = ("TransientTransactionError", "UnknownTransactionCommitResult", "RetryableWriteError")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Collections with their validators, and indexes.
+
+    `version` grows with every change: a replica of the version before, started again, leaves alone what a newer one
+    has made.
+    """
+
+    version: int
+    collections: Mapping[str, Mapping[str, Any]]
+    indexes: Sequence[tuple[str, list[tuple[str, int]], dict[str, Any]]]
 
 
 class Mongo:
@@ -58,29 +103,77 @@ class Mongo:
         self.database: AsyncIOMotorDatabase[dict[str, Any]] = self._client.get_default_database()
         self.outbox: AsyncIOMotorCollection[dict[str, Any]] = self.database["outbox"]
 
-    async def open(
-        self,
-        collections: dict[str, dict[str, Any]],
-        indexes: Sequence[tuple[str, list[tuple[str, int]], dict[str, Any]]],
-    ) -> None:
-        """Makes collections with their validators and indexes, or brings them up to date; raises StoreUnavailable."""
+    async def open(self, schema: Schema) -> None:
+        """Brings the database up to the schema unless it is there, or beyond, already; raises StoreUnavailable."""
+        migrations = self.database["migrations"]
+        async with self.exclusively():
+            done = await migrations.find_one({"_id": "schema"})
+            if done and done["version"] >= schema.version:
+                return
+            await self._migrate(schema)
+            await migrations.replace_one({"_id": "schema"}, {"version": schema.version}, upsert=True)
+
+    async def _migrate(self, schema: Schema) -> None:
+        existing = {
+            found["name"]: found.get("options", {}).get("validator", {})
+            async for found in await self.database.list_collections()
+        }
+        for name, validator in {"outbox": {}, **schema.collections}.items():
+            if name not in existing:
+                try:
+                    await self.database.create_collection(name, check_exists=False, validator=validator)
+                except OperationFailure as error:
+                    if error.code != 48:  # a replica of a version that takes no lock has made it meanwhile
+                        raise
+            elif existing[name] != validator:
+                # Only when it differs: it waits for every transaction, and everybody else waits behind it.
+                await self.database.command("collMod", name, validator=validator)
+        for name, keys, options in schema.indexes:
+            await self.database[name].create_index(keys, **options)
+
+    async def check(self) -> None:
+        """Raises StoreUnavailable unless a primary answers within CHECK_WITHIN."""
         async with self.boundary():
-            existing = {
-                found["name"]: found.get("options", {}).get("validator", {})
-                async for found in await self.database.list_collections()
-            }
-            for name, validator in {"outbox": {}, **collections}.items():
-                if name not in existing:
-                    try:
-                        await self.database.create_collection(name, check_exists=False, validator=validator)
-                    except OperationFailure as error:
-                        if error.code != 48:  # made by another replica meanwhile
-                            raise
-                elif existing[name] != validator:
-                    # Only when it differs: it waits for every transaction, and everybody else waits behind it.
-                    await self.database.command("collMod", name, validator=validator)
-            for name, keys, options in indexes:
-                await self.database[name].create_index(keys, **options)
+            async with asyncio.timeout(CHECK_WITHIN):
+                answer = await self._client.admin.command("hello")
+        if not answer.get("isWritablePrimary"):
+            raise StoreUnavailable("the service's store does not take writes: repeat the call")
+
+    @asynccontextmanager
+    async def exclusively(self) -> AsyncIterator[None]:
+        """At most one process of all replicas is in such a block, whatever it does there; others wait their turn.
+
+        Raises StoreUnavailable when the turn does not come within LOCK_WITHIN, or when the lock was lost. A process
+        that dies or hangs in the block keeps the others waiting for lease.LEASE at most.
+        """
+        migrations, holder = self.database["migrations"], uuid.uuid4().hex
+        # By the server's clock: a replica whose own is wrong holds nothing for longer.
+        free = {"_id": "lock", "$expr": {"$or": [{"$eq": ["$holder", holder]}, {"$lt": ["$held_until", "$$NOW"]}]}}
+        hold = {"$set": {"holder": holder, "held_until": {"$add": ["$$NOW", lease.LEASE * 1000]}}}
+
+        async def take() -> None:
+            if not (await migrations.update_one(free, [hold])).matched_count:
+                raise TimeoutError("another replica has the lock")
+
+        async with self.boundary():
+            try:
+                await migrations.update_one({"_id": "lock"}, {"$setOnInsert": {"held_until": EPOCH}}, upsert=True)
+            except DuplicateKeyError:
+                pass  # made by another replica meanwhile
+            deadline = asyncio.get_running_loop().time() + LOCK_WITHIN
+            while True:
+                try:
+                    await take()
+                    break
+                except TimeoutError:
+                    if asyncio.get_running_loop().time() > deadline:
+                        raise
+                await asyncio.sleep(LOCK_POLL)
+            try:
+                async with lease.renewed(take):
+                    yield
+            finally:
+                await migrations.update_one({"_id": "lock", "holder": holder}, {"$set": {"held_until": EPOCH}})
 
     def close(self) -> None:
         """Closes every connection."""
@@ -88,41 +181,34 @@ class Mongo:
 
     @asynccontextmanager
     async def boundary(self) -> AsyncIterator[None]:
-        """Raises StoreUnavailable for the driver's ways to say that the server is away."""
+        """Raises StoreUnavailable for the driver's ways to say that the server is not here, or not now."""
         try:
             yield
-        except PyMongoError as error:
-            away = (
-                isinstance(error, ConnectionFailure | AutoReconnect | ExecutionTimeout | WTimeoutError) or error.timeout
-            )
-            # A commit whose fate is unknown is repeated by the caller: every transaction here is idempotent by state.
-            transient = any(map(error.has_error_label, ("TransientTransactionError", "UnknownTransactionCommitResult")))
-            transient = transient or getattr(error, "code", None) in _SHUTTING_DOWN
-            if away or transient:
-                raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
-            raise
+        except (PyMongoError, TimeoutError) as error:
+            if not _is_away(error):
+                raise
+            if _lost_race(error):
+                raise LostRace("another transaction was in the way") from error
+            raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
 
-    async def transaction(self, work: Callable[[AsyncIOMotorClientSession], Coroutine[Any, Any, R]]) -> R:
-        """Runs `work` in a snapshot transaction and commits it; again from the start if another one was in its way."""
-        tries = 0
-
-        async def patiently(session: AsyncIOMotorClientSession) -> R:
-            # Motor would try again at once, and so would all others that lost. The server does not know of the
-            # transaction yet: what it will read is what is there after the pause.
-            nonlocal tries
-            if tries:
-                await asyncio.sleep(random.uniform(0, min(RETRY_PAUSE * 2**tries, MAX_RETRY_PAUSE)))  # noqa: S311
-            tries += 1
-            return await work(session)
-
+    @asynccontextmanager
+    async def unit_of_work(self, wake: Callable[[], None]) -> "AsyncIterator[Transaction]":
+        """One snapshot transaction; see unit_of_work. `wake` is called after the commit of events, for the relay."""
         async with self.boundary(), await self._client.start_session() as session:
-            result: R = await session.with_transaction(
-                patiently,
+            session.start_transaction(
                 read_concern=ReadConcern("snapshot"),
                 write_concern=WriteConcern("majority", j=True),
                 read_preference=ReadPreference.PRIMARY,
             )
-            return result
+            transaction = Transaction(self, session)
+            try:
+                yield transaction
+            except BaseException:
+                await session.abort_transaction()
+                raise
+            await _commit(session)
+        if transaction.has_events:
+            wake()
 
     async def backlog(self) -> tuple[int, float]:
         """See OutboxStore."""
@@ -163,11 +249,54 @@ class Mongo:
             if rows:
                 await self.outbox.delete_many({"held_by": lease})
 
-    async def enqueue(self, session: AsyncIOMotorClientSession, rows: Sequence[Outgoing]) -> None:
-        """Writes events beside the state they tell of, in the caller's transaction."""
+
+class Transaction:
+    """What an adapter's unit of work reads and writes with: every operation takes the `session`."""
+
+    def __init__(self, mongo: Mongo, session: AsyncIOMotorClientSession) -> None:
+        self._outbox, self.session = mongo.outbox, session
+        self.has_events = False
+        """Whether events were written, of which the relay is to know after the commit."""
+
+    async def enqueue(self, rows: Sequence[Outgoing]) -> None:
+        """Writes events beside the state they tell of."""
         if rows:
             about = {"held_until": EPOCH, "enqueued": datetime.now(UTC)}
-            await self.outbox.insert_many([_document(row) | about for row in rows], session=session)
+            await self._outbox.insert_many([_document(row) | about for row in rows], session=self.session)
+            self.has_events = True
+
+
+async def _commit(session: AsyncIOMotorClientSession) -> None:
+    """Commits; asks again what became of it when that is not known, which the server answers without doing it twice."""
+    for _ in range(COMMIT_TRIES - 1):
+        try:
+            await session.commit_transaction()
+            return
+        except PyMongoError as error:
+            if not error.has_error_label("UnknownTransactionCommitResult"):
+                raise
+    await session.commit_transaction()
+
+
+def _lost_race(error: PyMongoError | TimeoutError) -> bool:
+    """Whether the server undid the transaction because of another one. It says the same when it steps down."""
+    undone = isinstance(error, OperationFailure) and error.has_error_label("TransientTransactionError")
+    return undone and _AWAY.isdisjoint(_codes(error))
+
+
+def _is_away(error: PyMongoError | TimeoutError) -> bool:
+    if isinstance(error, TimeoutError | ConnectionFailure | ExecutionTimeout | WTimeoutError) or error.timeout:
+        return True
+    return any(map(error.has_error_label, _AWAY_LABELS)) or not _AWAY.isdisjoint(_codes(error))
+
+
+def _codes(error: PyMongoError | TimeoutError) -> Iterator[int]:
+    """The server's codes in an error, also those of a bulk write's single writes."""
+    if isinstance(error, OperationFailure) and error.code is not None:
+        yield error.code
+    if isinstance(error, BulkWriteError):
+        problems = [*error.details.get("writeErrors", ()), *error.details.get("writeConcernErrors", ())]
+        yield from (problem["code"] for problem in problems)
 
 
 def _document(row: Outgoing) -> dict[str, Any]:

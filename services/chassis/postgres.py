@@ -1,38 +1,51 @@
 """Postgres: the pool, transactions with one error boundary, migrations, and the outbox table."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
+from urllib.parse import urlsplit
 
 import asyncpg
+from asyncpg.connect_utils import SessionAttribute
 
-from .errors import StoreUnavailable
+from . import lease
 from .events.outbox import REFUSED_PAUSE, Outgoing, Refused
+from .unit_of_work import LostRace, StoreUnavailable
 
 if TYPE_CHECKING:
     Connection: TypeAlias = asyncpg.pool.PoolConnectionProxy[asyncpg.Record]
 else:
     Connection = asyncpg.pool.PoolConnectionProxy
 
-# Errors after which the statement may succeed elsewhere or later, as it is.
+# What says "not here, not now": the same statement may succeed on another server or later, so the item that it is about
+# is never to blame.
 _AWAY = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # also how a connection that was cut between two statements shows in the second
+    asyncpg.InternalClientError,  # a connection that was cut between two statements; no host that takes writes
     asyncpg.PostgresConnectionError,
+    asyncpg.ReadOnlySQLTransactionError,  # a primary that was demoted, or is being switched over
     asyncpg.OperatorInterventionError,  # the server shuts down or starts up, or cancelled the statement
-    asyncpg.InsufficientResourcesError,
+    asyncpg.InsufficientResourcesError,  # too many connections, disk full, out of memory
+    asyncpg.PostgresSystemError,  # the disk failed
     asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.DeadlockDetectedError,
-    asyncpg.SerializationError,
-    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidAuthorizationSpecificationError,  # the role or its password is not there yet
+    asyncpg.InvalidCatalogNameError,  # neither is the database
 )
+# What another transaction did, and not the server.
+_LOST_RACE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
+
+ACQUIRE_WITHIN = 5.0  # seconds for a connection of the pool to be free, or made
+CONNECT_WITHIN = 4.0  # seconds for all hosts of the URL together; a host that is off does not even refuse
+CHECK_WITHIN = 2.0  # seconds
 CLOSE_WITHIN = 5.0  # seconds for connections in use to be given back
 IDLE_IN_TRANSACTION = 15.0  # seconds; the relay waits for the stream in one, twice 5 s and twice 1 s at most
+LOCK_WITHIN = 10.0  # seconds to wait for what another replica does exclusively, before the caller is told to come back
+EXCLUSIVE = int.from_bytes(b"migrate", "big") % 2**62  # the key of the advisory lock
 
 OUTBOX = """
 CREATE TABLE IF NOT EXISTS outbox (
@@ -71,38 +84,44 @@ VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9 + 1,
 BACKLOG = """
 SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(enqueued)), 0)::float8 AS oldest FROM outbox"""
 
+REFUSES_WRITES = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
+
 ENQUEUE = """
 INSERT INTO outbox (id, key, subject, time, traceparent, payload)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::bytea[])"""
 
 
 class Database:
-    """A service's own database."""
+    """A service's own database. `url` may name several hosts, of which one takes writes at a time."""
 
     def __init__(self, url: str, max_connections: int = 10) -> None:
-        self._url, self._max = url, max_connections
+        self._max = max_connections
+        self._urls = _url_per_host(url)  # the host that took writes last comes first
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
+        self._probe: asyncpg.Connection[asyncpg.Record] | None = None
 
     async def open(self, migrations: Path) -> None:
         """Connects and brings the schema up to date; raises StoreUnavailable when the server is not there."""
         with _boundary():
             if self._pool is None:
                 self._pool = await asyncpg.create_pool(
-                    self._url,
+                    connect=self._connect,
                     min_size=1,
                     max_size=self._max,
                     command_timeout=10,
                     max_inactive_connection_lifetime=0,
                     # A process that hangs in a transaction, or a host that is gone, must not hold its rows for ever.
-                    server_settings={"idle_in_transaction_session_timeout": str(int(IDLE_IN_TRANSACTION * 1000))},
+                    server_settings={"idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION)},
                     # Nothing here leaves a connection changed; asyncpg's reset is one more round trip for every use.
                     reset=_nothing_to_reset,
                 )
-            async with self._pool.acquire() as connection:
-                await _migrate(connection, migrations)
+        async with self.exclusively(), self.connection() as connection:
+            await _migrate(connection, migrations)
 
     async def close(self) -> None:
         """Closes every connection; what is still in use after CLOSE_WITHIN is cut."""
+        if self._probe is not None:
+            self._probe.terminate()
         if self._pool is not None:
             try:
                 await asyncio.wait_for(self._pool.close(), CLOSE_WITHIN)
@@ -111,18 +130,106 @@ class Database:
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
-        """A connection without a transaction: for single statements. Raises StoreUnavailable."""
+        """A connection without a transaction: for single statements. Raises StoreUnavailable.
+
+        A session in which the server turned out to be away is thrown away, and so are the idle ones beside it, which
+        are on the same server: a session that was read-only once stays so after the server takes writes again.
+        """
         with _boundary():
             if self._pool is None:
                 raise OSError("not open yet")
-            async with self._pool.acquire(timeout=5) as connection:
-                yield connection
+            async with self._pool.acquire(timeout=ACQUIRE_WITHIN) as connection:
+                try:
+                    yield connection
+                except Exception as error:
+                    if _is_away(error):
+                        connection.terminate()
+                        await self._pool.expire_connections()
+                    raise
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """A connection in a transaction: committed when the block ends, undone when it raises."""
         async with self.connection() as connection, connection.transaction():
             yield connection
+
+    async def check(self) -> None:
+        """Raises StoreUnavailable unless the server takes writes now, by its own words, within CHECK_WITHIN.
+
+        It is asked on a connection of its own, so that a pool in which all are busy is not taken for an absent server.
+        """
+        with _boundary():
+            async with asyncio.timeout(CHECK_WITHIN):
+                if self._probe is None or self._probe.is_closed():
+                    self._probe = await self._connect()
+                try:
+                    refuses = await self._probe.fetchval(REFUSES_WRITES)
+                except BaseException:
+                    self._probe.terminate()
+                    raise
+            if refuses:
+                self._probe.terminate()
+                if self._pool is not None:
+                    await self._pool.expire_connections()
+                raise asyncpg.ReadOnlySQLTransactionError("the server does not take writes")
+
+    @asynccontextmanager
+    async def exclusively(self) -> AsyncIterator[None]:
+        """At most one process of all replicas is in such a block, whatever it does there; others wait their turn.
+
+        Raises StoreUnavailable when the turn does not come within LOCK_WITHIN, or when the lock was lost. The lock is
+        the session's, and the session is ended with the block: a connection that went back to the pool after a
+        cancellation would keep it. A process that hangs for longer than lease.LEASE loses it too.
+        """
+        settings = {
+            "idle_session_timeout": _milliseconds(lease.LEASE),
+            "tcp_keepalives_idle": "10",  # of a host that is gone nothing else would tell
+            "tcp_keepalives_interval": "5",
+            "tcp_keepalives_count": "3",
+        }
+        with _boundary():
+            connection = await self._connect(server_settings=settings)
+            try:
+                await connection.execute("SELECT pg_advisory_lock($1)", EXCLUSIVE, timeout=LOCK_WITHIN)
+                async with lease.renewed(lambda: connection.execute("SELECT 1", timeout=lease.LEASE / 6)):
+                    yield
+            finally:
+                connection.terminate()
+
+    async def _connect(self, *_: object, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+        """A new session on the host that takes writes.
+
+        asyncpg can try several hosts too, but gives the first of them that is switched off all the time that there is.
+        """
+        problem: Exception = OSError("no host")
+        within, read_write = CONNECT_WITHIN / len(self._urls), SessionAttribute.read_write
+        for url in list(self._urls):
+            try:
+                connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
+                    url, timeout=within, target_session_attrs=read_write, **options
+                )
+            except Exception as error:
+                if not _is_away(error):
+                    raise
+                problem = error
+            else:
+                self._urls.sort(key=lambda other: other != url)
+                return connection
+        raise problem
+
+    @asynccontextmanager
+    async def unit_of_work(self, wake: Callable[[], None]) -> "AsyncIterator[Transaction]":
+        """One transaction; see unit_of_work. `wake` is called after the commit of events, for the relay."""
+        async with self.connection() as connection:
+            transaction = Transaction(connection)
+            try:
+                yield transaction
+            except BaseException:
+                await transaction.end(commit=False)
+                raise
+            await transaction.end(commit=True)
+        if transaction.has_events:
+            wake()
 
     async def backlog(self) -> tuple[int, float]:
         """See OutboxStore."""
@@ -146,14 +253,84 @@ class Database:
                 await connection.executemany(PUT_OFF, [(*row.values(), REFUSED_PAUSE) for row in put_off])
 
 
+class Transaction:
+    """What an adapter's unit of work reads and writes with.
+
+    The transaction begins with the first rows that are held. What writes with a single statement and holds nothing
+    needs none, and saves two round trips.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._transaction: asyncpg.transaction.Transaction | None = None
+        self._has_written = False
+        self.has_events = False
+        """Whether events were written, of which the relay is to know after the commit."""
+
+    async def begin(self) -> None:
+        """From here on all is done or nothing."""
+        if self._transaction is None:
+            if self._has_written:
+                raise RuntimeError("what was written before the transaction began is not part of it")
+            transaction = self._connection.transaction()
+            await transaction.start()
+            self._transaction = transaction
+
+    async def hold(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        """Reads rows FOR UPDATE: nobody else changes them before the end."""
+        await self.begin()
+        return await self.read(sql, *arguments)
+
+    async def read(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        """Reads rows."""
+        return await self._connection.fetch(sql, *arguments)
+
+    async def write(self, sql: str, *arguments: object) -> int:
+        """Writes rows; returns how many."""
+        if self._transaction is None:
+            if self._has_written:
+                raise RuntimeError("a second statement writes, and no transaction is around the two")
+            self._has_written = True
+        return int((await self._connection.execute(sql, *arguments)).split()[-1])
+
+    async def enqueue(self, rows: Sequence[Outgoing]) -> None:
+        """Writes events beside the state they tell of."""
+        if rows:
+            await self.write(ENQUEUE, *columns(rows, *OUTBOX_COLUMNS))
+            self.has_events = True
+
+    async def end(self, *, commit: bool) -> None:
+        """Commits or undoes what was begun; for Database alone."""
+        if self._transaction is not None:
+            await (self._transaction.commit() if commit else self._transaction.rollback())
+
+
 @contextmanager
 def _boundary() -> Iterator[None]:
     try:
         yield
-    except _AWAY as error:
-        if isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError):
-            raise  # not a URL of Postgres: waiting does not help
+    except _LOST_RACE as error:
+        raise LostRace("another transaction was in the way") from error
+    except Exception as error:
+        if not _is_away(error):
+            raise
         raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
+
+
+def _is_away(error: Exception) -> bool:
+    # Not a URL of Postgres: waiting does not help.
+    configuration = isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
+    return isinstance(error, _AWAY) and not configuration
+
+
+def _url_per_host(url: str) -> list[str]:
+    parts = urlsplit(url)
+    login, at, hosts = parts.netloc.rpartition("@")
+    return [parts._replace(netloc=f"{login}{at}{host}").geturl() for host in hosts.split(",")]
+
+
+def _milliseconds(seconds: float) -> str:
+    return str(int(seconds * 1000))
 
 
 def columns(items: Sequence[object], *names: str) -> list[list[Any]]:
@@ -164,31 +341,20 @@ def columns(items: Sequence[object], *names: str) -> list[list[Any]]:
 OUTBOX_COLUMNS = ("id", "key", "subject", "time", "traceparent", "payload")
 
 
-async def enqueue(connection: Connection, rows: Sequence[Outgoing]) -> None:
-    """Writes events beside the state they tell of, in the caller's transaction."""
-    if rows:
-        await connection.execute(ENQUEUE, *columns(rows, *OUTBOX_COLUMNS))
-
-
 async def _nothing_to_reset(_: object) -> None:
     pass
 
 
 async def _migrate(connection: Connection, folder: Path) -> None:
-    """Runs each of the folder's .sql files once, in order, forward only; one replica at a time."""
-    key = int.from_bytes(b"migrate", "big") % 2**62
-    await connection.execute("SELECT pg_advisory_lock($1)", key)
-    try:
-        await connection.execute(
-            "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"
-        )
-        await connection.execute(OUTBOX)
-        done = {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
-        files = sorted(folder.glob("*.sql"))  # noqa: ASYNC240 - at start, before anything is served
-        for name, sql in [("outbox-refused", OUTBOX_REFUSED), *((file.name, file.read_text()) for file in files)]:
-            if name not in done:
-                async with connection.transaction():
-                    await connection.execute(sql, timeout=3600)
-                    await connection.execute("INSERT INTO migrations (name) VALUES ($1)", name)
-    finally:
-        await connection.execute("SELECT pg_advisory_unlock($1)", key)
+    """Runs each of the folder's .sql files once, in order, forward only."""
+    await connection.execute(
+        "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"
+    )
+    await connection.execute(OUTBOX)
+    done = {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
+    files = sorted(folder.glob("*.sql"))  # noqa: ASYNC240 - at start, before anything is served
+    for name, sql in [("outbox-refused", OUTBOX_REFUSED), *((file.name, file.read_text()) for file in files)]:
+        if name not in done:
+            async with connection.transaction():
+                await connection.execute(sql, timeout=3600)
+                await connection.execute("INSERT INTO migrations (name) VALUES ($1)", name)

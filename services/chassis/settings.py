@@ -1,6 +1,7 @@
 """Configuration from outside: environment variables, and secrets from files."""
 
 import os
+import re
 import sys
 from typing import Annotated, Self
 from urllib.parse import urlsplit
@@ -8,6 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, Json, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+_HOST = re.compile(r"(\[[0-9A-Fa-f:.]+]|[^][:\s]+)(:[0-9]{1,5})?")  # with a port or without
 Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
 
 
@@ -21,7 +23,7 @@ class Settings(BaseSettings):
     metrics_listen: Address = "0.0.0.0:9090"
     """Address of the Prometheus endpoint, host:port."""
     database_url: SecretStr
-    """The service's own store; a file in SECRETS_DIR."""
+    """The service's own store; a file in SECRETS_DIR. Of several hosts the one that takes writes is used."""
     nats_url: str
     """NATS servers, comma separated."""
     nats_user: str
@@ -53,11 +55,12 @@ class Settings(BaseSettings):
     def _is_a_url(cls, value: SecretStr) -> SecretStr:
         try:
             parts = urlsplit(value.get_secret_value())
-            whole = parts.scheme and parts.hostname and parts.path.strip("/")
+            hosts = parts.netloc.rpartition("@")[2].split(",")
+            whole = parts.scheme and parts.path.strip("/") and all(map(_HOST.fullmatch, hosts))
         except ValueError:  # whose text quotes the value
             whole = None
         if not whole:
-            raise ValueError("should be scheme://user:password@host:port/database")
+            raise ValueError("should be scheme://user:password@host:port,host:port/database")
         return value
 
     @classmethod

@@ -1,14 +1,17 @@
 """Reservation's use cases, and its ports."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
 from uuid import UUID
 
+from services.chassis.unit_of_work import repeated_after_lost_race
+
 from .domain import (
     Appointment,
     ApprovalBusy,
-    Rejection,
+    RejectionReason,
     Request,
     RequestIdReused,
     Reservation,
@@ -21,21 +24,31 @@ Clock = Callable[[], datetime]
 class Approval(Protocol):
     """Says yes or no at once."""
 
-    async def decide(self, request: Request) -> tuple[Appointment, Rejection | None]:
+    async def decide(self, request: Request) -> tuple[Appointment, RejectionReason | None]:
         """The decision, the same one for every repeat.
 
         Raises ApprovalBusy, RequestIdReused, UnknownHospital or DatePassed.
         """
 
 
-class Reservations(Protocol):
-    """Where reservations are kept. Every write is one transaction, with its events."""
+class UnitOfWork(Protocol):
+    """What one transaction sees and changes."""
 
     async def add(self, reservations: Sequence[Reservation]) -> None:
-        """Stores those that are not there yet; those that are stay as they are."""
+        """Writes those that are not there yet, with their events; those that are there stay as they are."""
 
-    async def change(self, ids: Sequence[UUID], rule: Callable[[Reservation], None]) -> Sequence[Reservation]:
-        """Holds those that are there still, applies the rule to each, writes what it changed, and returns them."""
+    async def held(self, ids: Sequence[UUID]) -> Sequence[Reservation]:
+        """Those that are there; nobody else changes them until the end."""
+
+    async def save(self, reservations: Sequence[Reservation]) -> None:
+        """Writes those that have changed since they were held, with their events."""
+
+
+class Reservations(Protocol):
+    """Where reservations are kept."""
+
+    def unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
+        """One transaction: committed with its events when the block ends, undone when it raises."""
 
     async def get(self, reservation_id: UUID) -> Reservation | None:
         """Reads one."""
@@ -66,26 +79,33 @@ class ReservationDesk:
                 raise RequestIdReused("used before for another hospital, date or vaccine; use a new one") from None
             return Reservation.decided(known.appointment, known.rejection)
         reservation = Reservation.decided(appointment, rejection)
-        await self._reservations.add([reservation])
+        async with self._reservations.unit_of_work() as work:
+            await work.add([reservation])
         return reservation
 
+    @repeated_after_lost_race
     async def cancel(self, customer_id: str, reservation_id: UUID) -> Reservation:
         """Asks vaccine management, which may be down, to take the dose back."""
-        await self.get(customer_id, reservation_id)
-        now = self._clock()
-        [reservation] = await self._reservations.change([reservation_id], lambda r: r.request_cancellation(now))
+        async with self._reservations.unit_of_work() as work:
+            held = await work.held([reservation_id])
+            reservation = _own(customer_id, reservation_id, held[0] if held else None)
+            reservation.request_cancellation(self._clock())
+            await work.save([reservation])
         return reservation
 
     async def get(self, customer_id: str, reservation_id: UUID) -> Reservation:
         """The customer's own; raises UnknownReservation for everybody else's too."""
-        reservation = await self._reservations.get(reservation_id)
-        if reservation is None or reservation.appointment.customer_id != customer_id:
-            raise UnknownReservation(f"you have no reservation {reservation_id}")
-        return reservation
+        return _own(customer_id, reservation_id, await self._reservations.get(reservation_id))
 
     async def page(self, customer_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Reservation]:
         """The customer's own, newest decision first."""
         return await self._reservations.page(customer_id, after, limit)
+
+
+def _own(customer_id: str, reservation_id: UUID, found: Reservation | None) -> Reservation:
+    if found is None or found.appointment.customer_id != customer_id:
+        raise UnknownReservation(f"you have no reservation {reservation_id}")
+    return found
 
 
 class Followup:
@@ -94,22 +114,38 @@ class Followup:
     def __init__(self, reservations: Reservations) -> None:
         self._reservations = reservations
 
-    async def decided(self, decisions: Sequence[tuple[Appointment, Rejection | None]]) -> None:
+    @repeated_after_lost_race
+    async def decided(self, decisions: Sequence[tuple[Appointment, RejectionReason | None]]) -> None:
         """Approval decided: if the process that asked has died, this makes the reservation in its place."""
-        await self._reservations.add([Reservation.decided(a, rejection) for a, rejection in decisions])
+        async with self._reservations.unit_of_work() as work:
+            await work.add([Reservation.decided(a, rejection) for a, rejection in decisions])
 
+    @repeated_after_lost_race
     async def completed(self, appointments: Sequence[Appointment]) -> None:
         """Vaccine management set doses aside."""
-        await self._change(appointments, Reservation.complete)
+        async with self._reservations.unit_of_work() as work:
+            reservations = await _granted(work, appointments)
+            for reservation in reservations:
+                reservation.complete()
+            await work.save(reservations)
 
+    @repeated_after_lost_race
     async def cancelled(self, appointments: Sequence[Appointment]) -> None:
         """Vaccine management took doses back."""
-        await self._change(appointments, Reservation.cancel)
+        async with self._reservations.unit_of_work() as work:
+            reservations = await _granted(work, appointments)
+            for reservation in reservations:
+                reservation.cancel()
+            await work.save(reservations)
 
-    async def _change(self, appointments: Sequence[Appointment], rule: Callable[[Reservation], None]) -> None:
-        ids = {a.reservation_id: a for a in appointments}
-        for reservation in await self._reservations.change(list(ids), rule):
-            del ids[reservation.appointment.reservation_id]
-        if ids:  # faster than the answer that stores it: a dose is set aside only for what was granted
-            await self._reservations.add([Reservation.decided(a, None) for a in ids.values()])
-            await self._reservations.change(list(ids), rule)
+
+async def _granted(work: UnitOfWork, appointments: Sequence[Appointment]) -> Sequence[Reservation]:
+    """Holds the reservations. A dose is set aside only for what was granted, so one that is missing was granted, and
+    the event was faster than the answer that stores it."""
+    by_id = {a.reservation_id: a for a in appointments}
+    held = await work.held(list(by_id))
+    missing = by_id.keys() - {r.appointment.reservation_id for r in held}
+    if not missing:
+        return held
+    await work.add([Reservation.decided(by_id[reservation_id], None) for reservation_id in missing])
+    return await work.held(list(by_id))

@@ -3,7 +3,8 @@
 import uuid
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from enum import Enum
+from enum import IntEnum
+from typing import NewType
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -21,7 +22,8 @@ class ReservationError(Exception):
     |- DatePassed
     |- UnknownReservation
     |- Rejected
-    `- AppointmentPassed
+    |- AppointmentPassed
+    `- UnknownStatus
     """
 
 
@@ -57,8 +59,15 @@ class AppointmentPassed(ReservationError):
     """The appointment's day has passed."""
 
 
-class Status(Enum):
-    """Where a reservation stands; the values are the contract's ReservationStatus."""
+class UnknownStatus(ReservationError):
+    """The reservation is in a status of a newer version, and what may become of it there is not known here."""
+
+
+class Status(IntEnum):
+    """Where a reservation stands; the values are the contract's ReservationStatus.
+
+    A newer version may have stored a status that has no name here. It is shown as it is, and nobody can cancel from it.
+    """
 
     APPROVED = 1
     REJECTED = 2
@@ -66,13 +75,18 @@ class Status(Enum):
     CANCEL_REQUESTED = 4
     CANCELLED = 5
 
+    @classmethod
+    def _missing_(cls, value: object) -> "Status | None":
+        if not isinstance(value, int) or value < 1:
+            return None
+        unnamed = int.__new__(cls, value)
+        unnamed._name_, unnamed._value_ = f"UNNAMED_{value}", value
+        return unnamed
 
-class Rejection(Enum):
-    """Why approval said no; the values are the contract's DenialReason."""
 
-    DAY_FULL = 1
-    DAY_NOT_OFFERED = 2
-    ACTIVE_BOOKING = 3
+RejectionReason = NewType("RejectionReason", int)
+"""Why approval said no, as its contract numbers the reasons. Reservation decides nothing by it: a number that this
+version has no name for is carried on as it was told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +137,7 @@ class WasRejected:
 
     appointment: Appointment
     at: datetime
-    rejection: Rejection
+    rejection: RejectionReason
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +157,11 @@ class Reservation:
 
     appointment: Appointment
     status: Status
-    rejection: Rejection | None = None
+    rejection: RejectionReason | None = None
     events: list[Event] = field(default_factory=list)
 
     @classmethod
-    def decided(cls, appointment: Appointment, rejection: Rejection | None) -> "Reservation":
+    def decided(cls, appointment: Appointment, rejection: RejectionReason | None) -> "Reservation":
         """A new reservation: APPROVED exactly when approval granted it."""
         at = appointment.decide_time
         if rejection is None:
@@ -160,11 +174,16 @@ class Reservation:
         return (a.hospital_id, a.date, a.vaccine_code) == (request.hospital_id, request.date, request.vaccine_code)
 
     def request_cancellation(self, now: datetime) -> None:
-        """The customer gives it up; a repeat changes nothing. Raises Rejected or AppointmentPassed."""
+        """The customer gives it up; a repeat changes nothing.
+
+        Raises Rejected, AppointmentPassed or UnknownStatus.
+        """
         if self.status in (Status.CANCEL_REQUESTED, Status.CANCELLED):
             return
         if self.status is Status.REJECTED:
             raise Rejected("the reservation was rejected: there is nothing to cancel")
+        if self.status not in (Status.APPROVED, Status.COMPLETED):
+            raise UnknownStatus(f"a newer version gave the reservation the status {self.status.value}")
         if self.appointment.has_passed(now):
             raise AppointmentPassed(
                 f"the appointment's day, {self.appointment.date}, has passed: it can no longer be cancelled"

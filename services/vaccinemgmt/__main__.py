@@ -11,7 +11,7 @@ from services.chassis.settings import Settings
 from services.chassis.telemetry import log
 
 from .adapters import events, grpc, metrics
-from .adapters.mongo import COLLECTIONS, INDEXES, MongoStock
+from .adapters.mongo import SCHEMA, MongoStock
 from .application import Vaccines
 
 
@@ -45,7 +45,7 @@ async def vaccinemgmt() -> None:
         mongo.close()
 
     await service.run(
-        open_store=lambda: mongo.open(COLLECTIONS, INDEXES),
+        open_store=lambda: mongo.open(SCHEMA),
         store=mongo,
         close_store=close,
         relay=relay,

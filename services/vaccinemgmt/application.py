@@ -1,10 +1,13 @@
 """Vaccine management's use cases, and the port to its store."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime, timedelta
-from typing import Protocol, TypeVar
+from typing import Protocol
 from uuid import UUID
+
+from services.chassis.unit_of_work import repeated_after_lost_race
 
 from .domain import (
     Appointment,
@@ -17,13 +20,12 @@ from .domain import (
     give_out,
 )
 
-R = TypeVar("R")
 Clock = Callable[[], datetime]
 # Doses given out in one transaction: it holds the hospital's lots for as long as it takes.
 GIVE_OUT = 500
 
 
-class Ward(Protocol):
+class UnitOfWork(Protocol):
     """What one transaction sees and changes."""
 
     async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
@@ -47,8 +49,8 @@ class Ward(Protocol):
 class Stock(Protocol):
     """Where lots and vaccinations are kept."""
 
-    async def transaction(self, work: Callable[[Ward], Awaitable[R]]) -> R:
-        """Runs `work`, again from the start when another transaction was in its way, and commits it with its events."""
+    def unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
+        """One transaction: committed with its events when the block ends, undone when it raises."""
 
     async def vaccination(self, reservation_id: UUID) -> Vaccination | None:
         """Reads one."""
@@ -72,47 +74,44 @@ class Vaccines:
         self._stock, self._clock = stock, clock
         self._freed = asyncio.Event()
 
+    @repeated_after_lost_race
     async def admit(self, appointments: Sequence[Appointment]) -> None:
         """Approval granted these: each gets a dose if one suits, else waits visibly; what is known already stays."""
-
-        async def work(ward: Ward) -> None:
-            known = await ward.vaccinations([a.reservation_id for a in appointments])
+        async with self._stock.unit_of_work() as work:
+            known = await work.vaccinations([a.reservation_id for a in appointments])
             new = {a.reservation_id: Vaccination(a) for a in appointments if a.reservation_id not in known}
             changed: dict[UUID, Vaccination] = {}
             touched: list[Lot] = []
             for hospital_id in sorted({v.appointment.hospital_id for v in new.values()}):
                 newcomers = [v for v in new.values() if v.appointment.hospital_id == hospital_id]
-                served, lots = await self._serve(ward, hospital_id, newcomers)
+                served, lots = await self._serve(work, hospital_id, newcomers)
                 changed |= {v.appointment.reservation_id: v for v in served}
                 touched += lots
             for vaccination in new.values():
                 if vaccination.dose is None:
                     vaccination.wait()
-            await ward.save(list((changed | new).values()), touched)
+            await work.save(list((changed | new).values()), touched)
 
-        await self._stock.transaction(work)
-
+    @repeated_after_lost_race
     async def cancel(self, appointments: Sequence[Appointment]) -> None:
-        """The customers gave these up: doses go back; a cancellation that comes before approval's word waits for it."""
-
-        async def work(ward: Ward) -> None:
-            known = await ward.vaccinations([a.reservation_id for a in appointments])
+        """The customers gave these up: doses go back. A cancellation that comes before approval's word leaves a
+        cancelled vaccination for the word to find."""
+        async with self._stock.unit_of_work() as work:
+            known = await work.vaccinations([a.reservation_id for a in appointments])
             given_up = {a.reservation_id: known.get(a.reservation_id) or Vaccination(a) for a in appointments}
-            lots = await ward.lots(list({v.dose.lot_id for v in given_up.values() if v.dose}))
+            lots = await work.lots(list({v.dose.lot_id for v in given_up.values() if v.dose}))
             for vaccination in given_up.values():
                 if back := vaccination.cancel():
                     lots[back].put_back()
-            await ward.save([v for v in given_up.values() if v.events], list(lots.values()))
-
-        await self._stock.transaction(work)
+            await work.save([v for v in given_up.values() if v.events], list(lots.values()))
         self._freed.set()
 
+    @repeated_after_lost_race
     async def register(self, hospital_id: str, deliveries: Sequence[Delivery]) -> tuple[Sequence[Lot], int]:
         """Takes deliveries into stock, all or none; returns the lots as they are, and how many are new."""
         arrived = [Lot.of(hospital_id, d, f"deliveries[{i}]") for i, d in enumerate(deliveries)]
-
-        async def work(ward: Ward) -> tuple[Sequence[Lot], int]:
-            lots = await ward.lots([lot.lot_id for lot in arrived])
+        async with self._stock.unit_of_work() as work:
+            lots = await work.lots([lot.lot_id for lot in arrived])
             new: dict[UUID, Lot] = {}
             for i, lot in enumerate(arrived):
                 present = lots.setdefault(lot.lot_id, lot)
@@ -122,32 +121,26 @@ class Vaccines:
                     raise LotConflict(
                         f"deliveries[{i}]", f"lot {lot.lot_number} is registered with another quantity or other dates"
                     )
-            await ward.save([], list(new.values()))
-            return [lots[lot.lot_id] for lot in arrived], len(new)
-
-        result = await self._stock.transaction(work)
+            await work.save([], list(new.values()))
         self._freed.set()
-        return result
+        return [lots[lot.lot_id] for lot in arrived], len(new)
 
+    @repeated_after_lost_race
     async def assign(self, reservation_id: UUID, lot_id: UUID, may: Callable[[str], None]) -> Vaccination:
         """The manager chooses the lot. `may` raises unless the caller may act for the hospital."""
-
-        async def work(ward: Ward) -> Vaccination:
-            vaccination = (await ward.vaccinations([reservation_id])).get(reservation_id)
+        async with self._stock.unit_of_work() as work:
+            vaccination = (await work.vaccinations([reservation_id])).get(reservation_id)
             if vaccination is None:
                 raise UnknownVaccination(f"vaccine management does not know {reservation_id}")
             hospital_id = vaccination.appointment.hospital_id
             may(hospital_id)
             present = vaccination.dose.lot_id if vaccination.dose else lot_id
-            lots = await ward.lots(list({lot_id, present}))
+            lots = await work.lots(list({lot_id, present}))
             if lot_id not in lots or lots[lot_id].hospital_id != hospital_id:
                 raise UnknownLot(f"no such lot at hospital {hospital_id}")
             vaccination.assign(lots[lot_id], lots[present] if vaccination.dose else None)
             if vaccination.events:
-                await ward.save([vaccination], list(lots.values()))
-            return vaccination
-
-        vaccination = await self._stock.transaction(work)
+                await work.save([vaccination], list(lots.values()))
         self._freed.set()  # of the lot it had before
         return vaccination
 
@@ -171,16 +164,17 @@ class Vaccines:
         """Gives free doses to those who wait, everywhere; returns how many got one."""
         total = 0
         for hospital_id in await self._stock.hospitals_to_serve(_earliest(self._clock())):
-
-            async def work(ward: Ward, hospital_id: str = hospital_id) -> int:
-                served, lots = await self._serve(ward, hospital_id, [])
-                if served:
-                    await ward.save(served, lots)
-                return len(served)
-
-            while served := await self._stock.transaction(work):
+            while served := await self._serve_some_waiting(hospital_id):
                 total += served
         return total
+
+    @repeated_after_lost_race
+    async def _serve_some_waiting(self, hospital_id: str) -> int:
+        async with self._stock.unit_of_work() as work:
+            served, lots = await self._serve(work, hospital_id, [])
+            if served:
+                await work.save(served, lots)
+        return len(served)
 
     async def freed(self) -> None:
         """Waits until doses may have become free in this process."""
@@ -188,17 +182,17 @@ class Vaccines:
         self._freed.clear()
 
     async def _serve(
-        self, ward: Ward, hospital_id: str, newcomers: Sequence[Vaccination]
+        self, work: UnitOfWork, hospital_id: str, newcomers: Sequence[Vaccination]
     ) -> tuple[list[Vaccination], Sequence[Lot]]:
         """Newcomers queue behind those who wait. Who got a dose, and the lots it came from."""
-        lots = await ward.free_lots(hospital_id)
+        lots = await work.free_lots(hospital_id)
         if not lots:
             return [], []
         now = self._clock()
         waiting: list[Vaccination] = []
         behind: tuple[datetime, UUID] | None = None
         while len(waiting) < GIVE_OUT:
-            page = await ward.waiting(hospital_id, lots, _earliest(now), behind, GIVE_OUT)
+            page = await work.waiting(hospital_id, lots, _earliest(now), behind, GIVE_OUT)
             waiting += [v for v in page if not v.appointment.has_passed(now)]
             if len(page) < GIVE_OUT:
                 break

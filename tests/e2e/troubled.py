@@ -16,26 +16,27 @@ from typing import Any
 
 
 def main(component: str, service: str) -> None:
-    from services.approval.adapters.postgres import PostgresBooks
+    from services.approval.application import Approval
     from services.chassis.errors import StoreUnavailable
 
     file, dice = Path(os.environ["TROUBLE"]) / component, random.Random(component)
-    decide = PostgresBooks.decide
+    decide = Approval.decide
 
     def ails() -> str:
         return file.read_text() if file.exists() else ""
 
-    async def troubled(self: Any, *args: Any) -> None:
+    async def troubled(self: Any, *args: Any) -> Any:
         while ails() == "slow":  # noqa: ASYNC110 - another process ends it
             await asyncio.sleep(0.01)
         unlucky = ails().startswith("flaky") and dice.random() < float(ails().split()[1])
         if unlucky and dice.random() < 0.5:
             raise StoreUnavailable("away before the commit")
-        await decide(self, *args)
+        answers = await decide(self, *args)
         if unlucky:
             raise StoreUnavailable("away after the commit")
+        return answers
 
-    PostgresBooks.decide = troubled  # type: ignore[method-assign,assignment]
+    Approval.decide = troubled  # type: ignore[method-assign,assignment]
     runpy.run_module(service, run_name="__main__", alter_sys=True)
 
 

@@ -54,12 +54,12 @@ def _after(cls: type, method: str, place: str) -> None:
 
 
 def _places() -> None:
-    from services.approval.adapters.postgres import PostgresBooks
+    from services.approval.application import Approval
     from services.chassis import jetstream
-    from services.reservation.adapters.postgres import PostgresReservations
+    from services.reservation.application import ReservationDesk
 
-    _after(PostgresBooks, "decide", "approval-after-commit")
-    _after(PostgresReservations, "add", "reservation-after-commit")
+    _after(Approval, "decide", "approval-after-commit")
+    _after(ReservationDesk, "create", "reservation-after-commit")
     _after(jetstream.Bus, "publish", "relay-after-publish")
     original = jetstream.Consumer.__init__
 
@@ -93,24 +93,24 @@ def _mutate(name: str) -> None:
 
         jetstream.Consumer._handle_run = handle_run  # type: ignore[method-assign]
     elif name == "publish-before-commit":
-        from services.approval.adapters import postgres
         from services.approval.adapters.events import outgoing
+        from services.approval.adapters.postgres import PostgresUnitOfWork
 
-        write_decisions = postgres._write_decisions
+        save = PostgresUnitOfWork.save
 
-        async def publish_then_write(connection: Any, ledger: Any, replaceable: Any, places: Any) -> None:
+        async def publish_then_save(self: PostgresUnitOfWork, ledger: Any) -> None:
             await _bus().publish([outgoing(event) for event in ledger.events])
             reached("mutant-before-commit")
-            await write_decisions(connection, ledger, replaceable, places)
+            await save(self, ledger)
 
-        postgres._write_decisions = publish_then_write
+        PostgresUnitOfWork.save = publish_then_save  # type: ignore[method-assign]
     elif name == "not-idempotent":
-        from services.vaccinemgmt.adapters.mongo import MongoWard
+        from services.vaccinemgmt.adapters.mongo import MongoUnitOfWork
 
         async def knows_nothing(self: Any, ids: Sequence[Any]) -> dict[Any, Any]:
             return {}
 
-        MongoWard.vaccinations = knows_nothing  # type: ignore[method-assign]
+        MongoUnitOfWork.vaccinations = knows_nothing  # type: ignore[method-assign]
     elif name == "read-then-write":
         from services.approval.adapters import postgres as books
 
@@ -119,14 +119,14 @@ def _mutate(name: str) -> None:
         books.TAKE_PLACES = books.TAKE_PLACES.replace(
             "approved = days.approved + d.n", "approved = least(d.n, capacity)"
         )
-        write = books._write_places
 
-        async def write_what_was_read(connection: Any, ledger: Any, before: dict[Any, int]) -> None:
+        async def write_what_was_read(self: Any, ledger: Any, granted: Sequence[Any], released: Sequence[Any]) -> None:
             await asyncio.sleep(0.01)
-            absolute = {key: 0 for key, n in before.items() if ledger.days[key].approved != n}
-            await write(connection, ledger, absolute)
+            if keys := sorted({(a.hospital_id, a.date) for a in (*granted, *released)}):
+                numbers = [ledger.days[key].approved for key in keys]
+                await self._transaction.write(books.TAKE_PLACES, [h for h, _ in keys], [d for _, d in keys], numbers)
 
-        books._write_places = write_what_was_read
+        books.PostgresUnitOfWork._take_places = write_what_was_read  # type: ignore[method-assign]
     else:
         raise SystemExit(f"no mutation {name}")
 

@@ -27,7 +27,7 @@ from mesh.machine.processes import holder_of
 from services.chassis.events import STREAM, Bus
 from services.chassis.mongo import Mongo
 from services.chassis.postgres import Database
-from services.vaccinemgmt.adapters.mongo import COLLECTIONS, INDEXES
+from services.vaccinemgmt.adapters.mongo import SCHEMA
 from tests.e2e.conftest import eventually
 
 __all__ = ["MIGRATIONS", "OpenBus", "OpenDatabase", "OpenMongo", "Servers", "eventually", "within"]
@@ -153,7 +153,7 @@ async def open_mongo(servers: Servers) -> AsyncIterator[OpenMongo]:
 
     async def open_one() -> Mongo:
         mongo = Mongo(servers.mongo_url(name))
-        await mongo.open(COLLECTIONS, INDEXES)
+        await mongo.open(SCHEMA)
         opened.append(mongo)
         return mongo
 

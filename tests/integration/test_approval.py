@@ -327,7 +327,7 @@ FORBIDDEN = [
     ("INSERT INTO days VALUES ('h1', '2027-04-01', -1)", "days_capacity_check"),
     ("INSERT INTO days VALUES ('nowhere', '2027-04-01', 1)", "days_hospital_id_fkey"),
     ("INSERT INTO decisions SELECT * FROM decisions", "decisions_pkey"),
-    ("UPDATE decisions SET denial = 4", "decisions_denial_check"),
+    ("UPDATE decisions SET denial = -1", "decisions_denial_check"),
     ("UPDATE decisions SET denial = 1, released_at = now()", "only_a_granted_place_is_released"),
     (f"INSERT INTO decisions VALUES (gen_random_uuid(), 'c9', {DECISION}, 0)", "decisions_denial_check"),
     (
@@ -374,15 +374,19 @@ async def test_a_connection_lost_before_the_commit_leaves_neither_decision_nor_e
     assert len(office.woken) == woken + 1
 
 
-async def test_an_error_in_the_rule_leaves_nothing_behind(office: Office) -> None:
+async def test_an_error_in_the_unit_of_work_leaves_nothing_behind(office: Office) -> None:
     await office.offer(1)
     books = PostgresBooks(office.database, lambda: None)
 
-    def breaks(ledger: object) -> None:
-        raise ZeroDivisionError
+    async def breaks() -> None:
+        async with books.unit_of_work() as work:
+            ledger = await work.ledger([asks(1)])
+            ledger.decide(asks(1), NOW)
+            await work.save(ledger)
+            raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await books.decide([asks(1)], breaks)
+        await breaks()
     assert await office.approved() == 0
     assert await office.events() == {}
     assert await office.answers(asks(1)) == [None]  # and no connection is stuck

@@ -22,7 +22,7 @@ from services.chassis.errors import StoreUnavailable
 from services.chassis.jetstream import STREAM, Bus, PublishFailed
 from services.chassis.mongo import Mongo
 from services.chassis.outbox import BATCH, Outgoing, Refused, Relay
-from services.chassis.postgres import Database, enqueue
+from services.chassis.postgres import Database
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 
 from .conftest import MIGRATIONS, OpenBus, OpenDatabase, OpenMongo, Servers, eventually
@@ -41,6 +41,16 @@ def rows(count: int, start: int = 0) -> list[Outgoing]:
     return made
 
 
+def nobody_waits() -> None:
+    """There is no relay to wake."""
+
+
+async def began(work: postgres_module.Transaction | mongo_module.Transaction) -> None:
+    """Postgres' begins by itself with the first rows that are held, and here none are."""
+    if isinstance(work, postgres_module.Transaction):
+        await work.begin()
+
+
 @dataclass
 class Outbox:
     """The outbox of one service, as its replicas see it."""
@@ -53,12 +63,15 @@ class Outbox:
 
     async def write(self, items: Sequence[Outgoing]) -> None:
         """Commits them."""
-        if isinstance(self.store, Database):
-            async with self.store.transaction() as connection:
-                await enqueue(connection, items)
-        else:
-            mongo = self.store
-            await mongo.transaction(lambda session: mongo.enqueue(session, items))
+        async with self.store.unit_of_work(nobody_waits) as work:
+            await work.enqueue(items)
+
+    async def write_and_fail(self, wake: Callable[[], None]) -> None:
+        """Writes events in a unit of work that is then undone."""
+        async with self.store.unit_of_work(wake) as work:
+            await began(work)
+            await work.enqueue(rows(3))
+            raise ZeroDivisionError
 
     async def left(self) -> int:
         """How many have not gone out."""
@@ -395,37 +408,42 @@ async def test_a_relay_whose_lease_was_taken_over_does_not_remove_what_the_other
 async def test_events_of_a_transaction_that_is_undone_are_never_seen(
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext
 ) -> None:
-    store = outbox.store
-
-    async def fails(session: Any = None) -> None:
-        if isinstance(store, Database):
-            async with store.transaction() as connection:
-                await enqueue(connection, rows(3))
-                raise ZeroDivisionError
-        await store.enqueue(session, rows(3))
-        raise ZeroDivisionError
-
     with pytest.raises(ZeroDivisionError):
-        await (fails() if isinstance(store, Database) else store.transaction(fails))
-    assert await Relay(store, bus.publish).publish_some() == 0
+        await outbox.write_and_fail(nobody_waits)
+    assert await Relay(outbox.store, bus.publish).publish_some() == 0
     assert await ids(jetstream) == []
 
 
 async def test_nothing_is_published_before_its_commit(outbox: Outbox, bus: Bus) -> None:
-    store, relay = outbox.store, Relay(outbox.replicas[1], bus.publish)
-    if isinstance(store, Database):
-        async with store.transaction() as connection:
-            await enqueue(connection, rows(3))
-            assert await relay.publish_some() == 0
-    else:
-        mongo = store
-
-        async def work(session: Any) -> None:
-            await mongo.enqueue(session, rows(3))
-            assert await relay.publish_some() == 0
-
-        await mongo.transaction(work)
+    relay = Relay(outbox.replicas[1], bus.publish)
+    async with outbox.store.unit_of_work(nobody_waits) as work:
+        await began(work)
+        await work.enqueue(rows(3))
+        assert await relay.publish_some() == 0
     assert await relay.publish_some() == 3
+
+
+async def test_the_relay_is_woken_after_a_commit_of_events_and_then_alone(outbox: Outbox) -> None:
+    woken: list[int] = []
+
+    async def left() -> None:
+        woken.append(await outbox.left())
+
+    tasks: list[asyncio.Task[None]] = []
+
+    def wake() -> None:
+        tasks.append(asyncio.create_task(left()))
+
+    async with outbox.store.unit_of_work(wake):
+        pass
+    with pytest.raises(ZeroDivisionError):
+        await outbox.write_and_fail(wake)
+    assert tasks == []
+    async with outbox.store.unit_of_work(wake) as work:
+        await work.enqueue(rows(2))
+        assert tasks == []
+    await asyncio.gather(*tasks)
+    assert woken == [2]  # and they were committed by then
 
 
 async def test_a_bus_that_is_not_connected_fails_at_once(servers: Servers) -> None:

@@ -18,10 +18,11 @@ from services.chassis.convert import to_message
 from services.chassis.errors import OtherScope
 from services.chassis.jetstream import Event, Unprocessable
 from services.chassis.mongo import Mongo
+from services.chassis.unit_of_work import repeated_after_lost_race
 from services.vaccinemgmt import application
 from services.vaccinemgmt.adapters.events import handlers
 from services.vaccinemgmt.adapters.mongo import MongoStock
-from services.vaccinemgmt.application import Vaccines, Ward
+from services.vaccinemgmt.application import Vaccines
 from services.vaccinemgmt.domain import (
     Appointment,
     Delivery,
@@ -335,33 +336,33 @@ async def test_a_write_conflict_runs_the_work_again_from_the_start(store: Store)
     await store.vaccines.register("h1", [delivery()])
     seen: list[int] = []
 
-    async def take(ward: Ward) -> int:
-        [lot] = await ward.free_lots("h1")
-        seen.append(lot.free)
-        if len(seen) == 1:  # somebody else takes one in between, and commits
-            await store.replicas[1].admit([appointment()])
-        lot.take()
-        vaccination = Vaccination(appointment(1))
-        vaccination.complete(lot)
-        lot.put_back()  # complete took one more
-        await ward.save([vaccination], [lot])
+    @repeated_after_lost_race
+    async def take() -> int:
+        async with MongoStock(store.mongo, lambda: None).unit_of_work() as work:
+            [lot] = await work.free_lots("h1")
+            seen.append(lot.free)
+            if len(seen) == 1:  # somebody else takes one in between, and commits
+                await store.replicas[1].admit([appointment()])
+            vaccination = Vaccination(appointment(1))
+            vaccination.complete(lot)
+            await work.save([vaccination], [lot])
         return lot.free
 
-    stock = MongoStock(store.mongo, lambda: None)
-    assert await asyncio.wait_for(stock.transaction(take), 20) == 1
+    assert await asyncio.wait_for(take(), 20) == 1
     assert seen == [3, 2]
     assert await store.free() == {"L1": 1}
 
 
 async def test_an_error_in_the_work_leaves_nothing_behind(store: Store) -> None:
-    async def breaks(ward: Ward) -> None:
-        vaccination = Vaccination(appointment())
-        vaccination.wait()
-        await ward.save([vaccination], [Lot.of("h1", DELIVERY, "")])
-        raise ZeroDivisionError
+    async def breaks() -> None:
+        async with MongoStock(store.mongo, lambda: None).unit_of_work() as work:
+            vaccination = Vaccination(appointment())
+            vaccination.wait()
+            await work.save([vaccination], [Lot.of("h1", DELIVERY, "")])
+            raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        await MongoStock(store.mongo, lambda: None).transaction(breaks)
+        await breaks()
     assert (await store.documents(), await store.events(), await store.free()) == ([], {}, {})
 
 

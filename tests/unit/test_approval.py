@@ -151,6 +151,15 @@ def test_the_same_id_with_other_content_is_refused(capacity: int, other: dict[st
     assert ledger.events == told
 
 
+def test_a_recorded_reason_of_a_newer_version_is_what_a_repeat_gets() -> None:
+    ledger, request = books(0), asks()
+    ledger.decide(request, NOW).denial = Denial(7)
+    again = ledger.decide(request, NOW)
+    assert again.denial == 7
+    with pytest.raises(UnknownDecision):
+        ledger.release(request.reservation_id, NOW)
+
+
 def test_an_unknown_hospital_decides_nothing() -> None:
     ledger, request = books(), asks(hospital_id="nowhere")
     with pytest.raises(UnknownHospital, match="nowhere"):

@@ -730,7 +730,17 @@ class TestSettings:
         assert "hunter2" not in line
 
     @pytest.mark.parametrize(
-        "url", ["hunter2", "hunter2:5432/a", "postgresql://a:hunter2@", "//[hunter2", "x://hunter2\uff0f/a"]
+        "url",
+        [
+            "hunter2",
+            "hunter2:5432/a",
+            "postgresql://a:hunter2@",
+            "postgresql://a:hunter2@/a",
+            "postgresql://a:hunter2@h1:5432,/a",
+            "postgresql://a:b@h1:hunter2,h2:5432/a",
+            "//[hunter2",
+            "x://hunter2\uff0f/a",
+        ],
     )
     def test_a_database_url_that_is_none_is_not_quoted(
         self, environment: Path, capsys: pytest.CaptureFixture[str], url: str
@@ -750,6 +760,19 @@ class TestSettings:
         lines = capsys.readouterr().err.splitlines()
         assert end.value.code == 2
         assert [line.split()[1] for line in lines] == ["DATABASE_URL", "NATS_PASSWORD"]
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "postgresql://a:p%40ss@h1:5432,h2:5433/a?sslmode=require",
+            "postgresql://a:p@h1,h2/a",
+            "postgresql://a:p@[::1]:5432,127.0.0.1/a",
+            "mongodb://a:p@m1:27017,m2:27017,m3:27017/a?replicaSet=rs0",
+        ],
+    )
+    def test_a_database_url_may_name_several_hosts(self, environment: Path, url: str) -> None:
+        (environment / "database_url").write_text(url)
+        assert Settings.load().database_url.get_secret_value() == url
 
     @pytest.mark.parametrize("level", ["INFO", "debug", "Warning"])
     def test_a_log_level_may_be_written_as_one_likes(

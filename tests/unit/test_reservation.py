@@ -18,16 +18,19 @@ from services.reservation.domain import (
     CancellationRequested,
     Placed,
     Rejected,
-    Rejection,
+    RejectionReason,
     Request,
     Reservation,
     Status,
+    UnknownStatus,
     WasRejected,
 )
 
 NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
 APPOINTMENT = Appointment(uuid.UUID(int=1), "c1", "h1", "Han River Clinic", "Asia/Seoul", date(2027, 3, 10), "207", NOW)
 OVER = datetime(2027, 3, 10, 15, tzinfo=UTC)  # midnight in Seoul
+DAY_FULL = RejectionReason(1)
+REASONS = [DAY_FULL, *map(RejectionReason, (2, 3, 7))]  # of which this version has no name for the last
 REQUEST = Request("c1", uuid.UUID(int=7), "h1", date(2027, 3, 10), "207")
 
 MOVES: dict[str, Callable[[Reservation], None]] = {
@@ -67,7 +70,18 @@ TABLE: dict[Status, dict[str, Status | type[Exception]]] = {
 
 
 def in_status(status: Status) -> Reservation:
-    return Reservation(APPOINTMENT, status, Rejection.DAY_FULL if status is Status.REJECTED else None)
+    return Reservation(APPOINTMENT, status, DAY_FULL if status is Status.REJECTED else None)
+
+
+def test_from_a_status_of_a_newer_version_nothing_is_completed_or_given_up() -> None:
+    unnamed = Status(9)
+    reservation = in_status(unnamed)
+    reservation.complete()
+    with pytest.raises(UnknownStatus):
+        reservation.request_cancellation(NOW)
+    assert (reservation.status, reservation.events) == (unnamed, [])
+    with pytest.raises(ValueError, match="0 is not a valid"):
+        Status(0)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +106,7 @@ def test_a_reservation_is_approved_exactly_when_approval_granted_it() -> None:
     approved = Reservation.decided(APPOINTMENT, None)
     assert (approved.status, approved.rejection) == (Status.APPROVED, None)
     assert approved.events == [Placed(APPOINTMENT, NOW)]
-    for why in Rejection:
+    for why in REASONS:
         rejected = Reservation.decided(APPOINTMENT, why)
         assert (rejected.status, rejected.rejection) == (Status.REJECTED, why)
         assert rejected.events == [WasRejected(APPOINTMENT, NOW, why)]
@@ -121,8 +135,8 @@ def test_a_reservation_is_about_its_request_and_no_other() -> None:
 class ReservationMachine(RuleBasedStateMachine):
     """What others report, what the customer asks, and midnight, in any order and any number, against the facts."""
 
-    @initialize(why=st.sampled_from([None, *Rejection]))
-    def decide(self, why: Rejection | None) -> None:
+    @initialize(why=st.sampled_from([None, *REASONS]))
+    def decide(self, why: RejectionReason | None) -> None:
         self.reservation, self.now, self.facts = Reservation.decided(APPOINTMENT, why), NOW, set[str]()
         self.rejected = why is not None
 

@@ -1,17 +1,18 @@
 """Approval's books in Postgres."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from datetime import date
 from uuid import UUID
 
 import asyncpg
 
-from services.chassis.errors import StoreUnavailable
-from services.chassis.outbox import Outgoing
-from services.chassis.postgres import Connection, Database, columns, enqueue
+from services.chassis.postgres import Database, Transaction, columns
+from services.chassis.unit_of_work import LostRace
 
-from ..domain import Appointment, Day, Decision, Denial, Event, Hospital, Ledger, Request
+from ..domain import Appointment, Day, Decision, Denial, Granted, Hospital, Ledger, Released, Request
 from .events import outgoing
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
@@ -51,8 +52,34 @@ SELECT * FROM unnest($1::text[], $2::uuid[]) AS a (customer_id, reservation_id) 
 ON CONFLICT (customer_id) DO UPDATE SET reservation_id = excluded.reservation_id
 WHERE active_bookings.reservation_id = ANY ($3::uuid[])"""
 
-# Attempts at a transaction that others get in the way of; each loses only to one that has committed.
-TRIES = 10
+RELEASE = """
+UPDATE decisions SET released_at = r.at FROM unnest($1::uuid[], $2::timestamptz[]) AS r (reservation_id, at)
+WHERE decisions.reservation_id = r.reservation_id"""
+
+DEACTIVATE = "DELETE FROM active_bookings WHERE reservation_id = ANY ($1)"
+
+PUT_HOSPITAL = """
+INSERT INTO hospitals (hospital_id, name, time_zone) VALUES ($1, $2, $3)
+ON CONFLICT (hospital_id) DO UPDATE SET name = excluded.name, time_zone = excluded.time_zone
+WHERE (hospitals.name, hospitals.time_zone) <> (excluded.name, excluded.time_zone)"""
+
+MAKE_DAYS = """
+INSERT INTO days (hospital_id, date, capacity)
+SELECT $1, day::date, 0 FROM generate_series($2::date, $3::date, interval '1 day') AS day
+ON CONFLICT DO NOTHING"""
+
+LOCK_RANGE = """
+SELECT hospital_id, date, capacity, approved FROM days
+WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 ORDER BY date FOR UPDATE"""
+
+SET_CAPACITY = """
+UPDATE days SET capacity = $3
+FROM unnest($1::text[], $2::date[]) AS d (hospital_id, date)
+WHERE days.hospital_id = d.hospital_id AND days.date = d.date AND capacity <> $3"""
+
+OFFERED_DAYS = """
+SELECT hospital_id, date, capacity, approved FROM days
+WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 AND capacity > 0 ORDER BY date"""
 
 
 class PostgresBooks:
@@ -61,58 +88,11 @@ class PostgresBooks:
     def __init__(self, database: Database, wake: Callable[[], None]) -> None:
         self._database, self._wake = database, wake
 
-    async def decide(self, requests: Sequence[Request], rule: Callable[[Ledger], None]) -> None:
+    @asynccontextmanager
+    async def unit_of_work(self) -> AsyncIterator["PostgresUnitOfWork"]:
         """See Books."""
-        days = sorted({(r.hospital_id, r.date) for r in requests})
-        for _ in range(TRIES):
-            try:
-                async with self._database.transaction() as connection:
-                    ledger = await _load(
-                        connection, days, {r.customer_id for r in requests}, {r.reservation_id for r in requests}
-                    )
-                    replaceable = {a.reservation_id for a in ledger.active.values()}
-                    places = {key: day.approved for key, day in ledger.days.items()}
-                    rule(ledger)
-                    await _write_decisions(connection, ledger, replaceable, places)
-                break
-            except (asyncpg.UniqueViolationError, _LostRace):
-                continue
-        else:
-            raise StoreUnavailable("too many calls for the same booking at once: repeat the call")
-        self._wake()
-
-    async def release(self, reservation_ids: Sequence[UUID], rule: Callable[[Ledger], None]) -> None:
-        """See Books."""
-        async with self._database.transaction() as connection:
-            # What a decision is about never changes: read first, so that the locks can be taken in their order.
-            about = await connection.fetch(DECISIONS, list(reservation_ids))
-            days = sorted({(row["hospital_id"], row["date"]) for row in about})
-            ledger = await _load(connection, days, {row["customer_id"] for row in about}, set(reservation_ids))
-            places = {key: day.approved for key, day in ledger.days.items()}
-            rule(ledger)
-            released = [e.appointment for e in ledger.events]
-            await _write_places(connection, ledger, places)
-            await connection.executemany(
-                "UPDATE decisions SET released_at = $2 WHERE reservation_id = $1",
-                [(a.reservation_id, ledger.decisions[a.reservation_id].released_at) for a in released],
-            )
-            await connection.execute(
-                "DELETE FROM active_bookings WHERE reservation_id = ANY ($1)", [a.reservation_id for a in released]
-            )
-            await enqueue(connection, _events(ledger.events))
-        self._wake()
-
-    async def put_hospital(self, hospital: Hospital) -> bool:
-        """See Books."""
-        async with self._database.connection() as connection:
-            row = await connection.fetchrow(
-                """
-                INSERT INTO hospitals (hospital_id, name, time_zone) VALUES ($1, $2, $3)
-                ON CONFLICT (hospital_id) DO UPDATE SET name = excluded.name, time_zone = excluded.time_zone
-                WHERE (hospitals.name, hospitals.time_zone) <> (excluded.name, excluded.time_zone)
-                RETURNING hospital_id""",
-                hospital.hospital_id, hospital.name, hospital.time_zone)  # fmt: skip
-        return row is not None
+        async with self._database.unit_of_work(self._wake) as transaction:
+            yield PostgresUnitOfWork(transaction)
 
     async def hospital(self, hospital_id: str) -> Hospital | None:
         """See Books."""
@@ -126,90 +106,107 @@ class PostgresBooks:
             rows = await connection.fetch(HOSPITALS_PAGE, after, limit)
         return [Hospital(**row) for row in rows]
 
-    async def set_capacity(
-        self, hospital_id: str, first: date, last: date, capacity: int, rule: Callable[[Sequence[Day]], None]
-    ) -> int:
-        """See Books."""
-        async with self._database.transaction() as connection:
-            await connection.execute(
-                """
-                INSERT INTO days (hospital_id, date, capacity)
-                SELECT $1, day::date, 0 FROM generate_series($2::date, $3::date, interval '1 day') AS day
-                ON CONFLICT DO NOTHING""",
-                hospital_id, first, last)  # fmt: skip
-            rows = await connection.fetch(
-                """
-                SELECT hospital_id, date, capacity, approved FROM days
-                WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 ORDER BY date FOR UPDATE""",
-                hospital_id, first, last)  # fmt: skip
-            rule([Day(**row) for row in rows])
-            await connection.execute(
-                "UPDATE days SET capacity = $4 WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 AND capacity <> $4",
-                hospital_id, first, last, capacity)  # fmt: skip
-        return sum(row["capacity"] != capacity for row in rows)
-
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
         """See Books."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(
-                """
-                SELECT hospital_id, date, capacity, approved FROM days
-                WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 AND capacity > 0 ORDER BY date""",
-                hospital_id, first, last)  # fmt: skip
+            rows = await connection.fetch(OFFERED_DAYS, hospital_id, first, last)
         return [Day(**row) for row in rows]
 
 
-class _LostRace(Exception):
-    """Another transaction committed what this one's rule was decided without."""
+class PostgresUnitOfWork:
+    """See application.UnitOfWork."""
 
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+        self._may_give_way: set[UUID] = set()  # the bookings that were active when the ledger was read
 
-async def _load(
-    connection: Connection, days: list[tuple[str, date]], customers: set[str], reservations: set[UUID]
-) -> Ledger:
-    locked = await connection.fetch(LOCK_DAYS, [hospital for hospital, _ in days], [day for _, day in days])
-    active = await connection.fetch(LOCK_ACTIVE, sorted(customers))
-    decisions = await connection.fetch(DECISIONS, [*reservations, *(row["reservation_id"] for row in active)])
-    hospitals = await connection.fetch(HOSPITALS, list({hospital for hospital, _ in days}))
-    decided = {row["reservation_id"]: _decision(row) for row in decisions}
-    return Ledger(
-        hospitals={row["hospital_id"]: Hospital(**row) for row in hospitals},
-        days={(row["hospital_id"], row["date"]): Day(**row) for row in locked},
-        decisions=decided,
-        active={row["customer_id"]: decided[row["reservation_id"]].appointment for row in active},
-    )
-
-
-async def _write_decisions(
-    connection: Connection, ledger: Ledger, replaceable: set[UUID], places: dict[tuple[str, date], int]
-) -> None:
-    made = sorted((e.appointment for e in ledger.events), key=lambda a: a.reservation_id)
-    if not made:
-        return
-    denials = [d.value if (d := ledger.decisions[a.reservation_id].denial) else None for a in made]
-    granted = [a for a, denial in zip(made, denials, strict=True) if denial is None]
-    await _write_places(connection, ledger, places)
-    await connection.execute(DECIDE, *columns(made, *APPOINTMENT), denials)
-    if granted:
-        done = await connection.execute(
-            ACTIVATE, [a.customer_id for a in granted], [a.reservation_id for a in granted], list(replaceable)
-        )
-        if int(done.split()[-1]) != len(granted):
-            raise _LostRace
-    await enqueue(connection, _events(ledger.events))
-
-
-async def _write_places(connection: Connection, ledger: Ledger, before: dict[tuple[str, date], int]) -> None:
-    changed = [
-        (key, ledger.days[key].approved - n) for key, n in sorted(before.items()) if ledger.days[key].approved != n
-    ]
-    if changed:
-        await connection.execute(
-            TAKE_PLACES, [key[0] for key, _ in changed], [key[1] for key, _ in changed], [n for _, n in changed]
+    async def ledger(self, requests: Sequence[Request]) -> Ledger:
+        """See UnitOfWork."""
+        return await self._ledger(
+            {(r.hospital_id, r.date) for r in requests},
+            {r.customer_id for r in requests},
+            {r.reservation_id for r in requests},
         )
 
+    async def ledger_of_decided(self, reservation_ids: Sequence[UUID]) -> Ledger:
+        """See UnitOfWork."""
+        # What a decision is about never changes: it is read first, so that the locks can be taken in their order.
+        about = await self._transaction.read(DECISIONS, list(reservation_ids))
+        return await self._ledger(
+            {(row["hospital_id"], row["date"]) for row in about},
+            {row["customer_id"] for row in about},
+            set(reservation_ids),
+        )
 
-def _events(events: Sequence[Event]) -> list[Outgoing]:
-    return [outgoing(event) for event in events]
+    async def _ledger(self, days: set[tuple[str, date]], customers: set[str], reservations: set[UUID]) -> Ledger:
+        transaction, hospital_ids = self._transaction, [hospital_id for hospital_id, _ in sorted(days)]
+        locked = await transaction.hold(LOCK_DAYS, hospital_ids, [day for _, day in sorted(days)])
+        active = await transaction.hold(LOCK_ACTIVE, sorted(customers))
+        decisions = await transaction.read(DECISIONS, [*reservations, *(row["reservation_id"] for row in active)])
+        hospitals = await transaction.read(HOSPITALS, list(set(hospital_ids)))
+        decided = {row["reservation_id"]: _decision(row) for row in decisions}
+        self._may_give_way = {row["reservation_id"] for row in active}
+        return Ledger(
+            hospitals={row["hospital_id"]: Hospital(**row) for row in hospitals},
+            days={(row["hospital_id"], row["date"]): Day(**row) for row in locked},
+            decisions=decided,
+            active={row["customer_id"]: decided[row["reservation_id"]].appointment for row in active},
+        )
+
+    async def save(self, ledger: Ledger) -> None:
+        """See UnitOfWork."""
+        granted = [e.appointment for e in ledger.events if isinstance(e, Granted)]
+        released = [e for e in ledger.events if isinstance(e, Released)]
+        made = [e.appointment for e in ledger.events if not isinstance(e, Released)]
+        await self._take_places(ledger, granted, [e.appointment for e in released])
+        if made:
+            await self._decide(ledger, made, granted)
+        if released:
+            ids = [e.appointment.reservation_id for e in released]
+            await self._transaction.write(RELEASE, ids, [e.at for e in released])
+            await self._transaction.write(DEACTIVATE, ids)
+        await self._transaction.enqueue([outgoing(event) for event in ledger.events])
+
+    async def _take_places(
+        self, ledger: Ledger, granted: Sequence[Appointment], released: Sequence[Appointment]
+    ) -> None:
+        more = Counter((a.hospital_id, a.date) for a in granted)
+        more.subtract((a.hospital_id, a.date) for a in released)
+        if changed := sorted((key, n) for key, n in more.items() if n):
+            await self._transaction.write(
+                TAKE_PLACES, [key[0] for key, _ in changed], [key[1] for key, _ in changed], [n for _, n in changed]
+            )
+
+    async def _decide(self, ledger: Ledger, made: Sequence[Appointment], granted: Sequence[Appointment]) -> None:
+        """Raises LostRace when another transaction has decided the same, or given the person another booking."""
+        made = sorted(made, key=lambda a: a.reservation_id)
+        denials = [ledger.decisions[a.reservation_id].denial for a in made]
+        try:
+            await self._transaction.write(DECIDE, *columns(made, *APPOINTMENT), denials)
+            activated = await self._activate(granted) if granted else 0
+        except asyncpg.UniqueViolationError as error:
+            raise LostRace("another transaction made the same decision") from error
+        if activated != len(granted):
+            raise LostRace("another transaction gave the person a booking")
+
+    async def _activate(self, granted: Sequence[Appointment]) -> int:
+        customers, ids = [a.customer_id for a in granted], [a.reservation_id for a in granted]
+        return await self._transaction.write(ACTIVATE, customers, ids, list(self._may_give_way))
+
+    async def put_hospital(self, hospital: Hospital) -> bool:
+        """See UnitOfWork."""
+        changed = await self._transaction.write(PUT_HOSPITAL, hospital.hospital_id, hospital.name, hospital.time_zone)
+        return changed == 1
+
+    async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
+        """See UnitOfWork."""
+        await self._transaction.begin()
+        await self._transaction.write(MAKE_DAYS, hospital_id, first, last)
+        return [Day(**row) for row in await self._transaction.hold(LOCK_RANGE, hospital_id, first, last)]
+
+    async def set_capacity(self, days: Sequence[Day], capacity: int) -> None:
+        """See UnitOfWork."""
+        await self._transaction.write(SET_CAPACITY, [d.hospital_id for d in days], [d.date for d in days], capacity)
 
 
 def _decision(row: asyncpg.Record) -> Decision:

@@ -19,7 +19,7 @@ from ..domain import (
     Appointment,
     ApprovalBusy,
     DatePassed,
-    Rejection,
+    RejectionReason,
     Request,
     RequestIdReused,
     ReservationError,
@@ -88,7 +88,7 @@ class GrpcApproval:
         self._stub = approval_service_pb2_grpc.ApprovalServiceStub(channel)
         self._timeout, self._crowd = timeout, Crowd(clock, jitter)
 
-    async def decide(self, request: Request) -> tuple[Appointment, Rejection | None]:
+    async def decide(self, request: Request) -> tuple[Appointment, RejectionReason | None]:
         """See Approval."""
         message = to_message(request, approval_service_pb2.ApproveRequest, reservation_id=str(request.reservation_id))
         span, code = tracing.begin(ABOUT["rpc.method"], "CLIENT", traceparent.get(), ABOUT), StatusCode.CANCELLED

@@ -12,12 +12,12 @@ from vaccination.reservation.v1 import reservation_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
 
 from ..application import Followup
-from ..domain import Appointment, CancellationRequested, Event, Placed, Rejected, Rejection, WasRejected
+from ..domain import Appointment, CancellationRequested, Event, Placed, Rejected, RejectionReason, WasRejected
 
 
-def rejection(reason: int) -> Rejection | None:
-    """A DenialReason of the contract."""
-    return Rejection(reason) if reason else None
+def rejection(reason: int) -> RejectionReason | None:
+    """A DenialReason of the contract, also one that this version does not know; None for an approval."""
+    return RejectionReason(reason) if reason else None
 
 
 def outgoing(event: Event) -> Outgoing:
@@ -28,7 +28,7 @@ def outgoing(event: Event) -> Outgoing:
         case Placed():
             body = reservation_events_pb2.ReservationPlaced(appointment=message)
         case WasRejected(rejection=why):
-            body = reservation_events_pb2.ReservationRejected(appointment=message, rejection_reason=why.value)  # type: ignore[arg-type]
+            body = reservation_events_pb2.ReservationRejected(appointment=message, rejection_reason=why)  # type: ignore[arg-type]
         case CancellationRequested():
             body = reservation_events_pb2.CancellationRequested(appointment=message)
     return Outgoing.of(message.reservation_id, event.at, body)

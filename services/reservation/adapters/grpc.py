@@ -88,7 +88,7 @@ def _message(reservation: Reservation) -> reservation_pb2.Reservation:
         reservation.appointment,
         reservation_pb2.Reservation,
         status=reservation.status.value,
-        rejection_reason=reservation.rejection.value if reservation.rejection else 0,
+        rejection_reason=reservation.rejection or 0,
     )
 
 

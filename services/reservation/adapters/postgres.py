@@ -1,6 +1,7 @@
 """Reservations in Postgres."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from datetime import datetime
 from uuid import UUID
@@ -9,9 +10,9 @@ import asyncpg
 from prometheus_client import Histogram
 
 from services.chassis import clock
-from services.chassis.postgres import OUTBOX_COLUMNS, Database, columns, enqueue
+from services.chassis.postgres import OUTBOX_COLUMNS, Database, Transaction, columns
 
-from ..domain import Appointment, Rejection, Reservation, Status
+from ..domain import Appointment, Reservation, Status
 from .events import outgoing
 
 # From a tenth of a second, when all is well, to days on a waiting list.
@@ -57,42 +58,15 @@ class PostgresReservations:
     def __init__(self, database: Database, wake: Callable[[], None]) -> None:
         self._database, self._wake = database, wake
 
-    async def add(self, reservations: Sequence[Reservation]) -> None:
+    @asynccontextmanager
+    async def unit_of_work(self) -> AsyncIterator["PostgresUnitOfWork"]:
         """See Reservations."""
-        # Sorted, so that two batches that share reservations wait for each other in one order.
-        unique = [r for _, r in sorted({r.appointment.reservation_id: r for r in reservations}.items())]
-        events = [outgoing(event) for r in unique for event in r.events]
-        async with self._database.connection() as connection:
-            done = await connection.execute(
-                ADD,
-                *columns(events, *OUTBOX_COLUMNS),
-                *columns([r.appointment for r in unique], *APPOINTMENT),
-                *columns(unique, "status", "rejection"),
-            )
-        if done != "INSERT 0 0":
-            self._wake()
-
-    async def change(self, ids: Sequence[UUID], rule: Callable[[Reservation], None]) -> Sequence[Reservation]:
-        """See Reservations."""
-        async with self._database.transaction() as connection:
-            rows = await connection.fetch(HOLD, list(ids))
-            reservations = [_reservation(row) for row in rows]
-            for reservation in reservations:
-                rule(reservation)
-            changed = [r for r, row in zip(reservations, rows, strict=True) if r.status.value != row["status"]]
-            events = [outgoing(event) for r in changed for event in r.events]
-            if changed:
-                await connection.execute(
-                    CHANGE, [r.appointment.reservation_id for r in changed], *columns(changed, "status")
-                )
-                await enqueue(connection, events)
-        if events:
-            self._wake()
-        for reservation in changed:
-            if reservation.status is Status.COMPLETED:
-                took = clock.now() - reservation.appointment.decide_time
-                completion_seconds.observe(max(0.0, took.total_seconds()))
-        return reservations
+        async with self._database.unit_of_work(self._wake) as transaction:
+            work = PostgresUnitOfWork(transaction)
+            yield work
+        for reservation in work.completed:
+            took = clock.now() - reservation.appointment.decide_time
+            completion_seconds.observe(max(0.0, took.total_seconds()))
 
     async def get(self, reservation_id: UUID) -> Reservation | None:
         """See Reservations."""
@@ -107,6 +81,43 @@ class PostgresReservations:
         return [_reservation(row) for row in rows]
 
 
+class PostgresUnitOfWork:
+    """See application.UnitOfWork."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self._transaction = transaction
+        self._held: dict[UUID, Status] = {}
+        self.completed: list[Reservation] = []
+
+    async def add(self, reservations: Sequence[Reservation]) -> None:
+        """See UnitOfWork."""
+        # Sorted, so that two batches that share reservations wait for each other in one order.
+        unique = [r for _, r in sorted({r.appointment.reservation_id: r for r in reservations}.items())]
+        events = [outgoing(event) for r in unique for event in r.events]
+        added = await self._transaction.write(
+            ADD,
+            *columns(events, *OUTBOX_COLUMNS),
+            *columns([r.appointment for r in unique], *APPOINTMENT),
+            *columns(unique, "status", "rejection"),
+        )
+        self._transaction.has_events |= added > 0
+
+    async def held(self, ids: Sequence[UUID]) -> Sequence[Reservation]:
+        """See UnitOfWork."""
+        reservations = [_reservation(row) for row in await self._transaction.hold(HOLD, list(ids))]
+        self._held |= {r.appointment.reservation_id: r.status for r in reservations}
+        return reservations
+
+    async def save(self, reservations: Sequence[Reservation]) -> None:
+        """See UnitOfWork."""
+        changed = [r for r in reservations if r.status != self._held[r.appointment.reservation_id]]
+        if changed:
+            ids = [r.appointment.reservation_id for r in changed]
+            await self._transaction.write(CHANGE, ids, *columns(changed, "status"))
+            await self._transaction.enqueue([outgoing(event) for r in changed for event in r.events])
+        self.completed += [r for r in changed if r.status is Status.COMPLETED]
+
+
 def _reservation(row: asyncpg.Record) -> Reservation:
     appointment = Appointment(**{name: row[name] for name in APPOINTMENT})
-    return Reservation(appointment, Status(row["status"]), Rejection(row["rejection"]) if row["rejection"] else None)
+    return Reservation(appointment, Status(row["status"]), row["rejection"])

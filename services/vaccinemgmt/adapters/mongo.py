@@ -1,25 +1,23 @@
 """Lots and vaccinations in MongoDB."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from datetime import date, datetime
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID
 
-from motor.motor_asyncio import AsyncIOMotorClientSession
 from pymongo import ReplaceOne
 
-from services.chassis.mongo import Mongo
+from services.chassis.mongo import Mongo, Schema, Transaction
 from services.chassis.telemetry import traces_by_key
 
-from ..application import Ward
 from ..domain import Appointment, Dose, Lot, Status, Vaccination
 from .events import outgoing
 
-R = TypeVar("R")
 Document = dict[str, Any]
 
-COLLECTIONS: dict[str, Document] = {
+VALIDATORS: dict[str, Document] = {
     "lots": {
         "$expr": {
             "$and": [
@@ -55,6 +53,7 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     ),
     ("outbox", [("time", 1)], {}),
 ]
+SCHEMA = Schema(1, VALIDATORS, INDEXES)  # a change of either is a new version
 
 
 class MongoStock:
@@ -64,15 +63,11 @@ class MongoStock:
         self._mongo, self._wake = mongo, wake
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
 
-    async def transaction(self, work: Callable[[Ward], Awaitable[R]]) -> R:
+    @asynccontextmanager
+    async def unit_of_work(self) -> AsyncIterator["MongoUnitOfWork"]:
         """See Stock."""
-
-        async def run(session: AsyncIOMotorClientSession) -> R:
-            return await work(MongoWard(self._mongo, session))
-
-        result = await self._mongo.transaction(run)
-        self._wake()
-        return result
+        async with self._mongo.unit_of_work(self._wake) as transaction:
+            yield MongoUnitOfWork(self._mongo, transaction)
 
     async def vaccination(self, reservation_id: UUID) -> Vaccination | None:
         """See Stock."""
@@ -109,23 +104,23 @@ class MongoStock:
             return sorted(await self._lots.distinct("hospital_id", stocked)) if waiting else []
 
 
-class MongoWard:
-    """See application.Ward."""
+class MongoUnitOfWork:
+    """See application.UnitOfWork."""
 
-    def __init__(self, mongo: Mongo, session: AsyncIOMotorClientSession) -> None:
-        self._mongo, self._session = mongo, session
+    def __init__(self, mongo: Mongo, transaction: Transaction) -> None:
+        self._transaction, self._session = transaction, transaction.session
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
         self._traces: dict[str, str] = {}
 
     async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
-        """See Ward."""
+        """See UnitOfWork."""
         rows = self._vaccinations.find({"_id": {"$in": [str(i) for i in ids]}}, session=self._session)
         return {(v := self._seen(row)).appointment.reservation_id: v async for row in rows}
 
     async def waiting(
         self, hospital_id: str, lots: Sequence[Lot], since: date, behind: tuple[datetime, UUID] | None, limit: int
     ) -> Sequence[Vaccination]:
-        """See Ward."""
+        """See UnitOfWork."""
         suited = [
             {
                 "vaccine_code": {"$in": ["", lot.vaccine_code]},
@@ -139,17 +134,17 @@ class MongoWard:
         return [self._seen(row) async for row in rows]
 
     async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
-        """See Ward."""
+        """See UnitOfWork."""
         rows = self._lots.find({"hospital_id": hospital_id, "free": {"$gt": 0}}, session=self._session)
         return [_lot(row) async for row in rows]
 
     async def lots(self, ids: Sequence[UUID]) -> dict[UUID, Lot]:
-        """See Ward."""
+        """See UnitOfWork."""
         rows = self._lots.find({"_id": {"$in": [str(i) for i in ids]}}, session=self._session)
         return {(lot := _lot(row)).lot_id: lot async for row in rows}
 
     async def save(self, vaccinations: Sequence[Vaccination], lots: Sequence[Lot]) -> None:
-        """See Ward."""
+        """See UnitOfWork."""
         if lots:
             await self._lots.bulk_write([_put(_lot_document(lot)) for lot in lots], session=self._session)
         # Who has waited goes on in the trace of the request, whoever's delivery or cancellation it is that ends it.
@@ -163,7 +158,7 @@ class MongoWard:
             events = [outgoing(event) for v in vaccinations for event in v.events]
         finally:
             traces_by_key.reset(before)
-        await self._mongo.enqueue(self._session, events)
+        await self._transaction.enqueue(events)
 
     def _seen(self, row: Document) -> Vaccination:
         self._traces[row["_id"]] = row.get("traceparent", "")

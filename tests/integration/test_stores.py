@@ -1,0 +1,421 @@
+"""A store that is not here, or not now: switched over, demoted, full, starting. It is never the item's own fault, and
+with the store everything is back by itself."""
+
+import asyncio
+import hashlib
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import asyncpg
+import pytest
+from motor.motor_asyncio import AsyncIOMotorClient
+from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
+
+from services.chassis import lease, mongo, postgres
+from services.chassis.errors import LostRace, StoreUnavailable
+from services.chassis.mongo import Mongo, Schema
+from services.chassis.outbox import Outgoing, Relay
+from services.chassis.postgres import Database
+from services.vaccinemgmt.adapters.mongo import SCHEMA
+
+from .conftest import MIGRATIONS, OpenDatabase, OpenMongo, Servers, eventually
+from .test_outbox import rows
+
+
+@dataclass
+class Switchover:
+    """A database that an administrator makes read-only and ends the sessions of, and what was done to it meanwhile."""
+
+    admin: asyncpg.Connection
+    url: str
+    database: Database
+
+    @property
+    def name(self) -> str:
+        return urlsplit(self.url).path.strip("/")
+
+    async def begin(self) -> None:
+        await self.admin.execute(f"ALTER DATABASE {self.name} SET default_transaction_read_only = on")
+        await self.end_sessions()
+
+    async def end_sessions(self) -> None:
+        await self.admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", self.name)
+
+    async def end(self) -> None:
+        await self.admin.execute(f"ALTER DATABASE {self.name} RESET default_transaction_read_only")
+
+    async def write(self) -> None:
+        async with self.database.unit_of_work(lambda: None) as work:
+            await work.enqueue(rows(1))
+
+    async def written(self) -> int:
+        async with self.database.connection() as connection:
+            return int(await connection.fetchval("SELECT count(*) FROM outbox"))
+
+
+@pytest.fixture
+async def switchover(servers: Servers) -> AsyncIterator[Switchover]:
+    url = await servers.clone("approval")
+    admin, database = await asyncpg.connect(servers.stores.postgres_url), Database(url)
+    await database.open(MIGRATIONS["approval"])
+    yield Switchover(admin, url, database)
+    await database.close()
+    await admin.close()
+
+
+async def outcomes(act: Callable[[], Awaitable[object]], times: int) -> set[str]:
+    """What becomes of so many calls at once: the names of their exceptions, or nothing."""
+    results = await asyncio.gather(*(act() for _ in range(times)), return_exceptions=True)
+    return {type(result).__name__ for result in results if isinstance(result, BaseException)}
+
+
+async def succeeds(act: Callable[[], Awaitable[object]]) -> bool:
+    """Whether the store is back for this; any other exception than its absence fails the test."""
+    try:
+        await act()
+    except StoreUnavailable:
+        return False
+    return True
+
+
+async def test_a_database_that_refuses_writes_is_away_and_is_back_with_the_same_pool(switchover: Switchover) -> None:
+    await asyncio.gather(*(switchover.write() for _ in range(20)))  # a whole pool of sessions
+    await switchover.begin()
+    for _ in range(3):  # the sessions of before, which were ended, and those that are made meanwhile
+        assert await outcomes(switchover.write, 20) == {"StoreUnavailable"}
+    await switchover.end()
+    for _ in range(20):  # every session of the pool writes again, and not just one
+        await eventually(lambda: succeeds(switchover.write), bool)
+    assert await outcomes(switchover.write, 20) == set()
+    assert await switchover.written() == 60
+
+
+async def test_sessions_that_outlived_the_switch_are_thrown_away_all_together(switchover: Switchover) -> None:
+    async with AsyncExitStack() as held:  # ten sessions that a failover made read-only and did not end
+        for _ in range(10):
+            connection = await held.enter_async_context(switchover.database.connection())
+            await connection.execute("SET default_transaction_read_only = on")
+    with pytest.raises(StoreUnavailable):
+        await switchover.write()
+    assert await outcomes(switchover.write, 20) == set()
+
+
+async def test_relay_and_migrations_wait_for_a_database_that_refuses_writes(switchover: Switchover) -> None:
+    await switchover.write()
+    published: list[Outgoing] = []
+
+    async def publish(batch: Sequence[Outgoing]) -> None:
+        published.extend(batch)
+
+    relay, newcomer = Relay(switchover.database, publish), Database(switchover.url)
+    await switchover.begin()
+    for attempt in (
+        relay.publish_some,
+        lambda: switchover.database.open(MIGRATIONS["approval"]),
+        lambda: newcomer.open(MIGRATIONS["approval"]),
+    ):
+        for _ in range(2):
+            with pytest.raises(StoreUnavailable):
+                await attempt()
+    assert published == []
+    await switchover.end()
+    await eventually(lambda: succeeds(relay.publish_some), bool)
+    await eventually(lambda: succeeds(lambda: newcomer.open(MIGRATIONS["approval"])), bool)
+    await newcomer.close()
+    assert len(published) == 1
+
+
+@pytest.mark.parametrize("missing", ["database", "role", "password"])
+async def test_a_database_or_login_that_is_not_there_yet_is_waited_for(servers: Servers, missing: str) -> None:
+    name = f"late_{uuid.uuid4().hex[:8]}"
+    admin = await asyncpg.connect(servers.stores.postgres_url)
+    host = servers.stores.postgres_url.rpartition("@")[2].split("/")[0]
+    database = Database(f"postgresql://{name}:right@{host}/{name}?sslmode=disable")
+    try:
+        if missing != "role":
+            await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{'wrong' if missing == 'password' else 'right'}'")
+        if missing != "database":
+            await admin.execute(f"CREATE DATABASE {name}")
+        with pytest.raises(StoreUnavailable):
+            await database.open(MIGRATIONS["approval"])
+        if missing == "database":
+            await admin.execute(f"CREATE DATABASE {name}")
+        else:
+            await admin.execute(f"DROP ROLE IF EXISTS {name}")
+            await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'right'")
+        await admin.execute(f"ALTER DATABASE {name} OWNER TO {name}")
+        await database.open(MIGRATIONS["approval"])
+        await database.close()
+    finally:
+        await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await admin.execute(f"DROP ROLE IF EXISTS {name}")
+        await admin.close()
+
+
+@asynccontextmanager
+async def accepts_and_says_nothing() -> AsyncIterator[str]:
+    """The address of a host that takes connections and never answers, as one behind a broken network does."""
+    server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    try:
+        yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()
+
+
+async def test_of_several_hosts_the_one_that_takes_writes_is_used_whatever_the_others_do(
+    switchover: Switchover,
+) -> None:
+    login, _, rest = switchover.url.rpartition("@")
+    host, _, path = rest.partition("/")
+    async with accepts_and_says_nothing() as silent:
+        several = Database(f"{login}@127.0.0.1:1,{silent},{host}/{path}")
+        await several.open(MIGRATIONS["approval"])
+        await several.check()  # in which there is no time for the others: the host that answered comes first
+        await several.close()
+
+
+async def test_check_tells_whether_a_database_takes_writes_now(switchover: Switchover) -> None:
+    await switchover.database.check()
+    await switchover.begin()
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await switchover.database.check()
+    await switchover.end()
+    await eventually(lambda: succeeds(switchover.database.check), bool)
+    async with AsyncExitStack() as busy:
+        for _ in range(10):
+            await busy.enter_async_context(switchover.database.connection())
+        await switchover.database.check()  # a pool in which all are busy is no absent server
+
+
+async def test_check_does_not_wait_for_a_database_that_hangs() -> None:
+    async with accepts_and_says_nothing() as silent:
+        database = Database(f"postgresql://u:p@{silent}/d?sslmode=disable")
+        with pytest.raises(StoreUnavailable):
+            await database.check()
+        store = Mongo(f"mongodb://{silent}/d")
+        with pytest.raises(StoreUnavailable):
+            await store.check()
+        store.close()
+
+
+@pytest.fixture(params=["postgres", "mongo"])
+async def replicas(
+    request: pytest.FixtureRequest, open_database: OpenDatabase, open_mongo: OpenMongo
+) -> list[Database] | list[Mongo]:
+    if request.param == "postgres":
+        return [await open_database("approval") for _ in range(2)]
+    return [await open_mongo() for _ in range(2)]
+
+
+async def test_one_replica_at_a_time_does_what_is_exclusive(replicas: list[Database | Mongo]) -> None:
+    inside, most = 0, 0
+
+    async def act(store: Database | Mongo) -> None:
+        nonlocal inside, most
+        async with store.exclusively():
+            inside += 1
+            most = max(most, inside)
+            await store.check()
+            inside -= 1
+
+    await asyncio.gather(*(act(replicas[i % 2]) for i in range(6)))
+    assert most == 1
+
+
+async def test_a_cancelled_call_does_not_keep_what_is_exclusive(replicas: list[Database | Mongo]) -> None:
+    entered = asyncio.Event()
+
+    async def stays() -> None:
+        async with replicas[0].exclusively():
+            entered.set()
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(stays())
+    await entered.wait()
+    task.cancel()
+    await asyncio.wait([task])
+    async with replicas[1].exclusively():
+        pass
+
+
+async def test_who_waits_too_long_for_what_is_exclusive_is_told_to_come_back(
+    replicas: list[Database | Mongo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (postgres, mongo):
+        monkeypatch.setattr(module, "LOCK_WITHIN", 0.3)
+    async with replicas[0].exclusively():
+        with pytest.raises(StoreUnavailable):
+            async with replicas[1].exclusively():
+                pass
+    async with replicas[1].exclusively():
+        pass
+
+
+async def test_a_process_that_hangs_in_what_is_exclusive_loses_it_and_one_that_is_slow_does_not(
+    replicas: list[Database | Mongo], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "LEASE", 0.6)
+
+    async def enters() -> None:
+        async with replicas[1].exclusively():
+            pass
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(replicas[0].exclusively())
+        entering = asyncio.create_task(enters())
+        done, _ = await asyncio.wait([entering], timeout=3 * lease.LEASE)
+        assert not done  # it is renewed
+        entering.cancel()
+    monkeypatch.setattr(lease, "renewed", never_renewed)
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(replicas[0].exclusively())
+        await enters()
+
+
+@asynccontextmanager
+async def never_renewed(_: object) -> AsyncIterator[None]:
+    """A lease that nobody renews."""
+    yield
+
+
+async def test_a_block_whose_lock_was_lost_is_ended(switchover: Switchover, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease, "LEASE", 0.6)
+
+    async def loses_it() -> None:
+        async with switchover.database.exclusively():
+            await switchover.end_sessions()
+            await asyncio.Event().wait()
+
+    with pytest.raises(StoreUnavailable):
+        await loses_it()
+
+
+async def test_an_older_replica_that_starts_again_leaves_a_newer_schema_alone(open_mongo: OpenMongo) -> None:
+    store = await open_mongo()
+    newer = Schema(SCHEMA.version + 1, {**SCHEMA.collections, "lots": {"free": {"$gte": 0}}}, SCHEMA.indexes)
+    await store.open(newer)
+    for schema in (SCHEMA, newer, SCHEMA):
+        await store.open(schema)
+        [lots] = [c async for c in await store.database.list_collections(filter={"name": "lots"})]
+        assert lots["options"]["validator"] == {"free": {"$gte": 0}}
+
+
+async def test_a_schema_that_was_not_finished_is_brought_up_to_date_by_the_next_start(open_mongo: OpenMongo) -> None:
+    store = await open_mongo()
+    await store.database["migrations"].delete_one({"_id": "schema"})  # as before it was counted, or killed on its way
+    await store.database.command("collMod", "lots", validator={})
+    await store.open(SCHEMA)
+    [lots] = [c async for c in await store.database.list_collections(filter={"name": "lots"})]
+    assert lots["options"]["validator"] == SCHEMA.collections["lots"]
+
+
+def test_a_changed_schema_has_a_new_version() -> None:
+    digest = hashlib.sha256(repr((SCHEMA.collections, SCHEMA.indexes)).encode()).hexdigest()[:12]
+    assert (SCHEMA.version, digest) == (1, "6ff93fd332e0"), "a changed schema needs a new version, and here its digest"
+
+
+async def test_a_mongodb_primary_that_steps_down_is_away_and_is_back_by_itself(
+    servers: Servers, open_mongo: OpenMongo
+) -> None:
+    store = await open_mongo()
+    await store.check()
+    admin: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(servers.stores.mongo_url)
+    try:
+        await admin.admin.command({"replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 0, "force": True})
+    except PyMongoError:
+        pass  # it closes the connection that told it
+    finally:
+        admin.close()
+    with pytest.raises(StoreUnavailable):
+        await store.check()
+    await eventually(lambda: succeeds(store.check), bool)
+    async with store.boundary():
+        await store.database["lots"].update_one({"_id": "nobody's"}, {"$set": {"free": 1}})
+
+
+async def test_a_unit_of_work_that_writes_once_is_one_statement_and_more_need_a_transaction(
+    switchover: Switchover,
+) -> None:
+    async with switchover.database.unit_of_work(lambda: None) as work:
+        await work.enqueue(rows(1))
+        for forbidden in (work.enqueue(rows(1)), work.hold("SELECT 1")):  # what was written is committed already
+            with pytest.raises(RuntimeError):
+                await forbidden
+    assert await switchover.written() == 1
+    async with switchover.database.unit_of_work(lambda: None) as work:
+        await work.hold("SELECT 1 FROM outbox FOR UPDATE")
+        await work.enqueue(rows(1))
+        await work.enqueue(rows(1))
+        assert await switchover.written() == 1
+    assert await switchover.written() == 3
+
+
+async def test_transactions_that_block_each_other_lose_a_race_and_keep_their_sessions(switchover: Switchover) -> None:
+    await switchover.write()
+    await switchover.write()
+    first, both = "SELECT pg_backend_pid() FROM outbox ORDER BY sequence LIMIT 1 FOR UPDATE", asyncio.Barrier(2)
+    sessions: list[int] = []
+
+    async def hold(order: list[str]) -> None:
+        async with switchover.database.unit_of_work(lambda: None) as work:
+            sessions.append((await work.hold(first.replace("sequence", order[0])))[0][0])
+            await both.wait()
+            await work.hold(first.replace("sequence", order[1]))
+
+    ends = await asyncio.gather(
+        hold(["sequence", "sequence DESC"]), hold(["sequence DESC", "sequence"]), return_exceptions=True
+    )
+    assert [type(end) for end in ends if end is not None] == [LostRace]
+    async with AsyncExitStack() as held:
+        pool = [await held.enter_async_context(switchover.database.connection()) for _ in range(10)]
+        assert {await connection.fetchval("SELECT pg_backend_pid()") for connection in pool} >= set(sessions)
+
+
+AWAY_IN_POSTGRES = {
+    "25006": "read-only: demoted, or being switched over",
+    "57P01": "shutting down",
+    "57P02": "crashed",
+    "57P03": "starting up",
+    "53300": "too many connections",
+    "53100": "disk full",
+    "53200": "out of memory",
+    "58030": "the disk failed",
+    "08006": "connection lost",
+    "28000": "no such role yet",
+    "28P01": "not this password yet",
+    "3D000": "no such database yet",
+    "25P03": "idle in a transaction for too long",
+}
+
+
+@pytest.mark.parametrize("state", AWAY_IN_POSTGRES, ids=AWAY_IN_POSTGRES.get)
+async def test_what_postgres_says_when_it_is_not_here_or_not_now_is_no_items_fault(
+    open_database: OpenDatabase, state: str
+) -> None:
+    database = await open_database("approval")
+    with pytest.raises(StoreUnavailable):
+        async with database.connection():
+            raise asyncpg.PostgresError.new({"C": state, "M": "what the server says"})
+    with pytest.raises(asyncpg.UniqueViolationError):
+        async with database.connection():
+            raise asyncpg.PostgresError.new({"C": "23505", "M": "the item's own fault"})
+
+
+@pytest.mark.parametrize("code", [11, 18, 14031, 10107, 11600, 189, 91, 6, 89, 133, 262])
+async def test_what_mongodb_says_when_it_is_not_here_or_not_now_is_no_items_fault(servers: Servers, code: int) -> None:
+    store = Mongo(servers.mongo_url("away"))
+    with pytest.raises(StoreUnavailable):
+        async with store.boundary():
+            raise OperationFailure("what the server says", code)
+    with pytest.raises(StoreUnavailable):
+        async with store.boundary():
+            raise BulkWriteError({"writeErrors": [{"code": code, "errmsg": "what the server says"}]})
+    with pytest.raises(OperationFailure):
+        async with store.boundary():
+            raise OperationFailure("Document failed validation", 121)
+    store.close()
