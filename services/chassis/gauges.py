@@ -23,7 +23,7 @@ consumer_in_flight = Gauge("consumer_in_flight", "Events delivered and not ackno
 consumer_redelivered = Gauge("consumer_redelivered", "Of these, delivered more than once.", ["component"])
 consumer_paused = Gauge("consumer_paused", "1 while an operator has paused deliveries, else 0.", ["component"])
 dead_letters = Gauge("dead_letters", "Events that the component could not handle, undecided.", ["component"])
-parked_events = Gauge("parked_events", "Events that wait for a version of the component that knows them.", ["component"])
+parked_events = Gauge("parked_events", "Events that wait for a version that knows them.", ["component"])
 retry_events = Gauge("retry_events", "Events that failed and will be tried again.", ["component"])
 
 

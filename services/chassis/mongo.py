@@ -229,7 +229,10 @@ class Mongo:
                 await self.outbox.update_many({"_id": {"$in": ids}, **unheld}, [hold])
             rows = [row async for row in self.outbox.find({"held_by": lease}).sort("time", 1)] if ids else []
         try:
-            yield [Outgoing(r["_id"], r["key"], r["subject"], r["time"], r["traceparent"], r["payload"]) for r in rows]
+            yield [
+                Outgoing(r["_id"], r["key"], r["subject"], r["time"], r["traceparent"], r["payload"], r["enqueued"])
+                for r in rows
+            ]
         except Refused as refused:
             times = {"$add": [{"$ifNull": ["$refused", 0]}, 1]}
             pause = {"$min": [REFUSED_PAUSE, {"$pow": [2, {"$min": ["$refused", 30]}]}]}

@@ -245,7 +245,9 @@ class Database:
             rows.sort(key=lambda row: row["sequence"])
             try:
                 yield [
-                    Outgoing(str(r["id"]), r["key"], r["subject"], r["time"], r["traceparent"], r["payload"])
+                    Outgoing(
+                        str(r["id"]), r["key"], r["subject"], r["time"], r["traceparent"], r["payload"], r["enqueued"]
+                    )
                     for r in rows
                 ]
             except Refused as refused:

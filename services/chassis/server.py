@@ -87,7 +87,7 @@ class Service:
         background: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
         probes: Iterable[gauges.Probe] = (),
     ) -> None:
-        """Serves until SIGTERM or SIGINT, or until a secret has changed, then drains; raises if a background task fails.
+        """Serves until SIGTERM, SIGINT or a changed secret, then drains; raises if a background task fails.
 
         With the argument `migrate` it brings the store's schema and the consumer's filter up to date, as a start does
         first, and returns. `probes` are for the service's own figures, beside those that every service has.
@@ -219,8 +219,8 @@ async def _until_secrets_change(name: str, stop: asyncio.Event) -> None:
     """
     folder = os.environ.get("SECRETS_DIR", "")
     known = _secrets(folder)
-    while not (known and await _changed_and_works(name, folder, known)):
-        await asyncio.sleep(SECRETS_EVERY)
+    while not (known and await _changed_and_works(name, folder, known)):  # noqa: ASYNC110
+        await asyncio.sleep(SECRETS_EVERY)  # a file system tells nobody that a mounted Secret has changed
     pause = random.uniform(0, SECRETS_SPREAD)  # noqa: S311 - spreads restarts
     log.info("a secret has changed: this replica will restart", seconds=round(pause))
     await asyncio.sleep(pause)

@@ -12,8 +12,8 @@ from grpc.aio import Server, ServicerContext
 from services.chassis.caller import allow
 from services.chassis.errors import Stopping
 from services.chassis.events import Bus, Consumer
-from services.chassis.postgres import Connection, Database
 from services.chassis.lifecycle import draining
+from services.chassis.postgres import Connection, Database
 from services.chassis.telemetry import log
 from vaccination.mypage.v1 import view_service_pb2 as pb
 from vaccination.mypage.v1 import view_service_pb2_grpc

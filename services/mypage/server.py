@@ -12,8 +12,8 @@ from grpc.aio import Server, ServicerContext
 from services.chassis import paging
 from services.chassis.caller import allow, caller
 from services.chassis.errors import Answer, Errors
-from services.chassis.postgres import Database
 from services.chassis.lifecycle import draining
+from services.chassis.postgres import Database
 from vaccination.mypage.v1 import mypage_service_pb2 as pb
 from vaccination.mypage.v1 import mypage_service_pb2_grpc
 

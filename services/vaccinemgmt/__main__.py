@@ -4,8 +4,8 @@ import asyncio
 
 from services.chassis import clock
 from services.chassis.errors import StoreUnavailable
-from services.chassis.mongo import Mongo
 from services.chassis.events import LOOK_EVERY, Consumer, Relay
+from services.chassis.mongo import Mongo
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
 from services.chassis.telemetry import log

@@ -94,7 +94,7 @@ class Handled:
 
 
 class Store:
-    """The service's store, as far as the consumer asks for it. It can be away, and one replica can be cut off from it."""
+    """The service's store, as far as the consumer asks for it. It can be away."""
 
     def __init__(self) -> None:
         self.away = False

@@ -32,8 +32,9 @@ def outgoing(event: Event) -> Outgoing:
 def subscriptions(approval: Approval) -> list[Subscription[Any]]:
     """What approval does when it hears of something."""
     return [
-        # A place is freed for what was granted here and nothing else.
-        Subscription(vaccinemgmt_events_pb2.CancellationCompleted, _reservation_id, approval.release, (UnknownDecision,))
+        Subscription(
+            vaccinemgmt_events_pb2.CancellationCompleted, _reservation_id, approval.release, never=(UnknownDecision,)
+        )
     ]
 
 

@@ -14,7 +14,7 @@
 
 from .consumer import Consumer
 from .delivery import Event, NotUnderstood, Subscription, Unprocessable
-from .outbox import LOOK_EVERY, Outgoing, OutboxStore, PublishFailed, Relay
+from .outbox import LOOK_EVERY, OutboxStore, Outgoing, PublishFailed, Relay
 from .stream import STREAM, Bus
 
 __all__ = [
@@ -24,8 +24,8 @@ __all__ = [
     "Consumer",
     "Event",
     "NotUnderstood",
-    "Outgoing",
     "OutboxStore",
+    "Outgoing",
     "PublishFailed",
     "Relay",
     "Subscription",

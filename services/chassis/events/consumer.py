@@ -30,6 +30,7 @@ AWAY = Backoff(first=0.1, longest=5.0)  # between tries while the store is away
 # handle what this one cannot.
 STORE_PATIENCE = 15.0
 
+
 class Consumer:
     """A durable pull consumer, shared by a service's replicas.
 

@@ -9,7 +9,7 @@ consumers are idempotent by state for what the deduplication window misses.
 import asyncio
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -62,15 +62,15 @@ class Outgoing:
     """When its transaction wrote it, by the store's clock; None before that."""
 
     @classmethod
-    def of(cls, key: str, at: datetime, message: Message, quoted: str = "") -> "Outgoing":
+    def of(cls, key: str, at: datetime, message: Message, quoted: Collection[str] = ()) -> "Outgoing":
         """Wraps an event message that happened at `at` to the aggregate `key`; raises BrokenContract.
 
         Events are checked here, before the commit, where a mistake can still be refused, and by no reader: a reader may
-        be older than the event. `quoted` is a field that another service has written: a newer version of that service
-        may know more than this one's contract, so it is passed on as it came.
+        be older than the event. `quoted` are fields that another service has written: a newer version of that service
+        may know more than this one's contract, so they are passed on as they came.
         """
         for field, problem in violations(message):
-            if not quoted or field.split(".")[0] != quoted:
+            if field.split(".")[0] not in quoted:
                 raise BrokenContract(f"{message.DESCRIPTOR.name}.{field}: {problem}")
         trace = traces_by_key.get().get(key) or traceparent.get()
         return cls(

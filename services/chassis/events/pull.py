@@ -89,22 +89,23 @@ class StandingPull:
         if self._keeping is not None:
             self._keeping.cancel()
         if self._request is not None:
-            await quietly(self._request.subscription.drain())  # what is on its way here arrives, and nothing more
+            # What is on its way here arrives, and nothing more.
+            await quietly(self._request.subscription.drain())  # type: ignore[no-untyped-call]
             self._request = None
         if self._pin:  # another replica need not wait until this one is missed
             await quietly(self._bus.ask(f"CONSUMER.UNPIN.{STREAM}.{self._name}", {"group": GROUP}, within=1))
             self._pin = ""
-        for message, _ in self._in_hand.values():
+        for message, _since in self._in_hand.values():
             await quietly(message.nak())
         self._in_hand.clear()
         self._queue = asyncio.Queue()
 
     async def __aiter__(self) -> AsyncIterator[list[Msg]]:
         while not self._stopping.is_set():
-            if self._request is None or self._request.lost or self._made_otherwise:
-                if not await self._listen():
-                    await self._wait(1.0)
-                    continue
+            new = self._request is None or self._request.lost or self._made_otherwise
+            if new and not await self._listen():
+                await self._wait(1.0)
+                continue
             if batch := await self._next():
                 yield batch
 

@@ -125,7 +125,9 @@ class Redrive:
         async for run, outcome in self._delivery.deliver(mine):
             for letter in run:
                 if outcome.fate is Fate.WAITS_FOR_STORE:  # nothing is wrong with it: as if nobody had tried
-                    await self._set_aside.put(replace(letter, attempts=letter.attempts - 1), Kind.RETRY, only_once=False)
+                    await self._set_aside.put(
+                        replace(letter, attempts=letter.attempts - 1), Kind.RETRY, only_once=False
+                    )
                     await self._set_aside.remove(letter)
                     store_answered = False
                 elif outcome.error is not None:

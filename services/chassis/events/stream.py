@@ -174,8 +174,9 @@ class Bus:
         if missing := [subject for subject in SUBJECTS[name] if subject not in config["subjects"]]:
             log.info("the stream gets subjects", stream=name, subjects=missing)
             config["subjects"] += missing
-            if error := (await self.ask(f"STREAM.UPDATE.{name}", config, PUBLISH_TIMEOUT)).get("error"):
-                raise PublishFailed(f"stream {name}: {error.get('description')}")
+            answer = await self.ask(f"STREAM.UPDATE.{name}", config, PUBLISH_TIMEOUT)
+            if refused := answer.get("error"):
+                raise PublishFailed(f"stream {name}: {refused.get('description')}")
 
     async def ask(self, what: str, body: Mapping[str, Any], within: float) -> dict[str, Any]:
         """JetStream's answer to what nats-py has no words for; the caller looks for an error in it."""

@@ -31,7 +31,7 @@ def outgoing(event: Event) -> Outgoing:
             body = reservation_events_pb2.ReservationRejected(appointment=message, rejection_reason=why)  # type: ignore[arg-type]
         case CancellationRequested():
             body = reservation_events_pb2.CancellationRequested(appointment=message)
-    return Outgoing.of(message.reservation_id, event.at, body)
+    return Outgoing.of(message.reservation_id, event.at, body, quoted=("appointment", "rejection_reason"))
 
 
 def subscriptions(followup: Followup) -> list[Subscription[Any]]:
@@ -40,7 +40,7 @@ def subscriptions(followup: Followup) -> list[Subscription[Any]]:
         Subscription(approval_events_pb2.ApprovalGranted, _granted, followup.decided),
         Subscription(approval_events_pb2.ApprovalDenied, _denied, followup.decided),
         Subscription(vaccinemgmt_events_pb2.ReservationCompleted, _appointment, followup.completed),
-        Subscription(vaccinemgmt_events_pb2.CancellationCompleted, _appointment, followup.cancelled, (Rejected,)),
+        Subscription(vaccinemgmt_events_pb2.CancellationCompleted, _appointment, followup.cancelled, never=(Rejected,)),
     ]
 
 
@@ -48,11 +48,11 @@ def _appointment(event: Received) -> Appointment:
     return from_message(event.message.appointment, Appointment)
 
 
-def _granted(event: Received) -> tuple[Appointment, Rejection | None]:
+def _granted(event: Received) -> tuple[Appointment, RejectionReason | None]:
     return _appointment(event), None
 
 
-def _denied(event: Received) -> tuple[Appointment, Rejection | None]:
+def _denied(event: Received) -> tuple[Appointment, RejectionReason | None]:
     if not event.message.denial_reason:
         raise Unprocessable("a denial without a reason")
     return _appointment(event), rejection(event.message.denial_reason)

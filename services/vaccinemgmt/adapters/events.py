@@ -31,7 +31,7 @@ def outgoing(event: Event) -> Outgoing:
             body = vaccinemgmt_events_pb2.ReservationWaiting(appointment=appointment, version=event.version)
         case Cancelled():
             body = vaccinemgmt_events_pb2.CancellationCompleted(appointment=appointment, version=event.version)
-    return Outgoing.of(appointment.reservation_id, clock.now(), body)
+    return Outgoing.of(appointment.reservation_id, clock.now(), body, quoted=("appointment",))
 
 
 def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:
