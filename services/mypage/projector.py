@@ -84,7 +84,7 @@ class View:
 
     def subscriptions(self) -> list[Subscription[Any]]:
         """The projector for each event that mypage follows."""
-        return [Subscription(event, _entry, self.project) for event in STATUS]
+        return [Subscription(event, entry, self.project) for event in STATUS]
 
     async def project(self, entries: Sequence["Entry"]) -> None:
         """Brings the rows up to date with these events, in one transaction."""
@@ -100,7 +100,7 @@ Row = tuple[Any, ...]
 Entry = tuple[Row, Row]
 
 
-def _entry(event: Event) -> Entry:
+def entry(event: Event) -> Entry:
     """An event's row for the table of reservations, and its row for the timeline."""
     message, a = event.message, event.message.appointment
     version = getattr(message, "version", 0)

@@ -192,12 +192,13 @@ class Reservation:
         self.events.append(CancellationRequested(self.appointment, now))
 
     def complete(self) -> None:
-        """A dose is set aside. Comes it late, after the customer gave up, it changes nothing."""
+        """A dose is set aside. When the customer gave up before that was known, it changes nothing."""
         if self.status is Status.APPROVED:
             self.status = Status.COMPLETED
 
     def cancel(self) -> None:
-        """Dose and place are given back. Raises Rejected: there were none."""
+        """Dose and place are given back; a status that a newer version gave stays. Raises Rejected: there were none."""
         if self.status is Status.REJECTED:
             raise Rejected("the reservation was rejected: there is nothing to give back")
-        self.status = Status.CANCELLED
+        if self.status in (Status.APPROVED, Status.COMPLETED, Status.CANCEL_REQUESTED):
+            self.status = Status.CANCELLED

@@ -13,7 +13,8 @@ import os
 import runpy
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -55,43 +56,45 @@ def _after(cls: type, method: str, place: str) -> None:
 
 def _places() -> None:
     from services.approval.application import Approval
-    from services.chassis import jetstream
+    from services.chassis.events import Bus, Subscription, delivery
     from services.reservation.application import ReservationDesk
 
     _after(Approval, "decide", "approval-after-commit")
     _after(ReservationDesk, "create", "reservation-after-commit")
-    _after(jetstream.Bus, "publish", "relay-after-publish")
-    original = jetstream.Consumer.__init__
+    _after(Bus, "publish", "relay-after-publish")
+    original = delivery.Delivery.__init__
 
-    def init(self: Any, bus: Any, name: str, handlers: dict[type[Any], jetstream.Handler], **options: Any) -> None:
-        wrapped: dict[jetstream.Handler, jetstream.Handler] = {}
+    def init(self: Any, consumer: str, subscriptions: Sequence[Subscription[Any]]) -> None:
+        wrapped: dict[Any, Any] = {}  # subscriptions that share a handler go on sharing it
 
-        def then_reached(handler: jetstream.Handler) -> jetstream.Handler:
-            async def handle(events: Sequence[jetstream.Event]) -> None:
-                await handler(events)
+        def then_reached(handle: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
+            async def handle_and_reach(values: Any) -> None:
+                await handle(values)
                 reached("consumer-after-commit")
 
-            return wrapped.setdefault(handler, handle)
+            return wrapped.setdefault(handle, handle_and_reach)
 
-        original(self, bus, name, {cls: then_reached(handler) for cls, handler in handlers.items()}, **options)
+        original(self, consumer, [replace(s, handle=then_reached(s.handle)) for s in subscriptions])
 
-    jetstream.Consumer.__init__ = init  # type: ignore[method-assign,assignment]
+    delivery.Delivery.__init__ = init  # type: ignore[method-assign]
 
 
 def _mutate(name: str) -> None:
-    from services.chassis import jetstream
-
     if name == "ack-before-commit":
+        from services.chassis.events import Consumer
 
-        async def handle_run(self: Any, handler: jetstream.Handler, run: Sequence[Any]) -> None:
-            for message, _ in run:
-                await self._quietly(message.ack())
+        async def handle(self: Any, batch: Sequence[Any]) -> bool:
+            for message in batch:
+                await message.ack()
+                self._pull.settled(message)
             await asyncio.sleep(0.05)
             reached("mutant-before-commit")
             with contextlib.suppress(Exception):
-                await handler([event for _, event in run])
+                async for _ in self._delivery.deliver(batch):
+                    pass
+            return True
 
-        jetstream.Consumer._handle_run = handle_run  # type: ignore[method-assign]
+        Consumer._handle = handle  # type: ignore[method-assign]
     elif name == "publish-before-commit":
         from services.approval.adapters.events import outgoing
         from services.approval.adapters.postgres import PostgresUnitOfWork
@@ -134,7 +137,7 @@ def _mutate(name: str) -> None:
 def _bus() -> Any:
     import gc
 
-    from services.chassis.jetstream import Bus
+    from services.chassis.events import Bus
 
     return next(o for o in gc.get_objects() if isinstance(o, Bus))
 

@@ -28,7 +28,8 @@ from rich.table import Table
 
 from mesh.machine.home import SERVICES
 from mesh.machine.stores import STORE_OF
-from services.chassis.jetstream import ACK_WAIT, STREAM
+from services.chassis.events import STREAM
+from services.chassis.events.pull import ACK_WAIT
 from tests.e2e.conftest import World, eventually
 
 from .drive import PATIENCE, Driver, History, Person

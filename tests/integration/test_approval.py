@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from services.approval.adapters.events import handlers
+from services.approval.adapters.events import subscriptions
 from services.approval.adapters.postgres import PostgresBooks
 from services.approval.application import Approval
 from services.approval.domain import (
@@ -29,7 +29,7 @@ from services.approval.domain import (
     UnknownTimeZone,
 )
 from services.chassis.errors import StoreUnavailable
-from services.chassis.jetstream import Event, Unprocessable
+from services.chassis.events import Event
 from services.chassis.postgres import Database
 from vaccination.approval.v1 import appointment_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
@@ -259,7 +259,10 @@ async def test_the_event_of_a_cancellation_releases_and_that_of_an_unknown_booki
     booked, denied = asks("booked"), asks("denied")
     await office.decide(booked)
     await office.decide(denied)
-    [handle] = handlers(office.replicas[0]).values()
+    [cancelled] = subscriptions(office.replicas[0])
+
+    async def handle(events: list[Event]) -> None:
+        await cancelled.handle([cancelled.read(event) for event in events])
 
     def told(request: Request) -> Event:
         message = vaccinemgmt_events_pb2.CancellationCompleted(
@@ -268,7 +271,7 @@ async def test_the_event_of_a_cancellation_releases_and_that_of_an_unknown_booki
         return Event(str(uuid.uuid4()), str(request.reservation_id), message.DESCRIPTOR.full_name, NOW, message)
 
     for unknown in (asks("unknown"), denied):
-        with pytest.raises(Unprocessable):
+        with pytest.raises(cancelled.never):
             await handle([told(booked), told(unknown)])
     assert await office.approved() == 1  # all or nothing
     await handle([told(booked)])

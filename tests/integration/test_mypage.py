@@ -23,10 +23,10 @@ from google.rpc import error_details_pb2
 
 from services.chassis.caller import CLAIMS_HEADER, CLOCK_SKEW
 from services.chassis.edge import Edge, status_of
-from services.chassis.jetstream import Event
+from services.chassis.events import Event
 from services.chassis.postgres import Database
 from services.mypage import queries, server
-from services.mypage.projector import View
+from services.mypage.projector import View, entry
 from services.mypage.queries import SCREENS, Changes, Position, TooManyScreens, Watch
 from vaccination.approval.v1 import appointment_pb2
 from vaccination.approval.v1 import approval_events_pb2 as approval
@@ -99,6 +99,11 @@ def event(message: Any, at: int = 0) -> Event:
     return Event(str(uuid.uuid4()), message.appointment.reservation_id, kind, NOW + timedelta(seconds=at), message)
 
 
+async def project(database: Database, events: Sequence[Event]) -> None:
+    """As the consumer has them projected: what it reads of each, all in one call."""
+    await View(database).project([entry(e) for e in events])
+
+
 def events_of(messages: dict[str, Message]) -> dict[str, Event]:
     return {name: event(message, i) for i, (name, message) in enumerate(messages.items())}
 
@@ -148,11 +153,11 @@ async def test_every_order_and_repetition_in_any_batches_ends_in_the_same_rows(
             stream.insert(seeded.randrange(len(stream) + 1), seeded.choice(told))
         streams.append(stream)
     for batch in batches(streams, seeded):
-        await View(view).project(batch)
+        await project(view, batch)
     found = await contents(view)
     assert len(found) == 720
     [same] = set(found.values())
-    await View(view).project(list(events_of(journey(appointment(9999))).values()))
+    await project(view, list(events_of(journey(appointment(9999))).values()))
     assert (await contents(view))[str(uuid.UUID(int=9999))] == same
     [row] = await rows(view, "SELECT * FROM my_reservations WHERE reservation_id = $1", uuid.UUID(int=1))
     assert (row["status"], row["quantity"], row["vaccine_code"]) == (Status.RESERVATION_STATUS_CANCELLED, 0, "")
@@ -174,7 +179,7 @@ async def test_the_rows_are_a_function_of_the_set_of_events_seen(view: Database,
                     group.append(str(uuid.UUID(int=n)))
                 expected[make.__name__, subset] = group
     for batch in batches(streams, seeded):
-        await View(view).project(batch)
+        await project(view, batch)
     found = await contents(view)
     for which, group in expected.items():
         assert len({found[key] for key in group}) == 1, which
@@ -182,9 +187,9 @@ async def test_the_rows_are_a_function_of_the_set_of_events_seen(view: Database,
 
 async def test_a_screen_shows_the_dose_of_the_highest_version_and_the_furthest_status(view: Database) -> None:
     told = events_of(long_journey(appointment()))
-    await View(view).project([told["chosen"]])
-    await View(view).project([told["waiting"], told["granted"]])
-    await View(view).project([told["completed"], told["placed"]])
+    await project(view, [told["chosen"]])
+    await project(view, [told["waiting"], told["granted"]])
+    await project(view, [told["completed"], told["placed"]])
     [shown], _ = await queries.page(view, "c1", None, 10)
     assert (shown.lot_number, shown.vaccine_code, shown.quantity) == ("L2", "208", 1)
     assert (shown.production_date, shown.expiry_date) == ("2027-01-02", "2027-07-01")
@@ -204,14 +209,14 @@ async def test_a_rejected_request_shows_why(view: Database) -> None:
         reservation.ReservationRejected(appointment=a, rejection_reason=reason),
         approval.ApprovalDenied(appointment=a, denial_reason=reason),
     ):
-        await View(view).project([event(message)])
+        await project(view, [event(message)])
         [shown], _ = await queries.page(view, "c1", None, 10)
         assert (shown.status, shown.rejection_reason) == (Status.RESERVATION_STATUS_REJECTED, reason)
 
 
 async def test_what_a_newer_version_tells_is_shown_by_its_number(view: Database) -> None:
     newer: Any = 77  # a reason, a status and a number of doses that this version has no name for
-    await View(view).project([event(approval.ApprovalDenied(appointment=appointment(), denial_reason=newer))])
+    await project(view, [event(approval.ApprovalDenied(appointment=appointment(), denial_reason=newer))])
     await rows(view, "UPDATE my_reservations SET status = 77, quantity = 2")
     [shown], _ = await queries.page(view, "c1", None, 10)
     assert (shown.rejection_reason, shown.status, shown.quantity) == (newer, newer, 2)
@@ -225,13 +230,13 @@ async def test_two_replicas_that_project_the_same_events_at_once_do_not_block_ea
     other = await open_database("mypage")
     told = [e for number in range(1, 61) for e in events_of(journey(appointment(number))).values()]
     shuffled = [seeded.sample(told, len(told)) for _ in range(4)]
-    await asyncio.gather(*(View(view if i % 2 else other).project(events) for i, events in enumerate(shuffled)))
+    await asyncio.gather(*(project(view if i % 2 else other, events) for i, events in enumerate(shuffled)))
     assert len(set((await contents(view)).values())) == 1
 
 
 async def test_ones_own_reservations_are_listed_newest_first_page_by_page(view: Database) -> None:
     mine = [appointment(n, seconds=n // 2) for n in range(1, 8)]
-    await View(view).project([event(journey(a)["granted"]) for a in [*mine, appointment(99, "c2")]])
+    await project(view, [event(journey(a)["granted"]) for a in [*mine, appointment(99, "c2")]])
     seen: list[my_reservation_pb2.MyReservation] = []
     position = None
     while True:
@@ -274,7 +279,7 @@ async def test_a_change_wakes_the_customers_watchers_in_every_replica_and_nobody
     ):
         for changed in (mine, mine_too, theirs):
             await heard(changed)  # listening begins: something may have been missed before
-        await View(view).project([event(journey(appointment())["granted"])])
+        await project(view, [event(journey(appointment())["granted"])])
         await heard(mine)
         await heard(mine_too)
         assert not theirs.is_set()
@@ -298,10 +303,10 @@ async def test_watching_goes_on_after_the_listening_connection_was_lost(view: Da
     with running(changes.run()), changes.of("c1") as changed:
         await heard(changed)
         await rows(view, "SELECT pg_terminate_backend($1)", await listener(view))
-        await View(view).project([event(journey(appointment())["granted"])])  # while nobody listens
+        await project(view, [event(journey(appointment())["granted"])])  # while nobody listens
         await heard(changed)
         await listener(view)
-        await View(view).project([event(journey(appointment())["placed"])])
+        await project(view, [event(journey(appointment())["placed"])])
         await heard(changed)
 
 
@@ -315,9 +320,9 @@ async def test_a_listening_connection_that_keeps_quiet_for_ever_is_noticed(
         await heard(changed)
         pid = await listener(view)
         with frozen(pid):  # as after a cable is cut: open, and silent
-            await View(writer).project([event(journey(appointment())["granted"])])
+            await project(writer, [event(journey(appointment())["granted"])])
             await heard(changed)  # on another connection
-            await View(writer).project([event(journey(appointment())["placed"])])
+            await project(writer, [event(journey(appointment())["placed"])])
             await heard(changed)
 
 
@@ -368,16 +373,16 @@ async def test_a_watcher_gets_all_at_first_then_what_changed_and_a_good_end_when
     monkeypatch.setattr(server, "draining", draining)
     changes = Changes(view)
     first, second = appointment(1), appointment(2)
-    await View(view).project([event(journey(a)["granted"]) for a in (first, second)])
+    await project(view, [event(journey(a)["granted"]) for a in (first, second)])
     with running(changes.run()):
         async with watching(view, changes) as call:
             everything = await asyncio.wait_for(call.read(), 10)
             assert {r.reservation_id for r in everything.reservations} == {first.reservation_id, second.reservation_id}
-            await View(view).project([event(journey(second)["completed"])])
+            await project(view, [event(journey(second)["completed"])])
             [changed] = (await asyncio.wait_for(call.read(), 10)).reservations
             assert (changed.reservation_id, changed.lot_number) == (second.reservation_id, "L1")
             await rows(view, "SELECT pg_terminate_backend($1)", await listener(view))
-            await View(view).project([event(journey(first)["given up"])])
+            await project(view, [event(journey(first)["given up"])])
             [changed] = (await asyncio.wait_for(call.read(), 10)).reservations
             assert changed.status == Status.RESERVATION_STATUS_CANCEL_REQUESTED
             draining.set()
@@ -416,15 +421,15 @@ async def test_one_customer_cannot_have_every_stream(view: Database) -> None:
 @pytest.mark.usefixtures("never_draining")
 async def test_a_watcher_hears_of_every_reservation_that_changes_however_old_it_is(view: Database) -> None:
     mine = [appointment(n, seconds=n) for n in range(1, 501)]
-    await View(view).project([event(journey(a)["granted"]) for a in mine])
+    await project(view, [event(journey(a)["granted"]) for a in mine])
     changes = Changes(view)
     with running(changes.run()):
         async with watching(view, changes) as call:
             assert list(await told(call)) == list(range(500, 400, -1))
-            await View(view).project([event(journey(mine[0])["completed"])])
+            await project(view, [event(journey(mine[0])["completed"])])
             changed = await told(call)
             assert {number: r.status for number, r in changed.items()} == {1: Status.RESERVATION_STATUS_COMPLETED}
-            await View(view).project([event(journey(a)["completed"]) for a in mine[:250]])
+            await project(view, [event(journey(a)["completed"]) for a in mine[:250]])
             changed = {}
             while len(changed) < 250:
                 changed |= (page := await told(call))
@@ -467,7 +472,7 @@ async def news(watch: Watch) -> list[int]:
 
 
 async def test_a_change_that_commits_after_a_later_one_is_told_too_and_none_is_told_twice(view: Database) -> None:
-    await View(view).project([event(journey(appointment(n, seconds=n))["granted"]) for n in (1, 2, 3)])
+    await project(view, [event(journey(appointment(n, seconds=n))["granted"]) for n in (1, 2, 3)])
     watch = Watch(view, "c1")
     assert await news(watch) == [3, 2, 1]
     async with Open(view):
@@ -491,7 +496,7 @@ async def test_a_watch_misses_no_commit_of_many_at_once(
 
     async def write(writer: Database, events: Sequence[Event]) -> None:
         for one in events:
-            await View(writer).project([one])
+            await project(writer, [one])
 
     async def look() -> None:
         async for message in watch.news():
@@ -507,7 +512,7 @@ async def test_a_watch_misses_no_commit_of_many_at_once(
 
 
 async def test_a_watch_tells_everything_again_when_the_server_may_count_its_transactions_anew(view: Database) -> None:
-    await View(view).project([event(journey(appointment(n, seconds=n))["granted"]) for n in range(1, 151)])
+    await project(view, [event(journey(appointment(n, seconds=n))["granted"]) for n in range(1, 151)])
     assert await news(Watch(view, "c1", since=Position("another server's", 2**40))) == list(range(150, 0, -1))
     assert await news(watch := Watch(view, "c2")) == []
     assert await news(watch) == []
@@ -517,7 +522,7 @@ async def test_what_changes_while_a_watcher_does_not_read_is_told_as_it_is_in_th
     watch = Watch(view, "c1")
     assert await news(watch) == []
     for told in events_of(long_journey(appointment())).values():
-        await View(view).project([told])
+        await project(view, [told])
     [[shown]] = [message async for message in watch.news()]
     assert (shown.lot_number, len(shown.timeline)) == ("L2", 5)
 

@@ -14,14 +14,14 @@ import pytest
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from services.chassis import jetstream as jetstream_module
 from services.chassis import mongo as mongo_module
-from services.chassis import outbox as outbox_module
 from services.chassis import postgres as postgres_module
 from services.chassis.errors import StoreUnavailable
-from services.chassis.jetstream import STREAM, Bus, PublishFailed
+from services.chassis.events import STREAM, Bus, Outgoing, PublishFailed, Relay
+from services.chassis.events import outbox as outbox_module
+from services.chassis.events import stream as stream_module
+from services.chassis.events.outbox import BATCH, BrokenContract, Refused
 from services.chassis.mongo import Mongo
-from services.chassis.outbox import BATCH, Outgoing, Refused, Relay
 from services.chassis.postgres import Database
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 
@@ -35,8 +35,11 @@ def rows(count: int, start: int = 0) -> list[Outgoing]:
     """Events, one millisecond apart."""
     made = []
     for i in range(start, start + count):
-        a = appointment_pb2.Appointment(reservation_id=str(uuid.uuid4()), customer_id=f"c{i}")
         at = NOW + timedelta(milliseconds=i)
+        a = appointment_pb2.Appointment(
+            reservation_id=str(uuid.uuid4()), customer_id=f"c{i}", hospital_id="h1", hospital_name="Clinic",
+            time_zone="Asia/Seoul", date="2027-03-10", decide_time=at,
+        )  # fmt: skip
         made.append(Outgoing.of(a.reservation_id, at, approval_events_pb2.ApprovalGranted(appointment=a)))
     return made
 
@@ -224,7 +227,7 @@ FORBIDDEN = "vaccination.reservation.v1.ReservationPlaced"  # one that the servi
 async def test_an_event_that_the_stream_refuses_keeps_no_other_waiting_and_is_kept(
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext, refused: str, place: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jetstream_module, "PUBLISH_TIMEOUT", 1.0)
+    monkeypatch.setattr(stream_module, "PUBLISH_TIMEOUT", 1.0)
     written = rows(21)
     limit = bus._connection().max_payload
     changes: dict[str, Any] = {"payload": b"x" * (limit + 1 if refused == "too large" else limit)}
@@ -457,7 +460,7 @@ async def test_a_bus_that_is_not_connected_fails_at_once(servers: Servers) -> No
 async def test_a_service_cannot_publish_in_anothers_name(
     bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jetstream_module, "PUBLISH_TIMEOUT", 0.3)
+    monkeypatch.setattr(stream_module, "PUBLISH_TIMEOUT", 0.3)
     [row] = rows(1)
     forged = Outgoing(row.id, row.key, "vaccination.vaccinemgmt.v1.CancellationCompleted", row.time, "", row.payload)
     with pytest.raises(Refused):

@@ -20,8 +20,7 @@ from nats.js.errors import NotFoundError
 
 from services.chassis.caller import CLAIMS_HEADER
 from services.chassis.edge import Edge, status_of
-from services.chassis.jetstream import STREAM, Bus, Consumer
-from services.chassis.outbox import Outgoing
+from services.chassis.events import STREAM, Bus, Consumer, Outgoing
 from services.chassis.postgres import Database
 from services.mypage import rebuild, server
 from services.mypage.projector import View
@@ -73,7 +72,7 @@ def row(number: int) -> Outgoing:
 
 @asynccontextmanager
 async def replica(database: Database, bus: Bus) -> AsyncIterator[Replica]:
-    changes, live = Changes(database), Consumer(bus, "mypage", View(database).handlers())
+    changes, live = Changes(database), Consumer(bus, "mypage", View(database).subscriptions(), database)
     await live.ensure()
     work = [asyncio.create_task(live.run()), asyncio.create_task(changes.run())]
     grpc_server = grpc.aio.server(interceptors=[Edge(server.ERRORS, max_calls=100, max_streams=100)])

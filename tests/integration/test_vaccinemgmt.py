@@ -16,11 +16,11 @@ from pymongo.errors import WriteError
 
 from services.chassis.convert import to_message
 from services.chassis.errors import OtherScope
-from services.chassis.jetstream import Event, Unprocessable
+from services.chassis.events import Event, NotUnderstood
 from services.chassis.mongo import Mongo
 from services.chassis.unit_of_work import repeated_after_lost_race
 from services.vaccinemgmt import application
-from services.vaccinemgmt.adapters.events import handlers
+from services.vaccinemgmt.adapters.events import subscriptions
 from services.vaccinemgmt.adapters.mongo import MongoStock
 from services.vaccinemgmt.application import Vaccines
 from services.vaccinemgmt.domain import (
@@ -427,15 +427,15 @@ async def test_the_waiting_list_is_in_the_order_in_which_they_came_page_by_page(
 async def test_an_appointment_in_no_time_zone_is_not_stored_where_it_would_stop_the_waiting_list(
     store: Store, zone: str
 ) -> None:
-    handle = handlers(store.vaccines)[ApprovalGranted]
+    [granted] = [s for s in subscriptions(store.vaccines) if s.event is ApprovalGranted]
     good = appointment()
     events = []
     for a in (good, replace(appointment(), time_zone=zone)):
         message = ApprovalGranted(appointment=to_message(a, appointment_pb2.Appointment))
         events.append(Event("id", str(a.reservation_id), message.DESCRIPTOR.full_name, NOW, message))
-    with pytest.raises(Unprocessable, match="time zone"):
-        await handle(events)
-    await handle(events[:1])
+    with pytest.raises(NotUnderstood, match="time zone"):
+        granted.read(events[1])
+    await granted.handle([granted.read(events[0])])
     assert [row["_id"] for row in await store.documents()] == [str(good.reservation_id)]
 
 

@@ -33,7 +33,8 @@ from services.chassis import paging
 from services.chassis.batch import Batcher
 from services.chassis.caller import CLAIMS_HEADER, Caller, admit, allow, caller, internal
 from services.chassis.convert import calendar_day, from_message, to_message
-from services.chassis.edge import Edge, status_of, time_left, violations
+from services.chassis.contract import violations
+from services.chassis.edge import Edge, status_of, time_left
 from services.chassis.errors import (
     Answer,
     Errors,
@@ -47,7 +48,7 @@ from services.chassis.errors import (
     Unauthenticated,
     to_status,
 )
-from services.chassis.outbox import Outgoing, Relay
+from services.chassis.events import Outgoing, Relay
 from services.chassis.settings import Settings
 from services.chassis.telemetry import traceparent, traces_by_key
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2

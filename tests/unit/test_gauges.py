@@ -6,17 +6,17 @@ import sys
 from prometheus_client import CollectorRegistry, Gauge
 
 from services.chassis import tracing
-from services.chassis.gauges import Look
+from services.chassis.gauges import Probe
 
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-def test_without_an_endpoint_a_step_hands_on_its_parent() -> None:
+def test_without_an_endpoint_a_span_hands_on_its_parent() -> None:
     tracing.start("test", "")
     assert not tracing.exporting()
-    step = tracing.begin("call", "SERVER", PARENT, {})
-    assert step.traceparent == PARENT
-    step.end("OK")
+    span = tracing.begin("call", "SERVER", PARENT, {})
+    assert span.traceparent == PARENT
+    span.end("OK")
     assert tracing.TRACEPARENT.fullmatch(tracing.begin("call", "SERVER", "", {}).traceparent)
 
 
@@ -27,14 +27,14 @@ def test_without_an_endpoint_opentelemetry_is_not_even_imported() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_a_step_is_the_next_ones_parent_and_a_collector_that_is_away_holds_nobody() -> None:
+def test_a_span_is_the_next_ones_parent_and_a_collector_that_is_away_holds_nobody() -> None:
     tracing.start("test", "http://127.0.0.1:1")
     try:
-        step = tracing.begin("call", "SERVER", PARENT, {})
-        version, trace, span, flags = step.traceparent.split("-")
+        span = tracing.begin("call", "SERVER", PARENT, {})
+        version, trace, span_id, flags = span.traceparent.split("-")
         assert (version, trace, flags) == ("00", PARENT.split("-")[1], "01")
-        assert span != PARENT.split("-")[2]
-        step.end("INTERNAL", failed=True)
+        assert span_id != PARENT.split("-")[2]
+        span.end("INTERNAL", failed=True)
         unwanted = tracing.begin("call", "SERVER", PARENT[:-2] + "00", {})
         assert unwanted.traceparent.endswith("-00"), "who began the trace decides whether it is kept"
         for broken in ("", "garbage", PARENT + "-more", PARENT.upper()):
@@ -57,8 +57,8 @@ async def test_a_gauge_whose_question_has_no_answer_is_gone_until_it_has() -> No
             raise answer
         gauge.labels("test").set(answer)
 
-    look, seen = Look([gauge], ask), []
+    probe, seen = Probe([gauge], ask), []
     for _ in range(3):
-        await look.take()
+        await probe.take()
         seen.append(registry.get_sample_value("depth", {"component": "test"}))
     assert seen == [3, None, 5]

@@ -97,6 +97,7 @@ class Consumer:
                 await self._until_the_store_answers()
         finally:
             if redriving is not None:
+                self._redrive.stop()
                 redriving.cancel()
                 await asyncio.wait([redriving])
 

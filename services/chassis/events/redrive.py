@@ -47,10 +47,15 @@ class Redrive:
         # again. An older replica may park more of them meanwhile, behind.
         self._looked_at: defaultdict[str, int] = defaultdict(int)
         self._not_ours: set[int] = set()  # parked again by this process
+        self._stopping = False
+
+    def stop(self) -> None:
+        """Ends `run` with its next look, also if the client of the stream has swallowed a cancellation."""
+        self._stopping = True
 
     async def run(self) -> None:
-        """Looks until it is cancelled."""
-        while True:
+        """Looks until `stop`."""
+        while not self._stopping:
             more = False
             try:
                 more = bool(await quietly(self._look()))
