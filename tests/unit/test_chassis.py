@@ -6,7 +6,7 @@ import json
 import math
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, fields
@@ -31,7 +31,7 @@ from prometheus_client import REGISTRY
 from services.approval.domain import Appointment
 from services.chassis import paging
 from services.chassis.batch import Batcher
-from services.chassis.caller import CLAIMS_HEADER, Caller, admit, allow, caller, internal
+from services.chassis.caller import CLAIMS_HEADER, CLOCK_SKEW, Caller, admit, allow, caller, internal, while_valid
 from services.chassis.convert import calendar_day, from_message, to_message
 from services.chassis.contract import violations
 from services.chassis.edge import Edge, status_of, time_left
@@ -306,6 +306,33 @@ class TestCaller:
     def test_claims_that_do_not_say_who_is_calling_make_no_caller(self, header: str) -> None:
         with pytest.raises((InvalidToken, Unauthenticated)):
             admitted({CLAIMS_HEADER: header}, "customer")
+
+    async def test_a_stream_ends_with_its_callers_token_and_closes_what_it_was_made_of(self) -> None:
+        closed = asyncio.Event()
+
+        async def responses() -> AsyncGenerator[int, None]:
+            try:
+                yield 1
+                await asyncio.Event().wait()
+            finally:
+                closed.set()
+
+        ends = time.time() - CLOCK_SKEW + 0.2
+        admit(claims(sub="c1", roles=["customer"], exp=ends), frozenset({"customer"}), {})
+        stream = while_valid(responses())
+        assert await anext(stream) == 1
+        with pytest.raises(InvalidToken, match="expired meanwhile"):
+            await asyncio.wait_for(anext(stream), 10)
+        assert closed.is_set()
+
+    async def test_a_timeout_of_a_streams_own_is_not_taken_for_the_tokens_end(self) -> None:
+        async def responses() -> AsyncGenerator[int, None]:
+            raise TimeoutError("its own")
+            yield
+
+        admit(claims(sub="c1", roles=["customer"]), frozenset({"customer"}), {})
+        with pytest.raises(TimeoutError, match="its own"):
+            await anext(while_valid(responses()))
 
     @pytest.mark.parametrize("roles", [[], ["manager"], ["Customer"]], ids=str)
     def test_another_role_is_not_let_in(self, roles: Any) -> None:
