@@ -4,7 +4,9 @@ usage: -m tests.faults.launcher COMPONENT services.NAME
 
 The services' code knows nothing of this. A process looks for a file FAULTS/<component> at each named place; when the
 file names the place, the process removes the file and kills itself there. MUTATION makes the service break a rule on
-purpose, to see that the checks find it. CLOCK_OFFSET, a file with seconds, steps the service's clock.
+purpose, to see that the checks find it. CLOCK_OFFSET, a file with seconds, steps the service's clock. A component whose
+name is in the file NEXT is one of the next version, see variant. OWN_LINES, "port:port" pairs, are the ways to the
+stores of every service's second replica, so that it can be cut off alone.
 """
 
 import asyncio
@@ -19,6 +21,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from tests.faults import variant
+
 PLACES = {
     "approval-after-commit": "approval has committed a decision and not answered yet",
     "reservation-after-commit": "reservation has stored an answer and not replied yet",
@@ -30,6 +34,10 @@ MUTATIONS = {
     "ack-before-commit": "consumers acknowledge before the handler has committed",
     "not-idempotent": "vaccine management takes a dose for every delivery of an approval",
     "read-then-write": "approval reads the places left without holding the day still",
+    "validate-at-reader": "consumers refuse an event that breaks the contract as their version knows it",
+    "widen-late": "no migration job runs: each consumer's filter is widened when its first new replica starts",
+    "no-parking": "what this version does not know is tried a few times, and is a dead letter then",
+    "in-progress-for-ever": "a replica that is cut off from its store keeps the events that it has in hand",
 }
 
 
@@ -130,7 +138,36 @@ def _mutate(name: str) -> None:
                 await self._transaction.write(books.TAKE_PLACES, [h for h, _ in keys], [d for _, d in keys], numbers)
 
         books.PostgresUnitOfWork._take_places = write_what_was_read  # type: ignore[method-assign]
-    else:
+    elif name == "validate-at-reader":
+        from services.chassis.contract import violations
+        from services.chassis.events.delivery import Delivery, Unprocessable
+
+        read = Delivery._read
+
+        def strictly(self: Delivery, arrived: Any) -> Any:
+            event, value, subscription = read(self, arrived)
+            if broken := violations(event.message):
+                raise Unprocessable(str(broken))
+            return event, value, subscription
+
+        Delivery._read = strictly  # type: ignore[method-assign]
+    elif name == "no-parking":
+        from services.chassis.events import delivery
+
+        original = delivery.Delivery._read
+
+        def fails(self: Any, arrived: Any) -> Any:
+            try:
+                return original(self, arrived)
+            except delivery.NotUnderstood as error:
+                raise delivery.Unprocessable(str(error)) from error
+
+        delivery.Delivery._read = fails  # type: ignore[method-assign]
+    elif name == "in-progress-for-ever":
+        from services.chassis.events import consumer, pull
+
+        consumer.STORE_PATIENCE = pull.HOLD = float("inf")
+    elif name != "widen-late":  # the migration job's, see change
         raise SystemExit(f"no mutation {name}")
 
 
@@ -165,12 +202,45 @@ def _clock(file: Path) -> None:
         cls.__init__ = init  # type: ignore[assignment]
 
 
+def _hurry() -> None:
+    """A replica that is cut off gives its events back sooner than in production: runs are short."""
+    from services.chassis.events import consumer, pull
+
+    consumer.STORE_PATIENCE, pull.HOLD = 5.0, 20.0
+
+
+def _own_lines(ports: dict[str, str]) -> None:
+    """This replica reaches its stores by ports of its own."""
+    from pydantic import SecretStr
+
+    from services.chassis.settings import Settings
+
+    load = Settings.load.__func__  # type: ignore[attr-defined]
+
+    def moved(text: str) -> str:
+        for shared, own in ports.items():
+            text = text.replace(f":{shared}", f":{own}")
+        return text
+
+    def load_moved(cls: type[Settings]) -> Settings:
+        settings: Settings = load(cls)
+        url = SecretStr(moved(settings.database_url.get_secret_value()))
+        return settings.model_copy(update={"database_url": url, "nats_url": moved(settings.nats_url)})
+
+    Settings.load = classmethod(load_moved)  # type: ignore[assignment]
+
+
 COMPONENT = ""  # as mesh calls this process
 
 if __name__ == "__main__":
     COMPONENT, service = sys.argv[1:3]
     del sys.argv[1:3]
     _places()
+    _hurry()
+    if (lines := os.environ.get("OWN_LINES")) and COMPONENT.endswith("-2"):
+        _own_lines(dict(line.split(":") for line in lines.split()))  # type: ignore[misc]
+    if COMPONENT in Path(os.environ["NEXT"]).read_text().split():
+        variant.install(service.rpartition(".")[2])
     if mutation := os.environ.get("MUTATION"):
         _mutate(mutation)
     if clock := os.environ.get("CLOCK_OFFSET"):
