@@ -190,7 +190,9 @@ class Nemesis:
 
     async def duplicate(self) -> str:
         """Events of the past come once more, in another order, as messages of their own."""
-        count = await asyncio.to_thread(self._mesh.stores.republish, "VACCINATION", 200, self._dice.randrange(2**32))
+        count = await asyncio.to_thread(
+            self._mesh.stores.nats.republish, "VACCINATION", 200, self._dice.randrange(2**32)
+        )
         return "duplicate events" if count else "no events to duplicate"
 
     def _clock(self, seconds: float) -> None:

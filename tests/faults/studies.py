@@ -26,8 +26,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from mesh.machine.home import SERVICES
-from mesh.machine.stores import STORE_OF
+from mesh.machine.home import SERVICES, STORE_OF
 from services.chassis.jetstream import ACK_WAIT, STREAM
 from tests.e2e.conftest import World, eventually
 
