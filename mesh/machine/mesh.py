@@ -341,7 +341,10 @@ class Mesh:
         if standby is None:
             raise MeshError("Postgres has no standby: this home is not replicated")
         with self.processes.exclusive():
-            self._check(self.component(standby))
+            try:
+                self._check(self.component(standby))
+            except Exception as error:
+                raise MeshError(f"{standby} may not have every commit of {primary}: {error}") from error
             self._crash(postgres, primary)
             postgres.promote(standby)
         return primary, standby

@@ -206,14 +206,14 @@ class Postgres:
         asyncio.run(self._provision(member))
 
     async def _provision(self, member: str) -> None:
-        async with self._connection(member) as connection:
+        async with self.connection(member) as connection:
             if len(self.members) > 1 and await connection.fetchval("SELECT pg_is_in_recovery()"):
                 await self._follow(connection, member)
             else:
                 await self._make_databases(connection)
 
     @asynccontextmanager
-    async def _connection(self, member: str) -> "AsyncIterator[Connection[Record]]":
+    async def connection(self, member: str) -> "AsyncIterator[Connection[Record]]":
         import asyncpg
 
         url = self.url if self.name in self.home.external else self._url(self.home.address(member))
@@ -244,7 +244,7 @@ class Postgres:
         # It was copied from a primary that may have waited for a standby. Promoted, it has none.
         await _set(standby, "synchronous_standby_names", "")
         (peer,) = (peer for peer in self.members if peer != member)
-        async with self._connection(peer) as primary:
+        async with self.connection(peer) as primary:
             await _set(primary, "synchronous_standby_names", f'"{member}"')
             state = await primary.fetchval(
                 "SELECT sync_state FROM pg_stat_replication WHERE application_name = $1", member
@@ -256,7 +256,7 @@ class Postgres:
         """Makes the standby the primary. The caller has seen that the primary is dead."""
 
         async def promote() -> None:
-            async with self._connection(member) as connection:
+            async with self.connection(member) as connection:
                 if not await connection.fetchval("SELECT pg_promote(true, $1)", PROMOTED_WITHIN):
                     raise MeshError(f"{member} is still a standby after {PROMOTED_WITHIN} s")
 
