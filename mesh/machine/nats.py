@@ -111,7 +111,12 @@ class Nats:
 
     def leader(self, stream: str) -> str:
         """The server that takes what is published to the stream; MeshError while there is none."""
-        cluster = self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream)).cluster
+        import nats.errors
+
+        try:
+            cluster = self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream)).cluster
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise MeshError(f"nobody tells who leads the stream {stream}: {error}") from error
         if cluster is None or not cluster.leader:
             raise MeshError(f"nobody leads the stream {stream}")
         leader: str = cluster.leader
