@@ -114,7 +114,7 @@ class Nats:
         import nats.errors
 
         try:
-            cluster = self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream)).cluster
+            cluster = self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream), ATTEMPT).cluster
         except (nats.errors.Error, OSError, TimeoutError) as error:
             raise MeshError(f"nobody tells who leads the stream {stream}: {error}") from error
         if cluster is None or not cluster.leader:
@@ -145,7 +145,9 @@ class Nats:
 
         return self._ask_jetstream(again)
 
-    def _ask_jetstream(self, question: "Callable[[JetStreamContext], Awaitable[Answer]]") -> Answer:
+    def _ask_jetstream(
+        self, question: "Callable[[JetStreamContext], Awaitable[Answer]]", patience: float = 5.0
+    ) -> Answer:
         async def ask() -> Answer:
             import nats
 
@@ -155,7 +157,7 @@ class Nats:
             async with asyncio.timeout(ATTEMPT):
                 client = await nats.connect(self.url.split(","), allow_reconnect=False, error_cb=quiet)
             try:
-                return await question(client.jetstream())
+                return await question(client.jetstream(timeout=patience))
             finally:
                 await client.close()
 

@@ -13,7 +13,7 @@ import statistics
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -459,33 +459,41 @@ async def _seen(world: World, crowd: Crowd) -> list[tuple[float, float]]:
 
 async def switched(folder: Path, options: Options) -> Report:
     """Each case of `switchover` in turn, under 10 bookings a second."""
+    report = Report(Plan(options.seed, options.load))
+    for replicated, cases in ((False, switchover.REFUSALS), (True, switchover.FAILOVERS)):
+        own = folder / ("replicated" if replicated else "single")
+        own.mkdir()
+        async with stage(own, replicas=2, proxied=False, replicated=replicated) as (world, _, _):
+            report.violations += await _switched(world, cases, options)
+    return report
+
+
+async def _switched(world: World, cases: Mapping[str, switchover.Case], options: Options) -> list[str]:
+    """The cases that are for this mesh; returns what was violated."""
     rows: list[tuple[object, ...]] = []
     violations: list[str] = []
-    async with stage(folder, replicas=2, proxied=False, replicated=True) as (world, _, _):
-        crowd = await Crowd.of(world, 100_000, options.seed, tries=20)
-        for case in switchover.CASES:
-            seen = await switchover.observe(world, crowd, case, options.load)
-            answers = ", ".join(f"{count} {code}" for code, count in seen.answers.most_common())
-            shown = ["never" if s is None else s for s in (seen.booked, seen.completed)]
-            rows.append((case, seen.away, *shown, answers, len(seen.internal), seen.dead_letters))
-            console.print(str(rows[-1]), markup=False)
-            violations += [f"{case}: {wrong}" for wrong in seen.violations()]
-            for what, took in (("booked", seen.booked), ("completed", seen.completed)):
-                if took is not None and took > switchover.SERVED_WITHIN:
-                    violations.append(f"{case}: {what} {took:.0f} s after the store was back")
-            if seen.completed is None:  # the next case is not to suffer for this one
-                for service in SERVICES:
-                    await world.stop(service)
-                    await world.start(service)
-        show(
-            f"{switchover.RATE:.0f} bookings/s for {options.load:.0f} s; 'booked' and 'completed' are seconds from "
-            "the store's return until somebody new was",
-            ("case", "store away s", "booked", "completed", "answers", "INTERNAL", "dead letters"),
-            rows,
-        )
-        report = await settled(world, crowd.driver.history, options)
-    report.violations += violations
-    return report
+    # Who repeats a call for long would hide that nobody is served.
+    crowd = await Crowd.of(world, 100_000, options.seed, tries=20)
+    for name, case in cases.items():
+        seen = await switchover.observe(world, crowd, case, options.load)
+        answers = ", ".join(f"{count} {code}" for code, count in seen.answers.most_common())
+        shown = ["never" if s is None else s for s in (seen.booked, seen.completed)]
+        rows.append((name, seen.away, *shown, answers, len(seen.internal), seen.dead_letters))
+        violations += [f"{name}: {wrong}" for wrong in seen.violations()]
+        for what, took in (("booked", seen.booked), ("completed", seen.completed)):
+            if took is not None and took > switchover.SERVED_WITHIN:
+                violations.append(f"{name}: {what} {took:.0f} s after the store was back")
+        if seen.completed is None:  # the next case is not to suffer for this one
+            for service in SERVICES:
+                await world.stop(service)
+                await world.start(service)
+    show(
+        f"{switchover.RATE:.0f} bookings/s for {options.load:.0f} s; 'booked' and 'completed' are seconds from the "
+        "store's return until somebody new was",
+        ("case", "store away, s", "booked", "completed", "answers", "INTERNAL", "dead letters"),
+        rows,
+    )
+    return violations + (await settled(world, crowd.driver.history, options)).violations
 
 
 STUDIES: dict[str, Callable[[Path, Options], Awaitable[Report]]] = {

@@ -16,6 +16,7 @@ import asyncpg
 import grpc.aio
 from nats.js.errors import NotFoundError
 
+from mesh.machine.home import STORE_OF
 from mesh.machine.processes import MeshError
 from services.chassis.deadletters import STREAM as DEAD_LETTERS
 from services.chassis.jetstream import STREAM
@@ -67,11 +68,17 @@ async def _chosen(who: Callable[[], str]) -> None:
                 return
 
 
-# What happens; each returns when the store takes writes again.
-CASES: dict[str, Callable[[World], Awaitable[None]]] = {
-    "reservation's database read-only": partial(read_only, "reservation"),
-    "approval's database read-only": partial(read_only, "approval"),
-    "mypage's database read-only": partial(read_only, "mypage"),
+Case = Callable[[World], Awaitable[None]]
+"""Makes it happen; returns when the store takes writes again."""
+
+# One server for each store. No other takes over, so sessions that refuse writes look like any other to who opens them.
+REFUSALS: dict[str, Case] = {
+    f"{service}'s database read-only": partial(read_only, service)
+    for service, store in STORE_OF.items()
+    if store == "postgres"
+}
+# Replicated stores.
+FAILOVERS: dict[str, Case] = {
     "Postgres promoted": promotion,
     "MongoDB's primary killed": mongo_primary,
     "NATS' leader killed": nats_leader,
@@ -101,14 +108,14 @@ class Seen:
         return wrong + ([f"not served again within {GIVEN_UP:.0f} s"] if self.completed is None else [])
 
 
-async def observe(world: World, crowd: Crowd, case: str, seconds: float) -> Seen:
+async def observe(world: World, crowd: Crowd, case: Case, seconds: float) -> Seen:
     """Plays a case a fifth of the way into so many seconds of bookings; everything runs again when it returns."""
     seen, history = Seen(), crowd.driver.history
     asked, told, letters = len(history.operations), len(history.problems), await _dead_letters(world)
     arriving = asyncio.create_task(crowd.arrive(RATE, seconds))
     await asyncio.sleep(seconds / 5)
     begin = time.monotonic()
-    await CASES[case](world)
+    await case(world)
     seen.away = time.monotonic() - begin
     with suppress(TimeoutError):
         async with asyncio.timeout(GIVEN_UP):

@@ -2,7 +2,8 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import grpc.aio
@@ -13,14 +14,14 @@ from tests.conftest import free_base_port
 from tests.e2e.conftest import World
 
 from .drive import Crowd
-from .switchover import CASES, observe
+from .switchover import FAILOVERS, REFUSALS, Case, observe
 
 
-@pytest.fixture(scope="module")
-def running() -> Iterator[Mesh]:
-    """A mesh whose stores are replicated; in a folder that Postgres' user may pass through."""
+@contextmanager
+def _running(replicated: bool) -> Iterator[Mesh]:
+    """In a folder that Postgres' user may pass through."""
     with tempfile.TemporaryDirectory(prefix="switchover-") as folder:
-        mesh = Mesh(Path(folder) / "home", free_base_port(), replicas=2, replicated=True)
+        mesh = Mesh(Path(folder) / "home", free_base_port(), replicas=2, replicated=replicated)
         try:
             mesh.up()
             yield mesh
@@ -28,18 +29,35 @@ def running() -> Iterator[Mesh]:
             mesh.down()
 
 
-@pytest.fixture
-async def replicated(running: Mesh) -> AsyncIterator[World]:
-    """Those who call it."""
-    async with grpc.aio.insecure_channel(running.gateway, options=[("grpc.enable_retries", 0)]) as channel:
-        yield World(running, channel)
+@pytest.fixture(scope="module")
+def single() -> Iterator[Mesh]:
+    """A mesh with one server for each store."""
+    with _running(replicated=False) as mesh:
+        yield mesh
 
 
-@pytest.mark.parametrize("case", CASES)
-async def test_bookings_go_on_when_the_store_is_back(replicated: World, case: str) -> None:
-    await asyncio.to_thread(replicated.mesh.up)
-    crowd = await Crowd.of(replicated, 10_000, seed=list(CASES).index(case))
-    seen = await observe(replicated, crowd, case, seconds=15)
-    print(seen)
-    assert not seen.violations()
-    await replicated.quiet(60)
+@pytest.fixture(scope="module")
+def replicated() -> Iterator[Mesh]:
+    """A mesh whose stores are replicated."""
+    with _running(replicated=True) as mesh:
+        yield mesh
+
+
+async def _play(mesh: Mesh, case: Case, seed: int) -> None:
+    await asyncio.to_thread(mesh.up)
+    async with grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_retries", 0)]) as channel:
+        world = World(mesh, channel)
+        seen = await observe(world, await Crowd.of(world, 10_000, seed), case, seconds=15)
+        print(seen)
+        assert not seen.violations()
+        await world.quiet(60)
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+async def test_bookings_go_on_when_the_store_takes_writes_again(single: Mesh, name: str) -> None:
+    await _play(single, REFUSALS[name], list(REFUSALS).index(name))
+
+
+@pytest.mark.parametrize("name", FAILOVERS)
+async def test_bookings_go_on_when_another_server_has_taken_over(replicated: Mesh, name: str) -> None:
+    await _play(replicated, FAILOVERS[name], list(FAILOVERS).index(name))
