@@ -59,8 +59,8 @@ USER 0
 RUN apt-get update && apt-get install -y --no-install-recommends libcurl4 && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build-servers /out /app/venv
 COPY mesh/evaluation.py /app/mesh/
-COPY mesh/machine/__init__.py mesh/machine/home.py mesh/machine/launch.py mesh/machine/processes.py \
-     mesh/machine/stores.py /app/mesh/machine/
+COPY mesh/machine/__init__.py mesh/machine/home.py mesh/machine/launch.py mesh/machine/mongo.py mesh/machine/nats.py \
+     mesh/machine/postgres.py mesh/machine/processes.py mesh/machine/stores.py /app/mesh/machine/
 RUN python -m compileall -qf --invalidation-mode unchecked-hash /app/mesh
 USER 65532:65532
 

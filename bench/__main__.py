@@ -256,7 +256,7 @@ class Bench:
         at first, and the seconds it took."""
 
         def waiting() -> int:
-            return sum(self.real.stores.pending("VACCINATION", name) for name in SERVICES)
+            return sum(self.real.stores.nats.pending("VACCINATION", name) for name in SERVICES)
 
         begin = time.monotonic()
         left = first = await asyncio.to_thread(waiting)

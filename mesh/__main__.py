@@ -32,6 +32,12 @@ def _arguments() -> argparse.ArgumentParser:
         choices=range(1, MAX_REPLICAS + 1),
         help="processes of each service (1, or as last time)",
     )
+    up.add_argument(
+        "--replicated",
+        action="store_true",
+        default=None,
+        help="stores that survive the death of a server: two of Postgres, three each of MongoDB and NATS; a new home's",
+    )
     for store in STORES:
         up.add_argument(f"--{store}-url", help=f"superuser's URL of a {store} server that is there already")
     command("down", "stop everything that up has started")
@@ -107,7 +113,13 @@ def main() -> int:
     console = Console(highlight=False)
     external = {s: url for s in STORES if (url := getattr(arguments, f"{s}_url", None))}
     try:
-        mesh = Mesh(home, getattr(arguments, "base_port", None), external, getattr(arguments, "replicas", None))
+        mesh = Mesh(
+            home,
+            getattr(arguments, "base_port", None),
+            external,
+            getattr(arguments, "replicas", None),
+            replicated=getattr(arguments, "replicated", None),
+        )
 
         def report(name: str, what: str) -> None:
             console.print(f"  [bold]{name:<12}[/] {escape(what)}")

@@ -24,9 +24,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
-from mesh.machine.home import SERVICES, STORES, Home
+from mesh.machine.home import SERVICES, STORE_OF, STORES, Home
 from mesh.machine.processes import MeshError
-from mesh.machine.stores import STORE_OF, Stores
+from mesh.machine.stores import Stores
 
 PORTS = {"postgres": 5432, "mongo": 27017, "nats": 4222, "nats-routes": 6222, "nats-monitor": 8222}
 READY = Path("/tmp/ready")  # noqa: S108 - the pod's own
@@ -44,27 +44,25 @@ class PodHome(Home):
         users = [store, *(service for service in SERVICES if store in ("nats", STORE_OF[service]))]
         self.passwords = {user: _password(folder / user) for user in users}
         self._mongo_host = environ.get("MONGO_HOST")
-        self.nats_options = {"http": f"{self.listen}:{PORTS['nats-monitor']}"}
-        if peers := environ.get("NATS_PEERS"):
-            login = f"admin:{self.passwords[store]}"
-            self.nats_options |= {
-                "server_name": environ["NATS_SERVER"],
-                "cluster": {
-                    "name": "vaccination",
-                    "listen": f"{self.listen}:{PORTS['nats-routes']}",
-                    "authorization": {"user": "admin", "password": self.passwords[store]},
-                    "routes": [f"nats-route://{login}@{peer}" for peer in peers.split(",")],
-                },
-            }
+        self._nats_server = environ.get("NATS_SERVER", "nats")
+        self._nats_routes = environ["NATS_PEERS"].split(",") if environ.get("NATS_PEERS") else []
 
     def port(self, name: str) -> int:
         """The store's usual port."""
         return PORTS[name]
 
-    @property
-    def mongo_member(self) -> str:
+    def mongo_address(self, member: str) -> str:
         """See MONGO_HOST."""
-        return self._mongo_host or self.address("mongo")
+        return self._mongo_host or self.address(member)
+
+    def nats_server(self, member: str) -> str:
+        """See NATS_SERVER."""
+        return self._nats_server
+
+    @property
+    def nats_routes(self) -> list[str]:
+        """See NATS_PEERS."""
+        return self._nats_routes
 
 
 def _password(file: Path) -> str:
@@ -84,34 +82,30 @@ def main() -> int:
     parser = argparse.ArgumentParser("mesh.evaluation", description="A store in a pod.")
     parser.add_argument("store", choices=STORES)
     store: str = parser.parse_args().store
-    stores = Stores(PodHome(store, os.environ))
+    home = PodHome(store, os.environ)
+    kind = Stores(home).kinds[store]
     if store == "nats":
-        stores.prepare_nats()
-        command = [str(part) for part in stores.nats_command()]
-        os.execv(command[0], command)  # noqa: S606 - NATS needs no provisioning, so it takes this process' place
-    prepare, command_of, provision, stop_signal = {
-        # SIGINT is Postgres' "fast" shutdown, which does not wait for clients.
-        "postgres": (stores.prepare_postgres, stores.postgres_command, stores.provision_postgres, signal.SIGINT),
-        "mongo": (stores.prepare_mongo, stores.mongo_command, stores.provision_mongo, signal.SIGTERM),
-    }[store]
+        kind.prepare(store)
+        command = [str(part) for part in kind.command(store)]
+        os.execv(command[0], command)  # noqa: S606 - it needs nobody to look after it
     server: subprocess.Popen[bytes] | None = None
 
     def stop(*_: int | FrameType | None) -> None:
         READY.unlink(missing_ok=True)
         if server is None:
             raise SystemExit(0)
-        server.send_signal(stop_signal)
+        server.send_signal(kind.stop_signal)
 
     # Process 1 gets only those signals that it handles.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    READY.unlink(missing_ok=True)  # an earlier container of the pod may have left it
-    prepare()
-    server = subprocess.Popen(command_of(), cwd=stores.home.path)
+    READY.unlink(missing_ok=True)  # of a container before this one in the same pod
+    kind.prepare(store)
+    server = subprocess.Popen(kind.command(store), cwd=home.path)
     said = ""
     while server.poll() is None:
         try:
-            provision()
+            kind.provision(store)
             READY.touch()
             break
         except Exception as error:

@@ -9,16 +9,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_HOME = ROOT / ".mesh"
+DEFAULT_HOME = Path(__file__).resolve().parents[2] / ".mesh"
 DEFAULT_BASE_PORT = 18080
 SERVICES = ("reservation", "approval", "vaccinemgmt", "mypage")
 STORES = ("postgres", "mongo", "nats")
+STORE_OF = {"reservation": "postgres", "approval": "postgres", "vaccinemgmt": "mongo", "mypage": "postgres"}
 MAX_REPLICAS = 5
+# Servers of a store in a replicated home: as many as it takes for the death of any one to lose nothing.
+MEMBERS = {"postgres": 2, "mongo": 3, "nats": 3}
+# Seconds. No store may keep a test waiting: an attempt to reach it that takes longer is as good as none.
+ATTEMPT = 2.0
 
 # Every port is the base port plus this, on 127.0.0.1.
 PORTS = (
     {"gateway": 0, "envoy-admin": 1, "to-approval": 2, "postgres": 30, "mongo": 31, "nats": 32}
+    | {"postgres-2": 33, "mongo-2": 34, "mongo-3": 35, "nats-2": 36, "nats-3": 37}
+    | {"nats-monitor": 72, "nats-2-monitor": 73, "nats-3-monitor": 74}
+    | {"nats-routes": 75, "nats-2-routes": 76, "nats-3-routes": 77}
     | {service: 10 + i for i, service in enumerate(SERVICES)}
     | {f"{service}-metrics": 20 + i for i, service in enumerate(SERVICES)}
     | {f"{service}-{r}": 24 + 8 * r + i for i, service in enumerate(SERVICES) for r in range(2, MAX_REPLICAS + 1)}
@@ -33,13 +40,12 @@ PORTS = (
 class Home:
     """The folder. An argument that is not given is as it was in the last `up`, or else the default.
 
-    `external` has the superuser's URL of each store whose server is there already; the others are started here.
-    `values` are values of the chart; they stand above the chart's own, and above those that one machine needs.
+    `external` are superuser URLs by store's name: servers that are somebody else's. A store without one is embedded.
+    `values` are the chart's, above its own and those that one machine needs. `replicated` stores survive the death of
+    a server, see MEMBERS; a home keeps that choice for good, since NATS' streams cannot follow.
     """
 
-    # The stores' listening address, and more of NATS' configuration. A pod has other ones, see mesh.evaluation.
-    listen = "127.0.0.1"
-    nats_options: Mapping[str, object] = {}
+    listen = "127.0.0.1"  # the stores do
 
     def __init__(
         self,
@@ -48,19 +54,27 @@ class Home:
         external: Mapping[str, str] | None = None,
         replicas: int | None = None,
         values: Mapping[str, Any] | None = None,
+        replicated: bool | None = None,
     ) -> None:
         self.path = path.resolve()
         self._settings = self.path / "mesh.json"
         remembered = json.loads(self._settings.read_text()) if self._settings.exists() else {}
         self.remembered_port: int | None = remembered.get("base_port")
+        self.remembered_replicated: bool | None = remembered.get("replicated", False) if remembered else None
         self.base_port = base_port or self.remembered_port or DEFAULT_BASE_PORT
         self.replicas: int = replicas or remembered.get("replicas") or 1
         self.external: dict[str, str] = remembered.get("external", {}) | dict(external or {})
         self.values: dict[str, Any] = dict(values or remembered.get("values") or {})
+        self.replicated = bool(self.remembered_replicated if replicated is None else replicated)
 
     def processes_of(self, service: str) -> list[str]:
         """Names of a service's processes: SERVICE, SERVICE-2 and so on."""
         return [service, *(f"{service}-{r}" for r in range(2, self.replicas + 1))]
+
+    def members(self, store: str) -> list[str]:
+        """Names of a store's servers: the store's own, then STORE-2 and so on."""
+        count = MEMBERS[store] if self.replicated and store not in self.external else 1
+        return [store, *(f"{store}-{n}" for n in range(2, count + 1))]
 
     def port(self, name: str) -> int:
         """The port of a listener, see PORTS."""
@@ -70,15 +84,30 @@ class Home:
         """host:port of a listener."""
         return f"127.0.0.1:{self.port(name)}"
 
+    def addresses(self, store: str) -> str:
+        """host:port of each of a store's servers, comma separated."""
+        return ",".join(map(self.address, self.members(store)))
+
+    # What is otherwise in a pod, see mesh.evaluation.
+
+    def mongo_address(self, member: str) -> str:
+        """host:port by which the replica set's clients and its other members reach a member."""
+        return self.address(member)
+
+    def nats_server(self, member: str) -> str:
+        """The server's name in its cluster."""
+        return member
+
     @property
     def root_certificate(self) -> Path:
         """What clients trust of a gateway that speaks TLS, as PEM; made anew at every start of Envoy."""
         return self.path / "root.pem"
 
     @property
-    def mongo_member(self) -> str:
-        """host:port by which the replica set's clients reach its only member."""
-        return self.address("mongo")
+    def nats_routes(self) -> list[str]:
+        """host:port by which the servers of a cluster reach each other; empty when there is only one."""
+        members = self.members("nats")
+        return [self.address(f"{member}-routes") for member in members] if len(members) > 1 else []
 
     @cached_property
     def passwords(self) -> dict[str, str]:
@@ -93,10 +122,10 @@ class Home:
         """Writes the settings, and makes the folder if it is not there."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings = {"base_port": self.base_port, "replicas": self.replicas}
-        settings |= {"external": self.external, "values": self.values}
+        settings |= {"external": self.external, "values": self.values, "replicated": self.replicated}
         write_secret(self._settings, json.dumps(settings))
-        self.remembered_port = self.base_port
-        _ = self.passwords  # they are made here, before several threads ask for them
+        self.remembered_port, self.remembered_replicated = self.base_port, self.replicated
+        _ = self.passwords  # made now, before several threads ask for them
 
 
 def write_secret(file: Path, text: str) -> None:

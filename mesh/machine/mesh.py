@@ -1,7 +1,7 @@
 """The whole mesh on one machine: what belongs to it, in which order it starts, and when it is ready.
 
     mesh = Mesh(Path(".mesh"))
-    mesh.up()                     # or only=STORES
+    mesh.up()                     # or only=mesh.stores.names
     ... calls to mesh.gateway ...
     mesh.stop("vaccinemgmt"); mesh.start("vaccinemgmt")
     mesh.down()
@@ -29,9 +29,9 @@ from mesh.istio import merged
 from mesh.istio.kinds import Server
 from mesh.istio.proxy import GATEWAY
 from mesh.machine import chart, envoy, identity
-from mesh.machine.home import DEFAULT_HOME, SERVICES, STORES, Home
-from mesh.machine.processes import MeshError, Processes, holder_of
-from mesh.machine.stores import STORE_OF, Stores, package_file
+from mesh.machine.home import DEFAULT_HOME, SERVICES, STORE_OF, Home
+from mesh.machine.processes import MeshError, Processes, holder_of, package_file
+from mesh.machine.stores import Store, Stores
 
 if TYPE_CHECKING:
     import grpc
@@ -48,7 +48,7 @@ class Component:
 
     name: str
     listens: tuple[str, ...]  # names of its ports, the one to show first
-    needs: tuple[str, ...]  # components that have to be ready before it starts
+    needs: Callable[[], Collection[str]]  # what is ready before it starts
     check: Callable[[], None]  # returns when it is ready to serve, raises if it is not
     command: Callable[[], list[str | Path]]
     prepare: Callable[[], None] = lambda: None
@@ -81,9 +81,10 @@ class Mesh:
         replicas: int | None = None,
         launcher: str | None = None,
         values: Mapping[str, Any] | None = None,
+        replicated: bool | None = None,
     ) -> None:
-        self.home = Home(home, base_port, external, replicas, values)
-        self._launcher = launcher  # a module of a test, which runs `-m LAUNCHER COMPONENT MODULE` with faults
+        self.home = Home(home, base_port, external, replicas, values, replicated)
+        self._launcher = launcher  # a module that runs services as `-m LAUNCHER COMPONENT MODULE`: tests bring faults
         self.stores = Stores(self.home)
         self.processes = Processes(self.home.path)
         self.components = {component.name: component for component in self._components()}
@@ -154,18 +155,11 @@ class Mesh:
 
     def _components(self) -> list[Component]:
         """In dependency order."""
-        s, home = self.stores, self.home.path
-        user, fast = s.postgres_os_user, signal.SIGINT  # Postgres' "fast" shutdown, which does not wait for clients
-        postgres = Component(
-            "postgres", ("postgres",), (), s.provision_postgres, s.postgres_command, s.prepare_postgres,
-            os_user=user, directory=home, stop_signal=fast,
-        )  # fmt: skip
-        mongo = Component("mongo", ("mongo",), (), s.provision_mongo, s.mongo_command, s.prepare_mongo)
-        nats = Component("nats", ("nats",), (), s.provision_nats, s.nats_command, s.prepare_nats)
+        home = self.home.path
         proxy = Component(
             "envoy",
             ("gateway", "envoy-admin", "to-approval"),
-            (),
+            tuple,
             self._check_envoy,
             lambda: [
                 package_file("envoy", "_bin", "envoy"), "-c", home / "envoy.json",
@@ -175,19 +169,30 @@ class Mesh:
             lambda: envoy.write_config(self.home, self.chart),
         )  # fmt: skip
         return [
-            postgres,
-            mongo,
-            nats,
+            *(self._store(store, member) for store in self.stores.kinds.values() for member in store.members),
             *(self._service(s, name) for s in SERVICES for name in self.home.processes_of(s)),
             proxy,
         ]
+
+    def _store(self, store: Store, member: str) -> Component:
+        return Component(
+            member,
+            store.listens(member),
+            lambda: store.needs(member),
+            lambda: store.provision(member),
+            lambda: store.command(member),
+            lambda: store.prepare(member),
+            os_user=store.os_user,
+            directory=self.home.path,
+            stop_signal=store.stop_signal,
+        )
 
     def _service(self, service: str, name: str) -> Component:
         launcher = [self._launcher, name] if self._launcher else []
         return Component(
             name,
             (name, f"{name}-metrics"),
-            (STORE_OF[service], "nats"),
+            lambda: [*self.home.members(STORE_OF[service]), *self.home.members("nats")],
             lambda: self._check_service(service, name),
             lambda: [sys.executable, "-m", *launcher, f"services.{service}"],
             lambda: self.stores.write_secrets(service),
@@ -202,7 +207,7 @@ class Mesh:
             "NATS_URL": self.stores.nats_address,
             "NATS_USER": self.stores.nats_login(service)[0],
             "SECRETS_DIR": str(self.home.path / "secrets" / service),
-            "STREAM_REPLICAS": "1",
+            "STREAM_REPLICAS": str(len(self.home.members("nats"))),
             "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
             "DRAIN_SECONDS": "0",  # the listener may close at once: Envoy retries refused connections
             "PYTHONUNBUFFERED": "1",
@@ -258,6 +263,9 @@ class Mesh:
         return self.components[name]
 
     def _refuse_a_move(self) -> None:
+        if self.home.remembered_replicated not in (None, self.home.replicated):
+            kind = "replicated" if self.home.remembered_replicated else "not replicated"
+            raise MeshError(f"the stores of {self.home.path} are {kind}, for good: choose another home")
         remembered, asked = self.home.remembered_port, self.home.base_port
         if remembered not in (None, asked) and any(map(self.processes.find, self.processes.recorded())):
             raise MeshError(f"this mesh runs at base port {remembered}: stop it before it moves to {asked}")
@@ -279,7 +287,7 @@ class Mesh:
         futures: dict[str, Future[None]] = {}
 
         def bring_up(component: Component) -> None:
-            for need in component.needs:
+            for need in component.needs():
                 if need in futures:
                     futures[need].result()
             self._bring_up(component, lock, given_up, report)
@@ -360,10 +368,49 @@ class Mesh:
             if self.processes.stop(name, component.stop_signal, component.grace):
                 report(name, "stopped")
 
-        services = [name for name in self.components if name not in (*STORES, "envoy")]
-        for wave in (services, ("envoy",), STORES):
+        stores = self.stores.names
+        services = [name for name in self.components if name not in (*stores, "envoy")]
+        for wave in (services, ["envoy"], stores):
             with ThreadPoolExecutor(len(wave)) as pool:
                 list(pool.map(stop, [name for name in wave if name in names]))
+
+    # Switching over: what a test or an operator does to replicated stores
+
+    def promote_postgres(self) -> tuple[str, str]:
+        """Ends Postgres' primary as a crash would, and makes the standby the primary; returns (the dead, the new one).
+
+        The dead one comes back as a standby with the next `up`. MeshError: the standby would not have every commit
+        that was acknowledged; nothing was done.
+        """
+        postgres = self.stores.postgres
+        primary = postgres.primary()
+        standby = next((member for member in postgres.members if member != primary), None)
+        if standby is None:
+            raise MeshError("Postgres has no standby: this home is not replicated")
+        with self.processes.exclusive():
+            try:
+                self._check(self.component(standby))
+            except Exception as error:
+                raise MeshError(f"{standby} may not have every commit of {primary}: {error}") from error
+            self._crash(postgres, primary)
+            postgres.promote(standby)
+        return primary, standby
+
+    def kill_mongo_primary(self) -> str:
+        """Ends MongoDB's primary as a crash would; returns which one it was. The others elect a new one."""
+        return self._kill(self.stores.mongo, self.stores.mongo.primary())
+
+    def kill_nats_leader(self, stream: str) -> str:
+        """Ends the NATS server that leads the stream as a crash would; returns which one it was."""
+        return self._kill(self.stores.nats, self.stores.nats.leader(stream))
+
+    def _kill(self, store: Store, member: str) -> str:
+        with self.processes.exclusive():
+            self._crash(store, member)
+        return member
+
+    def _crash(self, store: Store, member: str) -> None:
+        self.processes.stop(member, store.crash_signal, self.component(member).grace)
 
     # Looking
 

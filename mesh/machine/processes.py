@@ -5,6 +5,7 @@ A record is `run/NAME.json` with pid and start time. A pid alone does not identi
 
 import contextlib
 import fcntl
+import importlib.util
 import json
 import os
 import select
@@ -21,6 +22,14 @@ from mesh.machine.launch import LOCK_FD
 
 class MeshError(Exception):
     """What went wrong and what to do about it, in words for the person who called."""
+
+
+def package_file(package: str, *parts: str) -> Path:
+    """A file of an installed package, found without importing it: some of these imports have side effects."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise MeshError(f"the package {package} is not installed: run ./dev")
+    return Path(next(iter(spec.submodule_search_locations)), *parts)
 
 
 @dataclass(frozen=True)

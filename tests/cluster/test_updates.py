@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mesh.machine.stores import STORE_OF
+from mesh.machine.home import STORE_OF
 from tests.e2e.conftest import World
 
 from .conftest import NEXT_TAG, TAG, Load, Release

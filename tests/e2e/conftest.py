@@ -210,9 +210,9 @@ class World:
         stores = self.mesh.stores
 
         def look() -> tuple[int, int]:
-            on_the_way = sum(stores.pending("VACCINATION", name) for name in SERVICES)
+            on_the_way = sum(stores.nats.pending("VACCINATION", name) for name in SERVICES)
             with pymongo.MongoClient[dict[str, Any]](stores.mongo_url) as client:
-                return on_the_way + client["vaccinemgmt"]["outbox"].count_documents({}), stores.last_sequence(
+                return on_the_way + client["vaccinemgmt"]["outbox"].count_documents({}), stores.nats.last_sequence(
                     "VACCINATION"
                 )
 

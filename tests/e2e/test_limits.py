@@ -19,7 +19,7 @@ import pytest
 
 from mesh.machine import Mesh
 from mesh.machine.home import write_secret
-from mesh.machine.stores import package_file
+from mesh.machine.processes import package_file
 from vaccination.mypage.v1 import mypage_service_pb2
 
 from .conftest import Refusal, World, eventually

@@ -21,6 +21,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=20, help="in all, shared by the seeds")
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--customers", type=int, default=24)
+    parser.add_argument("--replicated", action="store_true", help="stores of several servers, of which some die")
     parser.add_argument("--mutation", help="a rule to break on purpose, see launcher.MUTATIONS")
     study = parser.add_subparsers(dest="command").add_parser("study", help="measures what a fault costs")
     study.add_argument("name", choices=STUDIES)
@@ -40,6 +41,7 @@ def _runs(arguments: argparse.Namespace) -> int:
             replicas=arguments.replicas,
             customers=arguments.customers,
             mutation=arguments.mutation,
+            replicated=arguments.replicated,
         )
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
             report = asyncio.run(play(plan, Path(folder)))

@@ -57,7 +57,7 @@ async def read(world: World) -> Accounts:
         lots=lots,
         screen=await keyed("mypage", "my_reservations", "reservation_id"),
         outboxes=outboxes,
-        dead_letters=await asyncio.to_thread(world.mesh.stores.last_sequence, "DEAD_LETTERS"),
+        dead_letters=await asyncio.to_thread(world.mesh.stores.nats.last_sequence, "DEAD_LETTERS"),
     )
 
 

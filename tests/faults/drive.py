@@ -254,3 +254,54 @@ class Driver:
                 self.history.problems.append(f"{kind} {key}: {operation.answer}")
         operation.seconds = time.perf_counter() - begin
         return operation
+
+
+class Crowd:
+    """Customers whom nobody has met: each books at a hospital with places and doses for all; some cancel."""
+
+    def __init__(self, world: World, hospitals: list[tuple[str, date]], seed: int, tries: int) -> None:
+        # Of the driver only its memory: what each was asked and told.
+        self.driver = Driver(world, seed, 0, hospitals, haste=0, tries=tries)
+        self.answered: dict[str, float] = {}  # when the reservation was approved, by its id
+        self.hospitals = hospitals
+        self._world, self._dice = world, random.Random(seed)
+        self._busy: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def of(cls, world: World, people: int, seed: int, tries: int = 60) -> "Crowd":
+        """With hospitals enough that no row of a store is everybody's."""
+        return cls(world, [await world.new_hospital(people, people) for _ in range(4)], seed, tries)
+
+    async def arrive(self, rate: float, seconds: float, cancelling: float = 0.5) -> None:
+        """New customers come at a rate, whatever becomes of the earlier ones; then all have been answered."""
+        begin = time.monotonic()
+        while (passed := time.monotonic() - begin) < seconds:
+            self.come(cancelling)
+            await asyncio.sleep(self._dice.expovariate(rate) if passed else 0)
+        await self.gone()
+
+    def come(self, cancelling: float) -> None:
+        """One customer, who cancels with this probability."""
+        task = asyncio.create_task(self._visit(self._dice.random() < cancelling, self._dice.getrandbits(64)))
+        self._busy.add(task)
+        task.add_done_callback(self._busy.discard)
+
+    async def gone(self, but: int = 0) -> None:
+        """Waits until at most `but` customers wait for an answer."""
+        while len(self._busy) > but:
+            await asyncio.wait(self._busy, return_when=asyncio.FIRST_COMPLETED)
+
+    async def _visit(self, cancels: bool, seed: int) -> None:
+        dice = random.Random(seed)
+        name, request_id = f"p{seed:x}", str(uuid.UUID(int=dice.getrandbits(128), version=4))
+        client, (hospital, day) = Person(self._world, name, ["customer"]), dice.choice(self.hospitals)
+        insist = self.driver.insist
+        done = await insist(
+            dice, name, "create", request_id, lambda: client.create(hospital, day, request_id), hospital, day, ""
+        )
+        if done.outcome != "ok":
+            return
+        reservation_id = done.answer.reservation_id
+        self.answered[reservation_id] = done.at + done.seconds
+        if cancels:
+            await insist(dice, name, "cancel", reservation_id, lambda: client.cancel(reservation_id))

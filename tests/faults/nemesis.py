@@ -39,6 +39,12 @@ class Nemesis:
             self.restart_store, self.cut, self.refuse, self.slow, self.step_clock, self.stop_service, self.duplicate,
             self.hang_store, self.two_at_once, self.two_at_once,
         ]  # fmt: skip
+        if self._mesh.home.replicated:
+            faults = [
+                self.kill, self.kill, self.hang, self.crash, self.crash, self.stop_service, self.duplicate,
+                self.step_clock, self.kill_store, self.restart_store, self.promote_postgres, self.promote_postgres,
+                self.kill_mongo_primary, self.kill_nats_leader, self.two_at_once, self.two_at_once,
+            ]  # fmt: skip
         if kinds:
             faults = [getattr(self, kind) for kind in kinds]
         while not stop.is_set():
@@ -126,17 +132,17 @@ class Nemesis:
         return f"restart {name.split('-')[0]}"
 
     async def kill_store(self) -> str:
-        """SIGKILL of a store."""
-        name = self._dice.choice(STORES)
-        number = signal.SIGKILL if name != "postgres" else signal.SIGQUIT  # its own word for a crash: no orphans stay
-        self._signal(name, number)
+        """A store's server dies at once."""
+        store = self._mesh.stores.kinds[self._dice.choice(STORES)]
+        name = self._dice.choice(store.members)
+        self._signal(name, store.crash_signal)
         await asyncio.sleep(self._dice.random() * 4)
         await self._up()
         return f"kill {name}"
 
     async def hang_store(self) -> str:
         """A store that stands still; clients' deadlines expire, their connections stay."""
-        name = self._dice.choice(STORES)
+        name = self._dice.choice(self._mesh.stores.names)
         self._signal(name, signal.SIGSTOP)
         await asyncio.sleep(0.5 + self._dice.random() * 4)
         self._signal(name, signal.SIGCONT)
@@ -145,17 +151,43 @@ class Nemesis:
     async def two_at_once(self) -> str:
         """What no single fault shows: a service dies while a store is away, and the like."""
         of_services = self._dice.choice([self.kill, self.hang, self.crash, self.stop_service])
-        of_stores = self._dice.choice([self.kill_store, self.cut, self.refuse, self.slow, self.duplicate])
+        faults = [self.kill_store, self.duplicate]
+        if self._mesh.home.replicated:
+            faults += [self.promote_postgres, self.kill_mongo_primary, self.kill_nats_leader]
+        else:
+            faults += [self.cut, self.refuse, self.slow]
+        of_stores = self._dice.choice(faults)
         self.done.update(await asyncio.gather(of_services(), of_stores()))
         return "(two at once)"
 
     async def restart_store(self) -> str:
-        """An orderly restart of a store."""
-        name = self._dice.choice(STORES)
+        """An orderly restart of a store's server."""
+        name = self._dice.choice(self._mesh.stores.names)
         await asyncio.to_thread(self._mesh.stop, name)
         await asyncio.sleep(self._dice.random() * 3)
         await self._up()
         return f"restart {name}"
+
+    async def promote_postgres(self) -> str:
+        """The primary dies, the standby is promoted; later the dead one comes back as the new one's standby."""
+        return await self._switch_over("promote postgres", self._mesh.promote_postgres)
+
+    async def kill_mongo_primary(self) -> str:
+        """The primary dies, the others elect a new one."""
+        return await self._switch_over("kill mongo primary", self._mesh.kill_mongo_primary)
+
+    async def kill_nats_leader(self) -> str:
+        """The server that leads the stream dies, the others elect a new leader."""
+        return await self._switch_over("kill nats leader", lambda: self._mesh.kill_nats_leader("VACCINATION"))
+
+    async def _switch_over(self, what: str, do: Callable[[], object]) -> str:
+        try:
+            await asyncio.to_thread(do)
+        except MeshError:  # the store has not recovered from a fault at the same time
+            what = f"no {what}"
+        await asyncio.sleep(self._dice.random() * 15)  # an election takes five or more
+        await self._up()
+        return what
 
     async def cut(self) -> str:
         """Every connection to a store breaks at once."""
@@ -190,7 +222,9 @@ class Nemesis:
 
     async def duplicate(self) -> str:
         """Events of the past come once more, in another order, as messages of their own."""
-        count = await asyncio.to_thread(self._mesh.stores.republish, "VACCINATION", 200, self._dice.randrange(2**32))
+        count = await asyncio.to_thread(
+            self._mesh.stores.nats.republish, "VACCINATION", 200, self._dice.randrange(2**32)
+        )
         return "duplicate events" if count else "no events to duplicate"
 
     def _clock(self, seconds: float) -> None:

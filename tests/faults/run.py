@@ -31,6 +31,15 @@ from .proxy import Proxy
 # Rest must come within this many seconds after the last fault has healed.
 QUIESCENCE = 90.0
 UNREST = "no rest within"
+# How a store, or what is before it, says that it is not there.
+AWAY = (
+    OSError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # also how a server shows that is not the primary
+    PyMongoError,
+    grpc.aio.AioRpcError,
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,7 @@ class Plan:
     settle: float = QUIESCENCE  # seconds
     faults: tuple[str, ...] = ()  # names of the nemesis' methods; empty: all
     tries: int = 60  # of one call, until its caller gives up
+    replicated: bool = False  # each store is several servers, of which some die
     least: int = 0  # of faults, however slow the machine: goes on for up to twenty times `seconds` to do them
 
 
@@ -76,16 +86,20 @@ class Report:
 
 @contextlib.asynccontextmanager
 async def stage(
-    folder: Path, replicas: int, mutation: str = "", proxied: bool = True
+    folder: Path, replicas: int, mutation: str = "", proxied: bool = True, replicated: bool = False
 ) -> AsyncIterator[tuple[World, dict[str, Proxy], Path]]:
-    """A mesh of its own in the folder; its world, the proxies to its stores, and the folder of what shall fail."""
+    """A mesh of its own in the folder; its world, the proxies to its stores, and the folder of what shall fail.
+
+    No proxies stand before replicated stores: a client that knows a store's servers goes to them itself.
+    """
     faults = folder / "faults"
     faults.mkdir()
     os.environ |= {"FAULTS": str(faults), "CLOCK_OFFSET": str(faults / "clock"), "MUTATION": mutation}
     base = free_base_port()
-    mesh = Mesh(folder / "mesh", base, replicas=replicas, launcher="tests.faults.launcher" if proxied else None)
+    launcher = "tests.faults.launcher" if proxied else None
+    mesh = Mesh(folder / "mesh", base, replicas=replicas, launcher=launcher, replicated=replicated)
     proxies = {}
-    if proxied:
+    if proxied and not replicated:
         mesh.stores.via = {store: base + 80 + i for i, store in enumerate(STORES)}
         proxies = {store: Proxy(base + 80 + i, mesh.home.port(store)) for i, store in enumerate(STORES)}
     for proxy in proxies.values():
@@ -102,7 +116,8 @@ async def stage(
 
 async def play(plan: Plan, folder: Path) -> Report:
     """Starts a mesh of its own in the folder, attacks it, and looks at the accounts."""
-    async with stage(folder, plan.replicas, plan.mutation or "") as (world, proxies, faults):
+    staged = stage(folder, plan.replicas, plan.mutation or "", replicated=plan.replicated)
+    async with staged as (world, proxies, faults):
         return await _play(plan, world, Nemesis(world.mesh, plan.seed, proxies, faults))
 
 
@@ -180,7 +195,7 @@ async def _watch(world: World, hospitals: list[tuple[str, date]], report: Report
             try:
                 report.violations += [f"at a read: {problem}" for problem in await look()]
                 report.checks += 1
-            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, PyMongoError, grpc.aio.AioRpcError) as gone:
+            except AWAY as gone:
                 report.away[type(gone).__name__] += 1  # the store is away; its turn comes
         await asyncio.sleep(0.2)
 

@@ -1,4 +1,4 @@
-"""What faults cost, in figures: `python -m tests.faults study kills|nats-down|replicas|hung`.
+"""What faults cost, in figures: `python -m tests.faults study kills|nats-down|replicas|hung|switchover`.
 
 Each study runs the real stack under load, measures, and ends with the accounts of `checks`: a figure counts only when
 nothing was lost and nothing happened twice.
@@ -13,7 +13,7 @@ import statistics
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,13 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from mesh.machine.home import SERVICES
-from mesh.machine.stores import STORE_OF
+from mesh.machine.home import SERVICES, STORE_OF
 from services.chassis.events import STREAM
 from services.chassis.events.pull import ACK_WAIT
 from tests.e2e.conftest import World, eventually
 
-from .drive import PATIENCE, Driver, History, Person
+from . import switchover
+from .drive import PATIENCE, Crowd, Driver, History, Person
 from .run import Plan, Report, account, stage
 
 console = Console(width=120)
@@ -46,6 +46,7 @@ class Options:
     seed: int = 1
     kills: int = 100  # of each service
     seconds: float = 120.0  # NATS is down
+    load: float = 60.0  # seconds of bookings around each switchover
     rate: float = 20.0  # reservations a second
     backlog: int = 3000  # reservations
 
@@ -70,56 +71,6 @@ async def settled(world: World, history: History, options: Options, settle: floa
     await account(world, history, report)
     console.print(str(report), markup=False)
     return report
-
-
-class Crowd:
-    """Customers whom nobody has met: each books at a hospital with places and doses for all; some cancel."""
-
-    def __init__(self, world: World, hospitals: list[tuple[str, Any]], seed: int) -> None:
-        # Of the driver only its memory: what each was asked and told.
-        self.driver = Driver(world, seed, 0, hospitals, haste=0)
-        self.answered: dict[str, float] = {}  # when the reservation was approved, by its id
-        self._world, self._hospitals, self._dice = world, hospitals, random.Random(seed)
-        self._busy: set[asyncio.Task[None]] = set()
-
-    @classmethod
-    async def of(cls, world: World, people: int, seed: int) -> "Crowd":
-        """With hospitals enough that no row of a store is everybody's."""
-        return cls(world, [await world.new_hospital(people, people) for _ in range(4)], seed)
-
-    async def arrive(self, rate: float, seconds: float, cancelling: float = 0.5) -> None:
-        """New customers come at a rate, whatever becomes of the earlier ones; then all have been answered."""
-        begin = time.monotonic()
-        while (passed := time.monotonic() - begin) < seconds:
-            self.come(cancelling)
-            await asyncio.sleep(self._dice.expovariate(rate) if passed else 0)
-        await self.gone()
-
-    def come(self, cancelling: float) -> None:
-        """One customer, who cancels with this probability."""
-        task = asyncio.create_task(self._visit(self._dice.random() < cancelling, self._dice.getrandbits(64)))
-        self._busy.add(task)
-        task.add_done_callback(self._busy.discard)
-
-    async def gone(self, but: int = 0) -> None:
-        """Waits until at most `but` customers wait for an answer."""
-        while len(self._busy) > but:
-            await asyncio.wait(self._busy, return_when=asyncio.FIRST_COMPLETED)
-
-    async def _visit(self, cancels: bool, seed: int) -> None:
-        dice = random.Random(seed)
-        name, request_id = f"p{seed:x}", str(uuid.UUID(int=dice.getrandbits(128), version=4))
-        client, (hospital, day) = Person(self._world, name, ["customer"]), dice.choice(self._hospitals)
-        insist = self.driver.insist
-        done = await insist(
-            dice, name, "create", request_id, lambda: client.create(hospital, day, request_id), hospital, day, ""
-        )
-        if done.outcome != "ok":
-            return
-        reservation_id = done.answer.reservation_id
-        self.answered[reservation_id] = done.at + done.seconds
-        if cancels:
-            await insist(dice, name, "cancel", reservation_id, lambda: client.cancel(reservation_id))
 
 
 # Kills
@@ -378,7 +329,7 @@ async def _work_off(world: World, services: Sequence[str]) -> Worked:
     """Lets these consumers go on, until none of them has anything left to do."""
     processes = [name for service in services for name in world.mesh.home.processes_of(service)]
     stores = {STORE_OF[service] for service in services}
-    client = await nats.connect(world.mesh.stores.nats_url)
+    client = await nats.connect(world.mesh.stores.nats_url.split(","))
     try:
         before = await _delivered(client, services)
         own, store = used = _cpu(world, processes), _cpu(world, stores)
@@ -432,7 +383,7 @@ async def _delivered(client: nats.aio.client.Client, services: Iterable[str]) ->
 async def _pause(world: World, services: Iterable[str], until: float) -> None:
     """The server gives no messages to them until then, in seconds since 1970."""
     at = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(until))
-    client = await nats.connect(world.mesh.stores.nats_url)
+    client = await nats.connect(world.mesh.stores.nats_url.split(","))
     try:
         for name in services:
             body = json.dumps({"pause_until": at}).encode()
@@ -504,9 +455,52 @@ async def _seen(world: World, crowd: Crowd) -> list[tuple[float, float]]:
     return took
 
 
+# Another server
+
+
+async def switched(folder: Path, options: Options) -> Report:
+    """Each case of `switchover` in turn, under 10 bookings a second."""
+    report = Report(Plan(options.seed, options.load))
+    for replicated, cases in ((False, switchover.REFUSALS), (True, switchover.FAILOVERS)):
+        own = folder / ("replicated" if replicated else "single")
+        own.mkdir()
+        async with stage(own, replicas=2, proxied=False, replicated=replicated) as (world, _, _):
+            report.violations += await _switched(world, cases, options)
+    return report
+
+
+async def _switched(world: World, cases: Mapping[str, switchover.Case], options: Options) -> list[str]:
+    """The cases that are for this mesh; returns what was violated."""
+    rows: list[tuple[object, ...]] = []
+    violations: list[str] = []
+    # Who repeats a call for long would hide that nobody is served.
+    crowd = await Crowd.of(world, 100_000, options.seed, tries=20)
+    for name, case in cases.items():
+        seen = await switchover.observe(world, crowd, case, options.load)
+        answers = ", ".join(f"{count} {code}" for code, count in seen.answers.most_common())
+        shown = ["never" if s is None else s for s in (seen.booked, seen.completed)]
+        rows.append((name, seen.away, *shown, answers, len(seen.internal), seen.dead_letters))
+        violations += [f"{name}: {wrong}" for wrong in seen.violations()]
+        for what, took in (("booked", seen.booked), ("completed", seen.completed)):
+            if took is not None and took > switchover.SERVED_WITHIN:
+                violations.append(f"{name}: {what} {took:.0f} s after the store was back")
+        if seen.completed is None:  # the next case is not to suffer for this one
+            for service in SERVICES:
+                await world.stop(service)
+                await world.start(service)
+    show(
+        f"{switchover.RATE:.0f} bookings/s for {options.load:.0f} s; 'booked' and 'completed' are seconds from the "
+        "store's return until somebody new was",
+        ("case", "store away, s", "booked", "completed", "answers", "INTERNAL", "dead letters"),
+        rows,
+    )
+    return violations + (await settled(world, crowd.driver.history, options)).violations
+
+
 STUDIES: dict[str, Callable[[Path, Options], Awaitable[Report]]] = {
     "kills": kills,
     "nats-down": nats_down,
     "replicas": replicas,
     "hung": hung,
+    "switchover": switched,
 }

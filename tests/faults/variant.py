@@ -45,8 +45,8 @@ def install(service: str) -> None:
 
 
 def _vaccinemgmt() -> None:
-    from services.chassis.mongo import Transaction
     from services.chassis.events import Outgoing
+    from services.chassis.mongo import Transaction
 
     closed, enqueue = event_class(), Transaction.enqueue
 
@@ -96,7 +96,11 @@ def _approval() -> None:
 
     def says_more(self: Ledger, wanted: Any) -> Denial | None:
         reason = why_not(self, wanted)
-        return Denial(FULL_FOR_GOOD) if reason is Denial.DAY_FULL and int(str(wanted.reservation_id)[-1], 16) % 2 else reason
+        return (
+            Denial(FULL_FOR_GOOD)
+            if reason is Denial.DAY_FULL and int(str(wanted.reservation_id)[-1], 16) % 2
+            else reason
+        )
 
     def knows_more(message: Any) -> Any:
         return [(f, p) for f, p in violations(message) if f not in ("denial_reason", "appointment.hospital_name")]

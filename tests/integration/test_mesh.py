@@ -159,7 +159,7 @@ class TestProcesses:
         connection = await asyncpg.connect(moved.stores.postgres_url)
         assert await connection.fetchval("SELECT count(*) FROM kept") == 1
         await connection.close()
-        assert moved.stores.last_sequence("KEPT") == 1
+        assert moved.stores.nats.last_sequence("KEPT") == 1
         assert Mesh(machine.home.path).home.base_port == moved.home.base_port, "the move is remembered"
 
     async def test_servers_that_are_there_already_are_used_and_left_alone(self, machine: Mesh, tmp_path: Path) -> None:

@@ -1,0 +1,165 @@
+"""NATS JetStream: one server, or a cluster of three in a replicated home."""
+
+import asyncio
+import json
+import random
+import signal
+import sys
+import urllib.request
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import urlsplit
+
+from mesh.machine.home import ATTEMPT, SERVICES, Home, write_secret
+from mesh.machine.processes import MeshError
+
+if TYPE_CHECKING:
+    from nats.js import JetStreamContext
+
+Answer = TypeVar("Answer")
+
+
+class Nats:
+    """See mesh.machine.stores.Store."""
+
+    name = "nats"
+    stop_signal = signal.SIGTERM
+    crash_signal = signal.SIGKILL
+
+    def __init__(self, home: Home) -> None:
+        self.home = home
+
+    @property
+    def members(self) -> list[str]:
+        """Names of the servers."""
+        return self.home.members(self.name)
+
+    @property
+    def url(self) -> str:
+        """URLs of the servers, comma separated, with a user who may do everything."""
+        if self.name in self.home.external:
+            return self.home.external[self.name]
+        login = f"admin:{self.home.passwords[self.name]}"
+        return ",".join(f"nats://{login}@{self.home.address(member)}" for member in self.members)
+
+    def login(self, service: str) -> tuple[str, str]:
+        """User and password. NATS keeps users in its own configuration: on somebody else's server all use the URL's."""
+        if self.name in self.home.external:
+            parts = urlsplit(self.url)
+            return parts.username or "", parts.password or ""
+        return service, self.home.passwords[service]
+
+    # Starting
+
+    def listens(self, member: str) -> tuple[str, ...]:
+        """For clients, for operators, and for the other servers of a cluster."""
+        routes = (f"{member}-routes",) if self.home.nats_routes else ()
+        return (member, f"{member}-monitor", *routes)
+
+    def needs(self, member: str) -> Sequence[str]:
+        """Servers of a cluster wait for each other by themselves."""
+        return ()
+
+    def os_user(self) -> str:
+        """Ours."""
+        return ""
+
+    def prepare(self, member: str) -> None:
+        """A user each service, who publishes its own context's events only."""
+        users: list[dict[str, object]] = [{"user": "admin", "password": self.home.passwords[self.name]}]
+        for service in SERVICES:
+            own = [f"vaccination.{service}.>", "DEAD_LETTERS.>", "$JS.API.>", "$JS.ACK.>", "_INBOX.>"]
+            permissions = {"publish": {"allow": own}, "subscribe": {"allow": ["_INBOX.>"]}}
+            users.append({"user": service, "password": self.home.passwords[service], "permissions": permissions})
+        config: dict[str, object] = {
+            "server_name": self.home.nats_server(member),
+            "listen": f"{self.home.listen}:{self.home.port(member)}",
+            "http": f"{self.home.listen}:{self.home.port(f'{member}-monitor')}",
+            "authorization": {"users": users},
+            # An acknowledged event is on the disk, as a commit in the other stores is.
+            "jetstream": {"store_dir": str(self.home.path / member), "sync_interval": "always"},
+        }
+        if routes := self.home.nats_routes:
+            password = self.home.passwords[self.name]
+            config["cluster"] = {
+                "name": "vaccination",
+                "listen": f"{self.home.listen}:{self.home.port(f'{member}-routes')}",
+                "authorization": {"user": "admin", "password": password},
+                "routes": [f"nats-route://admin:{password}@{route}" for route in routes],
+            }
+        write_secret(self._config(member), json.dumps(config, indent=1))
+
+    def _config(self, member: str) -> Path:
+        return self.home.path / "secrets" / f"{member}.json"
+
+    def command(self, member: str) -> list[str | Path]:
+        """The server beside this interpreter: its wheel installs a plain executable."""
+        return [Path(sys.executable).parent / "nats-server", "-c", self._config(member)]
+
+    def provision(self, member: str) -> None:
+        """Streams and consumers are the services' own affair: only asks whether the server has caught up with them."""
+        if self.name in self.home.external:
+            self._ask_jetstream(lambda jetstream: jetstream.account_info())
+            return
+        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with direct.open(f"http://{self.home.address(f'{member}-monitor')}/healthz", timeout=ATTEMPT):
+            pass  # anything but 200 raises
+
+    # Looking into it
+
+    def leader(self, stream: str) -> str:
+        """The server that takes what is published to the stream; MeshError while there is none."""
+        import nats.errors
+
+        try:
+            cluster = self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream), ATTEMPT).cluster
+        except (nats.errors.Error, OSError, TimeoutError) as error:
+            raise MeshError(f"nobody tells who leads the stream {stream}: {error}") from error
+        if cluster is None or not cluster.leader:
+            raise MeshError(f"nobody leads the stream {stream}")
+        leader: str = cluster.leader
+        return leader
+
+    def pending(self, stream: str, consumer: str) -> int:
+        """How many messages of the stream the consumer has not processed yet."""
+        info = self._ask_jetstream(lambda jetstream: jetstream.consumer_info(stream, consumer))
+        return (info.num_pending or 0) + (info.num_ack_pending or 0)
+
+    def last_sequence(self, stream: str) -> int:
+        """The number of the stream's last message."""
+        return self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream)).state.last_seq
+
+    def republish(self, stream: str, count: int, seed: int) -> int:
+        """Publishes up to `count` of the stream's messages once more, as new ones, shuffled: for tests of consumers."""
+
+        async def again(jetstream: "JetStreamContext") -> int:
+            last = (await jetstream.stream_info(stream)).state.last_seq
+            chosen = random.Random(seed).sample(range(1, last + 1), min(count, last))  # noqa: S311 - not a secret
+            for sequence in chosen:
+                message = await jetstream.get_msg(stream, sequence)
+                headers = {k: v for k, v in (message.headers or {}).items() if not k.startswith("Nats-")}
+                await jetstream.publish(message.subject or "", message.data or b"", headers=headers)
+            return len(chosen)
+
+        return self._ask_jetstream(again)
+
+    def _ask_jetstream(
+        self, question: "Callable[[JetStreamContext], Awaitable[Answer]]", patience: float = 5.0
+    ) -> Answer:
+        async def ask() -> Answer:
+            import nats
+
+            async def quiet(_: Exception) -> None: ...
+
+            # Its own limits are for one server and one try: it would go on for two minutes.
+            async with asyncio.timeout(ATTEMPT):
+                client = await nats.connect(self.url.split(","), allow_reconnect=False, error_cb=quiet)
+            try:
+                return await question(client.jetstream(timeout=patience))
+            finally:
+                await client.close()
+
+        with ThreadPoolExecutor(1) as pool:  # the caller may be in an event loop of its own
+            return pool.submit(asyncio.run, ask()).result()
