@@ -127,6 +127,28 @@ class Nats:
         info = self._ask_jetstream(lambda jetstream: jetstream.consumer_info(stream, consumer))
         return (info.num_pending or 0) + (info.num_ack_pending or 0)
 
+    def handled(self, stream: str, consumer: str) -> int:
+        """The number up to which the consumer has processed every message of the stream that is meant for it."""
+        info = self._ask_jetstream(lambda jetstream: jetstream.consumer_info(stream, consumer))
+        floor = info.ack_floor.stream_seq if info.ack_floor else 0
+        return info.delivered.stream_seq if info.delivered and not info.num_ack_pending else floor
+
+    def count(self, stream: str, subjects: str) -> int:
+        """How many messages of these subjects the stream has."""
+        info = self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream, subjects_filter=subjects))
+        return sum((info.state.subjects or {}).values())
+
+    def keys(self, stream: str, subject: str) -> set[str]:
+        """The correlation keys of the stream's messages of a subject."""
+
+        async def read(jetstream: "JetStreamContext") -> set[str]:
+            subscription = await jetstream.subscribe(subject, stream=stream, ordered_consumer=True)
+            count = (await jetstream.stream_info(stream, subjects_filter=subject)).state.subjects or {}
+            messages = [await subscription.next_msg(timeout=5) for _ in range(sum(count.values()))]
+            return {(message.headers or {})["ce-subject"] for message in messages}
+
+        return self._ask_jetstream(read)
+
     def last_sequence(self, stream: str) -> int:
         """The number of the stream's last message."""
         return self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream)).state.last_seq

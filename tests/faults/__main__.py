@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("--replicas", type=int, default=2)
     parser.add_argument("--customers", type=int, default=24)
     parser.add_argument("--replicated", action="store_true", help="stores of several servers, of which some die")
+    parser.add_argument("--change", action="store_true", help="the next version is rolled out, half way, and back")
     parser.add_argument("--mutation", help="a rule to break on purpose, see launcher.MUTATIONS")
     study = parser.add_subparsers(dest="command").add_parser("study", help="measures what a fault costs")
     study.add_argument("name", choices=STUDIES)
@@ -42,6 +43,7 @@ def _runs(arguments: argparse.Namespace) -> int:
             customers=arguments.customers,
             mutation=arguments.mutation,
             replicated=arguments.replicated,
+            change=arguments.change,
         )
         with tempfile.TemporaryDirectory(prefix="faults-") as folder:
             report = asyncio.run(play(plan, Path(folder)))

@@ -73,7 +73,7 @@ def _places() -> None:
     original = delivery.Delivery.__init__
 
     def init(self: Any, consumer: str, subscriptions: Sequence[Subscription[Any]]) -> None:
-        wrapped: dict[Any, Any] = {}  # subscriptions that share a handler go on sharing it
+        wrapped: dict[Any, Callable[[Any], Awaitable[None]]] = {}  # who shares a handler goes on sharing it
 
         def then_reached(handle: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
             async def handle_and_reach(values: Any) -> None:
@@ -238,7 +238,7 @@ if __name__ == "__main__":
     _places()
     _hurry()
     if (lines := os.environ.get("OWN_LINES")) and COMPONENT.endswith("-2"):
-        _own_lines(dict(line.split(":") for line in lines.split()))  # type: ignore[misc]
+        _own_lines(dict(line.split(":") for line in lines.split()))
     if COMPONENT in Path(os.environ["NEXT"]).read_text().split():
         variant.install(service.rpartition(".")[2])
     if mutation := os.environ.get("MUTATION"):

@@ -5,12 +5,13 @@ import contextlib
 import os
 import random
 import signal
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from mesh.machine import Mesh
-from mesh.machine.home import SERVICES, STORES
+from mesh.machine.home import SERVICES, STORE_OF, STORES
 from mesh.machine.processes import MeshError
 
 from .launcher import PLACES
@@ -23,12 +24,18 @@ PASSES = {  # which services come by a place
     "consumer-after-commit": SERVICES,
 }
 
+# Seconds for which a replica that is cut off from its store may keep events: see launcher._hurry, and a busy machine.
+KEPT_AT_MOST = 60.0
+
 
 class Nemesis:
     """The faults. Each method breaks something, waits a while, and heals it."""
 
-    def __init__(self, mesh: Mesh, seed: int, proxies: dict[str, Proxy], folder: Path) -> None:
-        self._mesh, self._proxies, self._folder = mesh, proxies, folder
+    def __init__(
+        self, mesh: Mesh, seed: int, proxies: dict[str, Proxy], folder: Path, own_lines: dict[str, Proxy] | None = None
+    ) -> None:
+        self._mesh, self._proxies, self._folder, self._own_lines = mesh, proxies, folder, own_lines or {}
+        self.violations: list[str] = []
         self._dice = random.Random(seed)
         self.done: Counter[str] = Counter()
 
@@ -45,6 +52,8 @@ class Nemesis:
                 self.step_clock, self.kill_store, self.restart_store, self.promote_postgres, self.promote_postgres,
                 self.kill_mongo_primary, self.kill_nats_leader, self.two_at_once, self.two_at_once,
             ]  # fmt: skip
+        if self._own_lines:
+            faults.append(self.cut_alone)
         if kinds:
             faults = [getattr(self, kind) for kind in kinds]
         while not stop.is_set():
@@ -56,14 +65,14 @@ class Nemesis:
 
     async def heal(self) -> None:
         """Everything runs, at full speed, at the right time."""
-        for proxy in self._proxies.values():
+        for proxy in (*self._proxies.values(), *self._own_lines.values()):
             proxy.refuse(False)
             proxy.slow(0)
         self._clock(0)
         for file in self._folder.glob("*"):
             if file.name != "clock":
                 file.unlink(missing_ok=True)
-        await self._up()
+        await self.up()
 
     def _replica(self, services: tuple[str, ...] = SERVICES) -> str:
         return self._dice.choice([name for s in services for name in self._mesh.home.processes_of(s)])
@@ -75,7 +84,7 @@ class Nemesis:
         os.kill(process.pid, number)
         return True
 
-    async def _up(self) -> None:
+    async def up(self) -> None:
         for attempt in range(5):
             try:
                 await asyncio.to_thread(self._mesh.up)
@@ -89,7 +98,7 @@ class Nemesis:
         name = self._replica()
         self._signal(name, signal.SIGKILL)
         await asyncio.sleep(self._dice.random() * 2)
-        await self._up()
+        await self.up()
         return f"kill {name.split('-')[0]}"
 
     async def hang(self) -> str:
@@ -112,7 +121,7 @@ class Nemesis:
                 break
         reached = not file.exists()
         file.unlink(missing_ok=True)
-        await self._up()
+        await self.up()
         return f"crash {place}" if reached else "crash not reached"
 
     async def crash_mutant(self) -> str:
@@ -121,14 +130,14 @@ class Nemesis:
             for name in self._mesh.home.processes_of(service):
                 (self._folder / name).write_text("mutant-before-commit")
         await asyncio.sleep(1)
-        await self._up()
+        await self.up()
         return "crash mutant"
 
     async def stop_service(self) -> str:
         """A graceful stop, as in a rolling restart."""
         name = self._replica()
         await asyncio.to_thread(self._mesh.stop, name)
-        await self._up()
+        await self.up()
         return f"restart {name.split('-')[0]}"
 
     async def kill_store(self) -> str:
@@ -137,7 +146,7 @@ class Nemesis:
         name = self._dice.choice(store.members)
         self._signal(name, store.crash_signal)
         await asyncio.sleep(self._dice.random() * 4)
-        await self._up()
+        await self.up()
         return f"kill {name}"
 
     async def hang_store(self) -> str:
@@ -165,7 +174,7 @@ class Nemesis:
         name = self._dice.choice(self._mesh.stores.names)
         await asyncio.to_thread(self._mesh.stop, name)
         await asyncio.sleep(self._dice.random() * 3)
-        await self._up()
+        await self.up()
         return f"restart {name}"
 
     async def promote_postgres(self) -> str:
@@ -186,7 +195,7 @@ class Nemesis:
         except MeshError:  # the store has not recovered from a fault at the same time
             what = f"no {what}"
         await asyncio.sleep(self._dice.random() * 15)  # an election takes five or more
-        await self._up()
+        await self.up()
         return what
 
     async def cut(self) -> str:
@@ -196,6 +205,29 @@ class Nemesis:
             self._proxies[name].cut()
             await asyncio.sleep(self._dice.random() * 0.5)
         return f"cut {name}"
+
+    async def cut_alone(self) -> str:
+        """One replica of each service is cut off from a store for long, and the other is not.
+
+        Whatever is in the stream when the cut begins has to be handled while it lasts: by the other one.
+        """
+        store = self._dice.choice([store for store in ("postgres", "mongo") if store in self._own_lines])
+        consumers = [service for service in SERVICES if STORE_OF[service] == store]
+        line, nats = self._own_lines[store], self._mesh.stores.nats
+        line.refuse(True)
+        await asyncio.sleep(2)  # what is in hand then has been refused
+        target = await asyncio.to_thread(nats.last_sequence, "VACCINATION")
+        deadline = time.monotonic() + KEPT_AT_MOST
+        left = set(consumers)
+        while left and time.monotonic() < deadline:
+            await asyncio.sleep(0.5)
+            left = {c for c in left if await asyncio.to_thread(nats.handled, "VACCINATION", c) < target}
+        line.refuse(False)
+        self.violations += [
+            f"cut off from {store}, a replica of {consumer} kept its events for {KEPT_AT_MOST:.0f} s"
+            for consumer in left
+        ]
+        return f"cut {store} of one replica"
 
     async def refuse(self) -> str:
         """A store that cannot be reached for a while."""

@@ -3,12 +3,14 @@
 import asyncio
 import contextlib
 import os
+import random
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import asyncpg
 import grpc.aio
@@ -18,9 +20,10 @@ import pytest
 from pymongo.errors import PyMongoError
 
 from mesh.machine import Mesh
-from mesh.machine.home import STORES
+from mesh.machine.home import SERVICES, STORES
+from mesh.machine.processes import MeshError
 from tests.conftest import free_base_port
-from tests.e2e.conftest import World
+from tests.e2e.conftest import World, eventually
 from vaccination.approval.v1 import hospital_service_pb2
 
 from . import checks
@@ -31,6 +34,7 @@ from .proxy import Proxy
 # Rest must come within this many seconds after the last fault has healed.
 QUIESCENCE = 90.0
 UNREST = "no rest within"
+LINES, OWN_LINES = 80, 90  # ports of the proxies, above the mesh's base port
 # How a store, or what is before it, says that it is not there.
 AWAY = (
     OSError,
@@ -57,6 +61,7 @@ class Plan:
     faults: tuple[str, ...] = ()  # names of the nemesis' methods; empty: all
     tries: int = 60  # of one call, until its caller gives up
     replicated: bool = False  # each store is several servers, of which some die
+    change: bool = False  # the next version is rolled out meanwhile, half way, back, and then for good
     least: int = 0  # of faults, however slow the machine: goes on for up to twenty times `seconds` to do them
 
 
@@ -84,45 +89,61 @@ class Report:
         return "\n".join(lines)
 
 
+class Stage(NamedTuple):
+    """A mesh to attack: its world, the proxies to its stores, those of every service's second replica, the folder of
+    what shall fail, and the file with the names of processes that are of the next version."""
+
+    world: World
+    proxies: dict[str, Proxy]
+    own_lines: dict[str, Proxy]
+    faults: Path
+    next_version: Path
+
+
 @contextlib.asynccontextmanager
 async def stage(
     folder: Path, replicas: int, mutation: str = "", proxied: bool = True, replicated: bool = False
-) -> AsyncIterator[tuple[World, dict[str, Proxy], Path]]:
-    """A mesh of its own in the folder; its world, the proxies to its stores, and the folder of what shall fail.
+) -> AsyncIterator[Stage]:
+    """A mesh of its own in the folder.
 
     No proxies stand before replicated stores: a client that knows a store's servers goes to them itself.
     """
-    faults = folder / "faults"
+    faults, next_version = folder / "faults", folder / "next"
     faults.mkdir()
-    os.environ |= {"FAULTS": str(faults), "CLOCK_OFFSET": str(faults / "clock"), "MUTATION": mutation}
+    next_version.touch()
     base = free_base_port()
+    os.environ |= {"FAULTS": str(faults), "CLOCK_OFFSET": str(faults / "clock"), "MUTATION": mutation}
+    os.environ |= {"NEXT": str(next_version), "OWN_LINES": ""}
     launcher = "tests.faults.launcher" if proxied else None
     mesh = Mesh(folder / "mesh", base, replicas=replicas, launcher=launcher, replicated=replicated)
-    proxies = {}
+    proxies, own_lines = dict[str, Proxy](), dict[str, Proxy]()
     if proxied and not replicated:
-        mesh.stores.via = {store: base + 80 + i for i, store in enumerate(STORES)}
-        proxies = {store: Proxy(base + 80 + i, mesh.home.port(store)) for i, store in enumerate(STORES)}
-    for proxy in proxies.values():
+        mesh.stores.via = {store: base + LINES + i for i, store in enumerate(STORES)}
+        proxies = {store: Proxy(base + LINES + i, mesh.home.port(store)) for i, store in enumerate(STORES)}
+        own_lines = {store: Proxy(base + OWN_LINES + i, mesh.home.port(store)) for i, store in enumerate(STORES)}
+        os.environ["OWN_LINES"] = " ".join(f"{base + LINES + i}:{base + OWN_LINES + i}" for i in range(len(STORES)))
+    for proxy in (*proxies.values(), *own_lines.values()):
         await proxy.start()
     try:
         await asyncio.to_thread(mesh.up)
         async with grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_retries", 0)]) as channel:
-            yield World(mesh, channel), proxies, faults
+            yield Stage(World(mesh, channel), proxies, own_lines, faults, next_version)
     finally:
         await asyncio.to_thread(mesh.down)
-        for proxy in proxies.values():
+        for proxy in (*proxies.values(), *own_lines.values()):
             await proxy.stop()
 
 
 async def play(plan: Plan, folder: Path) -> Report:
     """Starts a mesh of its own in the folder, attacks it, and looks at the accounts."""
     staged = stage(folder, plan.replicas, plan.mutation or "", replicated=plan.replicated)
-    async with staged as (world, proxies, faults):
-        return await _play(plan, world, Nemesis(world.mesh, plan.seed, proxies, faults))
+    async with staged as at:
+        return await _play(plan, at)
 
 
-async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
-    report = Report(plan)
+async def _play(plan: Plan, at: Stage) -> Report:
+    report, world = Report(plan), at.world
+    nemesis = Nemesis(world.mesh, plan.seed, at.proxies, at.faults, at.own_lines)
     # Few places and doses: everything that can run out does.
     hospitals = [
         await world.new_hospital(capacity=plan.customers // 3, doses=plan.customers // 4) for _ in range(plan.hospitals)
@@ -132,7 +153,7 @@ async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
     watching = asyncio.create_task(_watch(world, hospitals, report, stop))
     driving = asyncio.create_task(driver.run())
     breaking = asyncio.create_task(nemesis.run(stop, plan.pause, plan.faults)) if plan.pause else None
-    lasting = asyncio.create_task(_last(plan, nemesis))
+    lasting = asyncio.create_task(roll(plan, at, nemesis) if plan.change else _last(plan, nemesis))
     done, _ = await asyncio.wait(
         [driving, lasting, *([breaking] if breaking else [])], return_when=asyncio.FIRST_COMPLETED
     )
@@ -147,6 +168,7 @@ async def _play(plan: Plan, world: World, nemesis: Nemesis) -> Report:
     await watching
     await account(world, driver.history, report)
     report.operations, report.faults = driver.history.counts(), nemesis.done
+    report.violations += nemesis.violations
     return report
 
 
@@ -155,6 +177,57 @@ async def _last(plan: Plan, nemesis: Nemesis) -> None:
         if fifth >= 5 and nemesis.done.total() >= plan.least:
             return
         await asyncio.sleep(plan.seconds / 5)
+
+
+async def roll(plan: Plan, at: Stage, nemesis: Nemesis) -> None:
+    """Rolls the next version forward, stops half way, rolls it back, and forward for good; a fifth of the time each.
+
+    Those who write what is new come first, and those who only read it last, which is the worst order.
+    """
+    mesh, pause, dice = at.world.mesh, plan.seconds / 5, random.Random(plan.seed)
+    producers, readers = ("vaccinemgmt", "approval"), ("reservation", "mypage")
+
+    async def become(next_version: bool, names: Sequence[str]) -> None:
+        now = set(at.next_version.read_text().split())
+        now = now | set(names) if next_version else now - set(names)
+        at.next_version.write_text(" ".join(sorted(now)))
+        for name in dice.sample(names, len(names)):
+            await asyncio.to_thread(mesh.stop, name)
+        await nemesis.up()
+
+    def replicas(services: Sequence[str], which: slice) -> list[str]:
+        return [name for service in services for name in mesh.home.processes_of(service)[which]]
+
+    first, others, everything = slice(0, 1), slice(1, None), slice(None)
+    await asyncio.sleep(pause)
+    at.next_version.write_text(" ".join(f"{service}-migrate" for service in SERVICES))
+    if plan.mutation != "widen-late":
+        await again_while_away(lambda: asyncio.to_thread(mesh.migrate))
+    await become(True, replicas(producers, first))
+    await asyncio.sleep(pause / 2)
+    await become(True, replicas(readers, first))
+    await asyncio.sleep(pause / 2)
+    await become(True, replicas((*producers, *readers), others))
+    await asyncio.sleep(pause / 2)
+    for which in (first, others):
+        await become(False, replicas((*readers, *producers), which))
+    await asyncio.sleep(pause)
+    await become(True, replicas(producers, everything))
+    await become(True, replicas(readers, everything))
+    await asyncio.sleep(pause / 2)
+    while nemesis.done.total() < plan.least:  # noqa: ASYNC110 - the nemesis tells nobody what it has done
+        await asyncio.sleep(1)
+
+
+async def again_while_away(do: Callable[[], Awaitable[None]]) -> None:
+    """An operator repeats a migration that found a store away."""
+    for attempt in range(10):
+        try:
+            await do()
+            return
+        except MeshError:
+            if attempt == 9:
+                raise
 
 
 async def _watch(world: World, hospitals: list[tuple[str, date]], report: Report, stop: asyncio.Event) -> None:
@@ -210,7 +283,13 @@ def _odd_lots(world: World) -> list[checks.Row]:
 async def account(world: World, history: History, report: Report) -> None:
     """Waits for rest, which must come, and compares all accounts."""
     begin = time.monotonic()
+    nats = world.mesh.stores.nats
+
+    async def set_aside() -> int:
+        return await asyncio.to_thread(nats.count, "DEAD_LETTERS", "DEAD_LETTERS.*.*.>")
+
     try:
+        await eventually(set_aside, lambda count: count == 0, report.plan.settle)
         await world.quiet(report.plan.settle)
     except pytest.fail.Exception as unrest:
         report.violations.append(f"{UNREST} {report.plan.settle:.0f} s: {unrest}")

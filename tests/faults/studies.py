@@ -88,7 +88,7 @@ class Recovery:
 
 async def kills(folder: Path, options: Options) -> Report:
     """SIGKILL of one replica of each of the four services, again and again, under load."""
-    async with stage(folder, replicas=2) as (world, _, _):
+    async with stage(folder, replicas=2) as (world, *_):
         hospitals = [await world.new_hospital(CUSTOMERS // 3, CUSTOMERS // 4) for _ in range(3)]
         calls = await _probes(world)
         driver = Driver(world, options.seed, CUSTOMERS, hospitals)
@@ -169,7 +169,7 @@ async def _kill_and_recover(
 
 async def nats_down(folder: Path, options: Options) -> Report:
     """NATS is stopped under load: what customers notice, what it does to memory, and how fast all is drained."""
-    async with stage(folder, replicas=2, proxied=False) as (world, _, _):
+    async with stage(folder, replicas=2, proxied=False) as (world, *_):
         crowd = await Crowd.of(world, 100_000, options.seed)
         await crowd.arrive(options.rate, 20)  # warm: memory has reached what load needs
         await world.quiet(60)
@@ -275,7 +275,7 @@ async def replicas(folder: Path, options: Options) -> Report:
     In rounds, so that what else the machine does is everybody's trouble; medians are compared.
     """
     found: dict[tuple[str, int], list[Worked]] = defaultdict(list)
-    async with stage(folder, max(COUNTS), proxied=False) as (world, _, _):
+    async with stage(folder, max(COUNTS), proxied=False) as (world, *_):
         crowd = await Crowd.of(world, 3 * ROUNDS * options.backlog, options.seed)
         await crowd.arrive(options.rate, 5)  # connections are made, code is warm
         await world.quiet(60)
@@ -399,7 +399,7 @@ async def _pause(world: World, services: Iterable[str], until: float) -> None:
 async def hung(folder: Path, options: Options) -> Report:
     """One of two replicas stands still, for good, while it holds messages: who waited for how long."""
     rows: list[tuple[object, ...]] = []
-    async with stage(folder, replicas=2, proxied=False) as (world, _, _):
+    async with stage(folder, replicas=2, proxied=False) as (world, *_):
         crowd = await Crowd.of(world, 100_000, options.seed)
         await crowd.arrive(options.rate, 5)
         await world.quiet(60)
@@ -464,7 +464,7 @@ async def switched(folder: Path, options: Options) -> Report:
     for replicated, cases in ((False, switchover.REFUSALS), (True, switchover.FAILOVERS)):
         own = folder / ("replicated" if replicated else "single")
         own.mkdir()
-        async with stage(own, replicas=2, proxied=False, replicated=replicated) as (world, _, _):
+        async with stage(own, replicas=2, proxied=False, replicated=replicated) as (world, *_):
             report.violations += await _switched(world, cases, options)
     return report
 

@@ -20,6 +20,31 @@ async def test_no_fault_overbooks_loses_or_doubles_anything(tmp_path: Path, seed
     assert sum(report.faults.values()) >= 3
 
 
+@pytest.mark.parametrize("seed", [2])
+async def test_a_version_that_is_rolled_out_and_back_under_faults_loses_nothing(tmp_path: Path, seed: int) -> None:
+    faults = ("kill", "crash", "stop_service", "cut_alone", "duplicate")
+    report = shown(await play(Plan(seed=seed, seconds=30, change=True, faults=faults, least=3), tmp_path))
+    assert not report.violations
+
+
+@pytest.mark.parametrize(
+    ("mutation", "faults"),
+    [
+        ("validate-at-reader", ()),
+        ("widen-late", ()),
+        ("no-parking", ()),
+        ("in-progress-for-ever", ("cut_alone",)),
+    ],
+)
+async def test_a_broken_rule_of_change_is_found(tmp_path: Path, mutation: str, faults: tuple[str, ...]) -> None:
+    plan = Plan(
+        seed=3, seconds=20, mutation=mutation, change=not faults, pause=0.3 if faults else 0, faults=faults,
+        least=len(faults), settle=20,
+    )  # fmt: skip
+    report = shown(await play(plan, tmp_path))
+    assert [violation for violation in report.violations if not violation.startswith(UNREST)]
+
+
 @pytest.mark.parametrize(
     ("mutation", "faults"),
     [

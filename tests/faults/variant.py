@@ -11,6 +11,7 @@ The event's message class is made here, since this version's contracts do not ha
 """
 
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -35,7 +36,7 @@ def event_class() -> Any:
     )
     new.message_type.add().CopyFrom(like)
     new.message_type[0].name = name
-    descriptor_pool.Default().Add(new)  # type: ignore[no-untyped-call]
+    descriptor_pool.Default().Add(new)
     return message_factory.GetMessageClass(descriptor_pool.Default().FindMessageTypeByName(EVENT))
 
 
@@ -51,10 +52,11 @@ def _vaccinemgmt() -> None:
     closed, enqueue = event_class(), Transaction.enqueue
 
     async def and_close(self: Transaction, rows: Any) -> None:
-        more: list[Outgoing] = []
-        for row in rows:
-            if row.subject == AFTER:
-                more.append(Outgoing.of(row.key, row.time, closed.FromString(row.payload), quoted=("appointment",)))
+        more = [
+            Outgoing.of(row.key, row.time, closed.FromString(row.payload), quoted=("appointment",))
+            for row in rows
+            if row.subject == AFTER
+        ]
         await enqueue(self, [*rows, *more])
 
     Transaction.enqueue = and_close  # type: ignore[method-assign]
@@ -88,9 +90,10 @@ def _mypage() -> None:
 
 
 def _approval() -> None:
-    from services.approval.adapters import postgres
     from services.approval.domain import Denial, Ledger
-    from services.chassis.events import outbox
+
+    postgres: Any = import_module("services.approval.adapters.postgres")
+    outbox: Any = import_module("services.chassis.events.outbox")
 
     why_not, violations, hospitals = Ledger._why_not, outbox.violations, postgres.Hospital
 
@@ -111,4 +114,4 @@ def _approval() -> None:
 
     Ledger._why_not = says_more  # type: ignore[method-assign]
     outbox.violations = knows_more
-    postgres.Hospital = longer  # type: ignore[misc,assignment]
+    postgres.Hospital = longer

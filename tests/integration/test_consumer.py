@@ -824,7 +824,11 @@ async def test_replicas_that_start_together_do_not_narrow_each_others_filter(
     bus: Bus, stream: Stream, open_bus: OpenBus
 ) -> None:
     handled, store = Handled(), Store()
-    versions = [[ApprovalGranted], [ApprovalGranted, CancellationRequested], [ApprovalGranted, ApprovalDenied]]
+    versions: list[list[type[Message]]] = [
+        [ApprovalGranted],
+        [ApprovalGranted, CancellationRequested],
+        [ApprovalGranted, ApprovalDenied],
+    ]
     consumers = [
         Consumer(await open_bus(NAME), NAME, [Subscription(cls, as_it_is, handled) for cls in classes], store)
         for classes in versions * 3

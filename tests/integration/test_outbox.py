@@ -20,7 +20,7 @@ from services.chassis.errors import StoreUnavailable
 from services.chassis.events import STREAM, Bus, Outgoing, PublishFailed, Relay
 from services.chassis.events import outbox as outbox_module
 from services.chassis.events import stream as stream_module
-from services.chassis.events.outbox import BATCH, BrokenContract, Refused
+from services.chassis.events.outbox import BATCH, Refused
 from services.chassis.mongo import Mongo
 from services.chassis.postgres import Database
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
@@ -38,7 +38,7 @@ def rows(count: int, start: int = 0) -> list[Outgoing]:
         at = NOW + timedelta(milliseconds=i)
         a = appointment_pb2.Appointment(
             reservation_id=str(uuid.uuid4()), customer_id=f"c{i}", hospital_id="h1", hospital_name="Clinic",
-            time_zone="Asia/Seoul", date="2027-03-10", decide_time=at,
+            time_zone="Asia/Seoul", date="2027-03-10", decide_time=at,  # type: ignore[arg-type]
         )  # fmt: skip
         made.append(Outgoing.of(a.reservation_id, at, approval_events_pb2.ApprovalGranted(appointment=a)))
     return made
@@ -229,7 +229,7 @@ async def test_an_event_that_the_stream_refuses_keeps_no_other_waiting_and_is_ke
 ) -> None:
     monkeypatch.setattr(stream_module, "PUBLISH_TIMEOUT", 1.0)
     written = rows(21)
-    limit = bus._connection().max_payload
+    limit = bus.connection().max_payload
     changes: dict[str, Any] = {"payload": b"x" * (limit + 1 if refused == "too large" else limit)}
     bad = written[place] = replace(written[place], **changes if "large" in refused else {"subject": refused})
     await outbox.write(written)

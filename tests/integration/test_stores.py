@@ -17,8 +17,8 @@ from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from services.chassis import lease, mongo, postgres
 from services.chassis.errors import LostRace, StoreUnavailable
-from services.chassis.mongo import Mongo, Schema
 from services.chassis.events import Outgoing, Relay
+from services.chassis.mongo import Mongo, Schema
 from services.chassis.postgres import Database
 from services.vaccinemgmt.adapters.mongo import SCHEMA
 

@@ -32,8 +32,8 @@ from services.approval.domain import Appointment
 from services.chassis import paging
 from services.chassis.batch import Batcher
 from services.chassis.caller import CLAIMS_HEADER, CLOCK_SKEW, Caller, admit, allow, caller, internal, while_valid
-from services.chassis.convert import calendar_day, from_message, to_message
 from services.chassis.contract import violations
+from services.chassis.convert import calendar_day, from_message, to_message
 from services.chassis.edge import Edge, status_of, time_left
 from services.chassis.errors import (
     Answer,

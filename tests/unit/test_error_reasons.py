@@ -13,7 +13,7 @@ from mesh.contracts import replies
 from mesh.contracts.generation import IMAGE
 from services.approval.adapters import grpc as approval
 from services.chassis import errors as chassis
-from services.chassis import operations
+from services.chassis.events import operations
 from services.mypage import server as mypage
 from services.reservation.adapters import approval as reservation_to_approval
 from services.reservation.adapters import grpc as reservation

@@ -108,12 +108,13 @@ class Consumer:
             await self._settle(suspects, Outcome(Fate.FAILED))
         waiting, begun, tries = [m for m in batch if m not in suspects], time.monotonic(), 0
         while waiting:
-            left: list[Msg] = []
+            left, settling = list[Msg](), list[asyncio.Task[None]]()
             async for some, outcome in self._delivery.deliver(waiting):
                 if outcome.fate is Fate.WAITS_FOR_STORE:
                     left += some
-                else:
-                    await self._settle(some, outcome)
+                else:  # the next handler need not wait until the server has answered
+                    settling.append(asyncio.create_task(self._settle(some, outcome)))
+            await asyncio.gather(*settling)
             waiting = left
             if waiting:
                 tries += 1

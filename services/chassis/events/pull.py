@@ -38,7 +38,7 @@ async def quietly(doing: Awaitable[R]) -> R | None:
     try:
         return await doing
     except (nats.errors.Error, PublishFailed, OSError, TimeoutError) as error:
-        log.warning("stream not reached", error=type(error).__name__)
+        log.warning("stream not reached", error=type(error).__name__, detail=str(error))
         return None
 
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from enum import Enum
 
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from ..telemetry import without_row_values
 from .stream import SET_ASIDE, Bus
@@ -110,7 +110,9 @@ class SetAside:
         """Takes a letter away; False if it was gone already: then somebody else has it in hand."""
         try:
             return await self._js.delete_msg(SET_ASIDE, letter.sequence)
-        except NotFoundError:
+        except APIError as error:
+            if error.err_code != 10057:  # no such message
+                raise
             return False
 
     async def claim(self, letter: Letter, until: datetime) -> Letter | None:
