@@ -1,7 +1,6 @@
 """Approval's events as the contract writes them, and the events it follows."""
 
 from collections.abc import Sequence
-from uuid import UUID
 
 from google.protobuf.message import Message
 
@@ -35,7 +34,7 @@ def handlers(approval: Approval) -> dict[type[Message], Handler]:
 
     async def cancellation_completed(events: Sequence[Received]) -> None:
         try:
-            await approval.release([UUID(event.message.appointment.reservation_id) for event in events])
+            await approval.release([event.message.appointment.reservation_id for event in events])
         except UnknownDecision as error:
             raise Unprocessable(str(error)) from error
 
