@@ -5,7 +5,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import date, datetime
 from typing import Protocol
-from uuid import UUID
 from zoneinfo import available_timezones
 
 from services.chassis.unit_of_work import repeated_after_lost_race
@@ -18,6 +17,7 @@ from .domain import (
     Hospital,
     Ledger,
     Request,
+    ReservationId,
     UnknownHospital,
     UnknownTimeZone,
     check_capacity,
@@ -33,7 +33,7 @@ class UnitOfWork(Protocol):
     async def ledger(self, requests: Sequence[Request]) -> Ledger:
         """What is known of the requests' days, customers and reservations; it stays so until the end."""
 
-    async def ledger_of_decided(self, reservation_ids: Sequence[UUID]) -> Ledger:
+    async def ledger_of_decided(self, reservation_ids: Sequence[ReservationId]) -> Ledger:
         """The same for bookings that were decided."""
 
     async def save(self, ledger: Ledger) -> None:
@@ -86,7 +86,7 @@ class Approval:
         return answers
 
     @repeated_after_lost_race
-    async def release(self, reservation_ids: Sequence[UUID]) -> None:
+    async def release(self, reservation_ids: Sequence[ReservationId]) -> None:
         """Frees the places of cancelled bookings."""
         async with self._books.unit_of_work() as work:
             ledger = await work.ledger_of_decided(reservation_ids)

@@ -4,10 +4,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import IntEnum
-from uuid import UUID
+from typing import NewType
 from zoneinfo import ZoneInfo
 
 DEFAULT_TIME_ZONE = "Asia/Seoul"
+
+ReservationId = NewType("ReservationId", str)
+"""A UUID in its canonical form, text in lower case: the same in every store, event and answer."""
 
 
 class ApprovalError(Exception):
@@ -98,7 +101,7 @@ class Day:
 class Request:
     """A customer asks for a place."""
 
-    reservation_id: UUID
+    reservation_id: ReservationId
     customer_id: str
     hospital_id: str
     date: date
@@ -109,7 +112,7 @@ class Request:
 class Appointment:
     """Who comes where, on which day, for which vaccine, and when that was decided."""
 
-    reservation_id: UUID
+    reservation_id: ReservationId
     customer_id: str
     hospital_id: str
     hospital_name: str
@@ -173,7 +176,7 @@ class Ledger:
 
     hospitals: dict[str, Hospital] = field(default_factory=dict)
     days: dict[tuple[str, date], Day] = field(default_factory=dict)
-    decisions: dict[UUID, Decision] = field(default_factory=dict)
+    decisions: dict[ReservationId, Decision] = field(default_factory=dict)
     active: dict[str, Appointment] = field(default_factory=dict)
     events: list[Event] = field(default_factory=list)
 
@@ -213,7 +216,7 @@ class Ledger:
             return Denial.DAY_NOT_OFFERED
         return Denial.DAY_FULL if day.approved >= day.capacity else None
 
-    def release(self, reservation_id: UUID, now: datetime) -> None:
+    def release(self, reservation_id: ReservationId, now: datetime) -> None:
         """Frees the place of a cancelled booking; what is free already stays so. Raises UnknownDecision."""
         decision = self.decisions.get(reservation_id)
         if decision is None or decision.denial is not None:

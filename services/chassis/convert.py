@@ -16,7 +16,6 @@ M = TypeVar("M", bound=Message)
 D = TypeVar("D")
 
 _FROM: dict[type, Callable[[str, Any], Any]] = {
-    UUID: lambda _, text: UUID(text),
     date: lambda name, text: calendar_day(name, text),
     datetime: lambda _, time: time.ToDatetime(UTC),
 }
@@ -25,7 +24,7 @@ _FROM: dict[type, Callable[[str, Any], Any]] = {
 def to_message(value: Any, cls: type[M], **others: Any) -> M:
     """The message `cls` with the dataclass's fields that it has, and `others`.
 
-    UUIDs and dates become text, enums their numbers (the domain's enums have the contract's), None stays unset.
+    Dates become text, enums their numbers (the domain's enums have the contract's), None stays unset.
     """
     known = cls.DESCRIPTOR.fields_by_name
     content = {}
@@ -40,6 +39,11 @@ def from_message(message: Message, cls: type[D]) -> D:
     """The dataclass `cls` from the message's fields of the same names; raises InvalidFields for a date that is none."""
     converters = _converters(cls)  # type: ignore[arg-type] # a class is hashable
     return cls(**{name: convert(name, getattr(message, name)) for name, convert in converters})
+
+
+def canonical_id(text: str) -> str:
+    """A client's UUID, whatever its case, in the one form that ids have from there on; raises ValueError for none."""
+    return str(UUID(text))
 
 
 def calendar_day(field: str, text: str) -> date:
@@ -62,6 +66,6 @@ def _converters(cls: Any) -> list[tuple[str, Callable[[str, Any], Any]]]:
 def _plain(item: Any) -> Any:
     if isinstance(item, Enum):
         return item.value
-    if isinstance(item, UUID | date) and not isinstance(item, datetime):  # drivers bring subclasses of their own
+    if isinstance(item, date) and not isinstance(item, datetime):
         return str(item)
     return item

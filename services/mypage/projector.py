@@ -8,11 +8,10 @@
 from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
-from uuid import UUID
 
 from google.protobuf.message import Message
 
-from services.chassis.convert import calendar_day
+from services.chassis.convert import calendar_day, canonical_id
 from services.chassis.events import Event, Subscription
 from services.chassis.postgres import Database
 from vaccination.approval.v1 import approval_events_pb2 as approval
@@ -107,7 +106,7 @@ def entry(event: Event) -> Entry:
     dose = getattr(message, "dose", None)
     reason = getattr(message, "denial_reason", 0) or getattr(message, "rejection_reason", 0)
     row = (
-        str(UUID(a.reservation_id)),
+        canonical_id(a.reservation_id),
         a.customer_id,
         a.hospital_id,
         a.hospital_name,

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Protocol
-from uuid import UUID
 
 from services.chassis.unit_of_work import repeated_after_lost_race
 
@@ -15,10 +14,13 @@ from .domain import (
     Request,
     RequestIdReused,
     Reservation,
+    ReservationId,
     UnknownReservation,
 )
 
 Clock = Callable[[], datetime]
+Position = tuple[datetime, ReservationId]
+"""A reservation's place in its customer's list: when it was decided, and its id."""
 
 
 class Approval(Protocol):
@@ -37,7 +39,7 @@ class UnitOfWork(Protocol):
     async def add(self, reservations: Sequence[Reservation]) -> None:
         """Writes those that are not there yet, with their events; those that are there stay as they are."""
 
-    async def held(self, ids: Sequence[UUID]) -> Sequence[Reservation]:
+    async def held(self, ids: Sequence[ReservationId]) -> Sequence[Reservation]:
         """Those that are there; nobody else changes them until the end."""
 
     async def save(self, reservations: Sequence[Reservation]) -> None:
@@ -50,10 +52,10 @@ class Reservations(Protocol):
     def unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
         """One transaction: committed with its events when the block ends, undone when it raises."""
 
-    async def get(self, reservation_id: UUID) -> Reservation | None:
+    async def get(self, reservation_id: ReservationId) -> Reservation | None:
         """Reads one."""
 
-    async def page(self, customer_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Reservation]:
+    async def page(self, customer_id: str, after: Position | None, limit: int) -> Sequence[Reservation]:
         """Reads a customer's, newest decision first, behind a position."""
 
 
@@ -84,7 +86,7 @@ class ReservationDesk:
         return reservation
 
     @repeated_after_lost_race
-    async def cancel(self, customer_id: str, reservation_id: UUID) -> Reservation:
+    async def cancel(self, customer_id: str, reservation_id: ReservationId) -> Reservation:
         """Asks vaccine management, which may be down, to take the dose back."""
         async with self._reservations.unit_of_work() as work:
             held = await work.held([reservation_id])
@@ -93,16 +95,16 @@ class ReservationDesk:
             await work.save([reservation])
         return reservation
 
-    async def get(self, customer_id: str, reservation_id: UUID) -> Reservation:
+    async def get(self, customer_id: str, reservation_id: ReservationId) -> Reservation:
         """The customer's own; raises UnknownReservation for everybody else's too."""
         return _own(customer_id, reservation_id, await self._reservations.get(reservation_id))
 
-    async def page(self, customer_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Reservation]:
+    async def page(self, customer_id: str, after: Position | None, limit: int) -> Sequence[Reservation]:
         """The customer's own, newest decision first."""
         return await self._reservations.page(customer_id, after, limit)
 
 
-def _own(customer_id: str, reservation_id: UUID, found: Reservation | None) -> Reservation:
+def _own(customer_id: str, reservation_id: ReservationId, found: Reservation | None) -> Reservation:
     if found is None or found.appointment.customer_id != customer_id:
         raise UnknownReservation(f"you have no reservation {reservation_id}")
     return found

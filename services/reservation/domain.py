@@ -11,6 +11,11 @@ from zoneinfo import ZoneInfo
 # Made for this purpose: a reservation's id is a UUIDv5 in it.
 NAMESPACE = UUID("6f7c9e0a-5d1b-5c53-9d0e-1f0a7a3c2b44")
 
+ReservationId = NewType("ReservationId", str)
+"""A UUID in its canonical form, text in lower case: the same in every store, event and answer."""
+RequestId = NewType("RequestId", str)
+"""The customer's own name for a request, a UUID in the same form."""
+
 
 class ReservationError(Exception):
     """Root of what reservation refuses.
@@ -94,22 +99,23 @@ class Request:
     """What the customer chose; the same request_id is the same request."""
 
     customer_id: str
-    request_id: UUID
+    request_id: RequestId
     hospital_id: str
     date: date
     vaccine_code: str
+    reservation_id: ReservationId = field(init=False)
+    """The same for every repeat of this request, everywhere."""
 
-    @property
-    def reservation_id(self) -> UUID:
-        """The same for every repeat of this request, everywhere."""
-        return uuid.uuid5(NAMESPACE, f"{self.customer_id}\n{self.request_id}")
+    def __post_init__(self) -> None:
+        reservation_id = uuid.uuid5(NAMESPACE, f"{self.customer_id}\n{self.request_id}")
+        object.__setattr__(self, "reservation_id", ReservationId(str(reservation_id)))
 
 
 @dataclass(frozen=True, slots=True)
 class Appointment:
     """Who comes where, on which day, for which vaccine, as approval decided it."""
 
-    reservation_id: UUID
+    reservation_id: ReservationId
     customer_id: str
     hospital_id: str
     hospital_name: str

@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime, timedelta
 from typing import Protocol
-from uuid import UUID
 
 from services.chassis.unit_of_work import repeated_after_lost_race
 
@@ -14,6 +13,9 @@ from .domain import (
     Delivery,
     Lot,
     LotConflict,
+    LotId,
+    PlaceInQueue,
+    ReservationId,
     UnknownLot,
     UnknownVaccination,
     Vaccination,
@@ -28,18 +30,23 @@ GIVE_OUT = 500
 class UnitOfWork(Protocol):
     """What one transaction sees and changes."""
 
-    async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
+    async def vaccinations(self, ids: Sequence[ReservationId]) -> dict[ReservationId, Vaccination]:
         """Those that are there."""
 
     async def waiting(
-        self, hospital_id: str, lots: Sequence[Lot], since: date, behind: tuple[datetime, UUID] | None, limit: int
+        self,
+        hospital_id: str,
+        lots: Sequence[Lot],
+        since: date,
+        behind: PlaceInQueue | None,
+        limit: int,
     ) -> Sequence[Vaccination]:
         """The first to have come of those whom one of the lots suits, with an appointment on `since` or later."""
 
     async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
         """Lots with a free dose."""
 
-    async def lots(self, ids: Sequence[UUID]) -> dict[UUID, Lot]:
+    async def lots(self, ids: Sequence[LotId]) -> dict[LotId, Lot]:
         """Those that are there."""
 
     async def save(self, vaccinations: Sequence[Vaccination], lots: Sequence[Lot]) -> None:
@@ -52,15 +59,13 @@ class Stock(Protocol):
     def unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
         """One transaction: committed with its events when the block ends, undone when it raises."""
 
-    async def vaccination(self, reservation_id: UUID) -> Vaccination | None:
+    async def vaccination(self, reservation_id: ReservationId) -> Vaccination | None:
         """Reads one."""
 
-    async def lots_page(self, hospital_id: str, after: tuple[date, UUID] | None, limit: int) -> Sequence[Lot]:
+    async def lots_page(self, hospital_id: str, after: tuple[date, LotId] | None, limit: int) -> Sequence[Lot]:
         """Reads a hospital's lots, first to expire first, behind a position."""
 
-    async def waiting_page(
-        self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int
-    ) -> Sequence[Vaccination]:
+    async def waiting_page(self, hospital_id: str, after: PlaceInQueue | None, limit: int) -> Sequence[Vaccination]:
         """Reads a hospital's waiting list, first come first, behind a position."""
 
     async def hospitals_to_serve(self, since: date) -> Sequence[str]:
@@ -80,7 +85,7 @@ class Vaccines:
         async with self._stock.unit_of_work() as work:
             known = await work.vaccinations([a.reservation_id for a in appointments])
             new = {a.reservation_id: Vaccination(a) for a in appointments if a.reservation_id not in known}
-            changed: dict[UUID, Vaccination] = {}
+            changed: dict[ReservationId, Vaccination] = {}
             touched: list[Lot] = []
             for hospital_id in sorted({v.appointment.hospital_id for v in new.values()}):
                 newcomers = [v for v in new.values() if v.appointment.hospital_id == hospital_id]
@@ -112,7 +117,7 @@ class Vaccines:
         arrived = [Lot.of(hospital_id, d, f"deliveries[{i}]") for i, d in enumerate(deliveries)]
         async with self._stock.unit_of_work() as work:
             lots = await work.lots([lot.lot_id for lot in arrived])
-            new: dict[UUID, Lot] = {}
+            new: dict[LotId, Lot] = {}
             for i, lot in enumerate(arrived):
                 present = lots.setdefault(lot.lot_id, lot)
                 if present is lot:
@@ -126,7 +131,7 @@ class Vaccines:
         return [lots[lot.lot_id] for lot in arrived], len(new)
 
     @repeated_after_lost_race
-    async def assign(self, reservation_id: UUID, lot_id: UUID, may: Callable[[str], None]) -> Vaccination:
+    async def assign(self, reservation_id: ReservationId, lot_id: LotId, may: Callable[[str], None]) -> Vaccination:
         """The manager chooses the lot. `may` raises unless the caller may act for the hospital."""
         async with self._stock.unit_of_work() as work:
             vaccination = (await work.vaccinations([reservation_id])).get(reservation_id)
@@ -144,7 +149,7 @@ class Vaccines:
         self._freed.set()  # of the lot it had before
         return vaccination
 
-    async def vaccination(self, reservation_id: UUID, may: Callable[[str], None]) -> Vaccination:
+    async def vaccination(self, reservation_id: ReservationId, may: Callable[[str], None]) -> Vaccination:
         """The dose side of a reservation. `may` raises unless the caller may act for the hospital."""
         vaccination = await self._stock.vaccination(reservation_id)
         if vaccination is None:
@@ -152,11 +157,11 @@ class Vaccines:
         may(vaccination.appointment.hospital_id)
         return vaccination
 
-    async def lots(self, hospital_id: str, after: tuple[date, UUID] | None, limit: int) -> Sequence[Lot]:
+    async def lots(self, hospital_id: str, after: tuple[date, LotId] | None, limit: int) -> Sequence[Lot]:
         """A hospital's lots, first to expire first."""
         return await self._stock.lots_page(hospital_id, after, limit)
 
-    async def waiting(self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Vaccination]:
+    async def waiting(self, hospital_id: str, after: PlaceInQueue | None, limit: int) -> Sequence[Vaccination]:
         """A hospital's waiting list, first come first."""
         return await self._stock.waiting_page(hospital_id, after, limit)
 
@@ -190,7 +195,7 @@ class Vaccines:
             return [], []
         now = self._clock()
         waiting: list[Vaccination] = []
-        behind: tuple[datetime, UUID] | None = None
+        behind: PlaceInQueue | None = None
         while len(waiting) < GIVE_OUT:
             page = await work.waiting(hospital_id, lots, _earliest(now), behind, GIVE_OUT)
             waiting += [v for v in page if not v.appointment.has_passed(now)]

@@ -5,11 +5,19 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import Enum
+from typing import NewType
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
 # Made for this purpose: a lot's id is a UUIDv5 in it.
 NAMESPACE = UUID("0b9d5b0e-8a57-5f0c-8b7e-6a1f3c2d4e5f")
+
+ReservationId = NewType("ReservationId", str)
+"""A UUID in its canonical form, text in lower case: the same in every store, event and answer."""
+LotId = NewType("LotId", str)
+"""A UUID in the same form."""
+PlaceInQueue = tuple[datetime, ReservationId]
+"""First come, first served; the id decides between those who came at the same moment."""
 
 
 class VaccineError(Exception):
@@ -79,7 +87,7 @@ class Status(Enum):
 class Appointment:
     """Who comes where, on which day, for which vaccine, as approval decided it."""
 
-    reservation_id: UUID
+    reservation_id: ReservationId
     customer_id: str
     hospital_id: str
     hospital_name: str
@@ -109,7 +117,7 @@ class Delivery:
 class Dose:
     """One dose of a lot."""
 
-    lot_id: UUID
+    lot_id: LotId
     lot_number: str
     vaccine_code: str
     manufacturer: str
@@ -121,7 +129,7 @@ class Dose:
 class Lot:
     """A lot at a hospital: received = free + used, always."""
 
-    lot_id: UUID
+    lot_id: LotId
     hospital_id: str
     lot_number: str
     vaccine_code: str
@@ -140,7 +148,8 @@ class Lot:
             raise ExpiryBeforeProduction(
                 f"{place}.expiry_date", f"{d.expiry_date} is before production_date {d.production_date}"
             )
-        lot_id = uuid.uuid5(NAMESPACE, "\n".join((hospital_id, d.vaccine_code, d.manufacturer, d.lot_number)))
+        name = "\n".join((hospital_id, d.vaccine_code, d.manufacturer, d.lot_number))
+        lot_id = LotId(str(uuid.uuid5(NAMESPACE, name)))
         return cls(
             lot_id, hospital_id, d.lot_number, d.vaccine_code, d.manufacturer, d.production_date, d.expiry_date,
             d.quantity, d.quantity, 0)  # fmt: skip
@@ -219,8 +228,8 @@ class Vaccination:
         return 0 if self.dose is None else 1
 
     @property
-    def place_in_queue(self) -> tuple[datetime, UUID]:
-        """First come, first served; the reservation's id decides between those who came at the same moment."""
+    def place_in_queue(self) -> PlaceInQueue:
+        """Where it stands among those who wait."""
         return self.appointment.decide_time, self.appointment.reservation_id
 
     def wait(self) -> None:
@@ -233,7 +242,7 @@ class Vaccination:
         self.dose, self.status, self.version = lot.take(), Status.COMPLETED, self.version + 1
         self.events.append(Completed(self.appointment, self.dose, self.version))
 
-    def cancel(self) -> UUID | None:
+    def cancel(self) -> LotId | None:
         """Gives it up: vaccine type, shelf life and production date are reset, the quantity is 0.
 
         Returns the lot to put the dose back into. A repeat changes nothing. Before approval's word has come, this

@@ -14,7 +14,7 @@ import pytest
 
 from mesh import ROOT
 from mesh.machine.home import DEFAULT_BASE_PORT
-from services.reservation.domain import Request
+from services.reservation.domain import Request, RequestId
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.mypage.v1 import view_service_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
@@ -118,7 +118,7 @@ async def test_what_could_not_be_handled_is_redriven_when_it_can(world: World) -
     hospital, day = await world.new_hospital(capacity=1)
     name, request_id = f"customer-{uuid.uuid4()}", uuid.uuid4()
     customer = world.client(name, ["customer"])
-    reservation_id = Request(name, request_id, hospital, day, "").reservation_id
+    reservation_id = uuid.UUID(Request(name, RequestId(str(request_id)), hospital, day, "").reservation_id)
     message = vaccinemgmt_events_pb2.CancellationCompleted(
         appointment=appointment(reservation_id, name, hospital, day), version=1
     )

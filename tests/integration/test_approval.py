@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from uuid import UUID
 
 import asyncpg
 import pytest
@@ -24,6 +23,7 @@ from services.approval.domain import (
     Hospital,
     Request,
     RequestIdReused,
+    ReservationId,
     UnknownDecision,
     UnknownHospital,
     UnknownTimeZone,
@@ -98,8 +98,12 @@ def denial_of(answer: Decision | Exception) -> Denial | None:
     return answer.denial
 
 
-def asks(customer: int | str, day: date = DAY, reservation_id: UUID | None = None) -> Request:
-    return Request(reservation_id or uuid.uuid4(), f"c{customer}", "h1", day, "")
+def new_id() -> ReservationId:
+    return ReservationId(str(uuid.uuid4()))
+
+
+def asks(customer: int | str, day: date = DAY, reservation_id: ReservationId | None = None) -> Request:
+    return Request(reservation_id or new_id(), f"c{customer}", "h1", day, "")
 
 
 @pytest.fixture
@@ -156,7 +160,7 @@ async def test_a_refused_request_repeated_at_once_is_refused_once(office: Office
 async def test_one_id_for_two_days_at_once_is_decided_for_one_of_them(office: Office) -> None:
     days = [DAY + timedelta(i) for i in range(6)]
     await office.offer(5, *days)
-    key = uuid.uuid4()
+    key = new_id()
     answers = await asyncio.gather(
         *(office.decide(asks("same", day, key), replica=i) for i, day in enumerate(days)),
     )
@@ -182,7 +186,7 @@ async def test_a_booking_whose_day_has_passed_gives_way_to_one_and_only_one(offi
     answers = await office.answers(*(asks("same", day) for day in days))
     assert Counter(answers) == {None: 1, Denial.ACTIVE_BOOKING: 7}
     [active] = await office.rows("SELECT reservation_id FROM active_bookings")
-    assert active["reservation_id"] != old.reservation_id
+    assert str(active["reservation_id"]) != old.reservation_id
     assert await office.approved(TODAY) == 1
 
 
@@ -266,9 +270,9 @@ async def test_the_event_of_a_cancellation_releases_and_that_of_an_unknown_booki
 
     def told(request: Request) -> Event:
         message = vaccinemgmt_events_pb2.CancellationCompleted(
-            appointment=appointment_pb2.Appointment(reservation_id=str(request.reservation_id))
+            appointment=appointment_pb2.Appointment(reservation_id=request.reservation_id)
         )
-        return Event(str(uuid.uuid4()), str(request.reservation_id), message.DESCRIPTOR.full_name, NOW, message)
+        return Event(str(uuid.uuid4()), request.reservation_id, message.DESCRIPTOR.full_name, NOW, message)
 
     for unknown in (asks("unknown"), denied):
         with pytest.raises(cancelled.never):

@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerInfo
 
 from mesh import ROOT
-from services.approval.domain import Appointment
+from services.approval.domain import Appointment, ReservationId
 from services.chassis.convert import to_message
 from services.chassis.errors import StoreUnavailable
 from services.chassis.events import (
@@ -49,7 +49,9 @@ DEAD_LETTERS = "DEAD_LETTERS"
 
 def row(number: int, cls: type[Message] = ApprovalGranted, **changes: Any) -> Outgoing:
     """An event of booking number `number`, as the outbox has it."""
-    a = Appointment(uuid.UUID(int=number), "c1", "h1", "Clinic", "Asia/Seoul", date(2027, 3, 10), "", NOW)
+    a = Appointment(
+        ReservationId(str(uuid.UUID(int=number))), "c1", "h1", "Clinic", "Asia/Seoul", date(2027, 3, 10), "", NOW
+    )
     appointment = to_message(a, appointment_pb2.Appointment)
     appointment.MergeFrom(appointment_pb2.Appointment(**changes))
     for name in [name for name, value in changes.items() if not value]:

@@ -13,7 +13,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
-from uuid import UUID
 
 import asyncpg
 import grpc.aio
@@ -38,8 +37,10 @@ from services.reservation.domain import (
     Rejected,
     RejectionReason,
     Request,
+    RequestId,
     RequestIdReused,
     Reservation,
+    ReservationId,
     Status,
     UnknownHospital,
     UnknownReservation,
@@ -89,18 +90,19 @@ class Shelf:
         async with self.database.connection() as connection:
             return list(await connection.fetch(sql, *arguments))
 
-    async def statuses(self) -> dict[UUID, Status]:
-        return {r["reservation_id"]: Status(r["status"]) for r in await self.rows("SELECT * FROM reservations")}
+    async def statuses(self) -> dict[ReservationId, Status]:
+        rows = await self.rows("SELECT reservation_id::text, status FROM reservations")
+        return {row["reservation_id"]: Status(row["status"]) for row in rows}
 
-    async def events(self) -> Counter[tuple[UUID, str]]:
+    async def events(self) -> Counter[tuple[ReservationId, str]]:
         """The outbox, by reservation and what it tells."""
         rows = await self.rows("SELECT key, subject FROM outbox")
-        return Counter((UUID(row["key"]), row["subject"].split(".")[-1]) for row in rows)
+        return Counter((row["key"], row["subject"].split(".")[-1]) for row in rows)
 
 
 def appointment(customer: str = "c1", seconds: int = 0) -> Appointment:
     at = NOW + timedelta(seconds=seconds)
-    return Appointment(uuid.uuid4(), customer, "h1", "Han River Clinic", "Asia/Seoul", DAY, "", at)
+    return Appointment(ReservationId(str(uuid.uuid4())), customer, "h1", "Han River Clinic", "Asia/Seoul", DAY, "", at)
 
 
 @pytest.fixture
@@ -195,7 +197,7 @@ async def test_only_what_is_there_is_held(shelf: Shelf) -> None:
     known = appointment()
     await shelf.add(Reservation.decided(known, None))
     async with shelf.replicas[0].unit_of_work() as work:
-        [held] = await work.held([uuid.uuid4(), known.reservation_id])
+        [held] = await work.held([ReservationId(str(uuid.uuid4())), known.reservation_id])
     assert held == Reservation(known, Status.APPROVED)
 
 
@@ -227,7 +229,8 @@ async def test_every_order_and_repetition_of_the_events_ends_in_the_same_row(
     shelf: Shelf, events: list[str], end: Status
 ) -> None:
     orders = sorted({*itertools.permutations(events), *itertools.permutations(sorted(set(events)))})
-    told = {order: replace(appointment(), reservation_id=UUID(int=i)) for i, order in enumerate(orders)}
+    ids = [ReservationId(str(uuid.UUID(int=i))) for i in range(len(orders))]
+    told = {order: replace(appointment(), reservation_id=i) for order, i in zip(orders, ids, strict=True)}
     # Step by step through all orders at once: each step is a batch of the reservations whose turn it is.
     for step in range(len(events)):
         for what in sorted(set(events)):
@@ -332,7 +335,7 @@ class Town:
 
 
 def wants(customer: str = "c1", day: date = DAY, hospital_id: str = "h1", code: str = "") -> Request:
-    return Request(customer, uuid.uuid4(), hospital_id, day, code)
+    return Request(customer, RequestId(str(uuid.uuid4())), hospital_id, day, code)
 
 
 @pytest.fixture
@@ -390,7 +393,7 @@ async def test_a_reason_that_this_version_does_not_know_is_carried_to_the_custom
     await town.shelf.rows("DELETE FROM reservations WHERE customer_id = 'c2'")
     async with customers_stub(town.desk) as stub:
         create = reservation_service_pb2.CreateReservationRequest(
-            request_id=str(request.request_id), hospital_id="h1", date=str(DAY)
+            request_id=request.request_id, hospital_id="h1", date=str(DAY)
         )
         created = (await stub.CreateReservation(create, metadata=bearer("c2"))).reservation
         get = reservation_service_pb2.GetReservationRequest(reservation_id=created.reservation_id)
@@ -398,6 +401,28 @@ async def test_a_reason_that_this_version_does_not_know_is_carried_to_the_custom
     for reservation in (created, stored):
         assert reservation.status == ReservationStatus.RESERVATION_STATUS_REJECTED
         assert int(reservation.rejection_reason) == 7
+
+
+async def test_an_id_in_capitals_is_the_same_id(town: Town) -> None:
+    request = wants()
+    known = await town.create(request)
+    async with customers_stub(town.desk) as stub:
+        again = await stub.CreateReservation(
+            reservation_service_pb2.CreateReservationRequest(
+                request_id=request.request_id.upper(), hospital_id="h1", date=str(DAY)
+            ),
+            metadata=bearer("c1"),
+        )
+        capitals = known.appointment.reservation_id.upper()
+        got = await stub.GetReservation(
+            reservation_service_pb2.GetReservationRequest(reservation_id=capitals), metadata=bearer("c1")
+        )
+        cancelled = await stub.CancelReservation(
+            reservation_service_pb2.CancelReservationRequest(reservation_id=capitals), metadata=bearer("c1")
+        )
+    for response in (again, got, cancelled):
+        assert response.reservation.reservation_id == known.appointment.reservation_id
+    assert len(await town.shelf.statuses()) == 1
 
 
 async def test_a_status_that_this_version_does_not_know_is_shown_as_it_is(town: Town) -> None:

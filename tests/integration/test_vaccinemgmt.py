@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 import pytest
 from pymongo.errors import WriteError
@@ -29,6 +28,7 @@ from services.vaccinemgmt.domain import (
     Lot,
     LotConflict,
     LotEmpty,
+    ReservationId,
     Status,
     UnknownLot,
     UnknownVaccination,
@@ -80,9 +80,13 @@ class Store:
         return Counter([row["subject"].split(".")[-1] async for row in self.mongo.outbox.find()])
 
 
+def new_id() -> ReservationId:
+    return ReservationId(str(uuid.uuid4()))
+
+
 def appointment(seconds: int = 0, code: str = "", day: date = DAY, hospital_id: str = "h1") -> Appointment:
     at = NOW - timedelta(hours=1) + timedelta(seconds=seconds)
-    return Appointment(uuid.uuid4(), f"c{seconds}", hospital_id, "Han River Clinic", "Asia/Seoul", day, code, at)
+    return Appointment(new_id(), f"c{seconds}", hospital_id, "Han River Clinic", "Asia/Seoul", day, code, at)
 
 
 def delivery(number: str = "L1", quantity: int = 3, **changes: Any) -> Delivery:
@@ -329,7 +333,7 @@ async def test_a_manager_sees_and_chooses_for_the_own_hospital_only(store: Store
     with pytest.raises(UnknownLot):
         await store.vaccines.assign(a.reservation_id, elsewhere.lot_id, anybody)
     with pytest.raises(UnknownVaccination):
-        await store.vaccines.assign(uuid.uuid4(), elsewhere.lot_id, anybody)
+        await store.vaccines.assign(new_id(), elsewhere.lot_id, anybody)
 
 
 async def test_a_write_conflict_runs_the_work_again_from_the_start(store: Store) -> None:
@@ -409,18 +413,18 @@ async def test_lots_are_listed_first_to_expire_first_page_by_page(store: Store) 
     while page := await store.vaccines.lots("h1", (seen[-1].expiry_date, seen[-1].lot_id) if seen else None, 2):
         seen += page
     assert len(seen) == 7
-    assert seen == sorted(seen, key=lambda lot: (lot.expiry_date, str(lot.lot_id)))
+    assert seen == sorted(seen, key=lambda lot: (lot.expiry_date, lot.lot_id))
 
 
 async def test_the_waiting_list_is_in_the_order_in_which_they_came_page_by_page(store: Store) -> None:
     people = [appointment(i // 2) for i in range(7)]
     await store.vaccines.admit([*people[::-1], appointment(hospital_id="h2")])
     await store.vaccines.cancel([appointment()])
-    expected = [(a.decide_time, str(a.reservation_id)) for a in people]
-    seen: list[tuple[datetime, UUID]] = []
+    expected = [(a.decide_time, a.reservation_id) for a in people]
+    seen: list[tuple[datetime, ReservationId]] = []
     while page := await store.vaccines.waiting("h1", seen[-1] if seen else None, 3):
         seen += [(v.appointment.decide_time, v.appointment.reservation_id) for v in page]
-    assert [(at, str(key)) for at, key in seen] == sorted(expected)
+    assert seen == sorted(expected)
 
 
 @pytest.mark.parametrize("zone", ["Asia/Atlantis", "../etc/passwd", "Asia", "\x00"])
@@ -432,11 +436,11 @@ async def test_an_appointment_in_no_time_zone_is_not_stored_where_it_would_stop_
     events = []
     for a in (good, replace(appointment(), time_zone=zone)):
         message = ApprovalGranted(appointment=to_message(a, appointment_pb2.Appointment))
-        events.append(Event("id", str(a.reservation_id), message.DESCRIPTOR.full_name, NOW, message))
+        events.append(Event("id", a.reservation_id, message.DESCRIPTOR.full_name, NOW, message))
     with pytest.raises(NotUnderstood, match="time zone"):
         granted.read(events[1])
     await granted.handle([granted.read(events[0])])
-    assert [row["_id"] for row in await store.documents()] == [str(good.reservation_id)]
+    assert [row["_id"] for row in await store.documents()] == [good.reservation_id]
 
 
 async def test_opening_again_as_a_new_replica_does_keeps_what_is_there(store: Store, open_mongo: OpenMongo) -> None:

@@ -4,7 +4,6 @@ import uuid
 from collections import Counter
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
-from uuid import UUID
 
 import pytest
 from hypothesis import settings
@@ -25,6 +24,7 @@ from services.approval.domain import (
     Released,
     Request,
     RequestIdReused,
+    ReservationId,
     UnknownDecision,
     UnknownHospital,
     check_capacity,
@@ -50,14 +50,18 @@ ENDS_OF_DAYS = [
 ]
 
 
+def new_id() -> ReservationId:
+    return ReservationId(str(uuid.uuid4()))
+
+
 def asks(
     customer_id: str = "c1",
     day: date = DAY,
     hospital_id: str = "h1",
     vaccine_code: str = "",
-    reservation_id: UUID | None = None,
+    reservation_id: ReservationId | None = None,
 ) -> Request:
-    return Request(reservation_id or uuid.uuid4(), customer_id, hospital_id, day, vaccine_code)
+    return Request(reservation_id or new_id(), customer_id, hospital_id, day, vaccine_code)
 
 
 def books(capacity: int = 1, *days: date) -> Ledger:
@@ -206,7 +210,7 @@ def test_releasing_a_booking_that_gave_way_leaves_the_newer_one_active() -> None
 def test_only_what_was_granted_can_be_released() -> None:
     ledger, denied = books(0), asks()
     ledger.decide(denied, NOW)
-    for reservation_id in (denied.reservation_id, uuid.uuid4()):
+    for reservation_id in (denied.reservation_id, new_id()):
         with pytest.raises(UnknownDecision):
             ledger.release(reservation_id, NOW)
 
@@ -261,7 +265,7 @@ class ApprovalMachine(RuleBasedStateMachine):
     def ask(self, customer: str, ahead: timedelta) -> Request:
         day = self.today() + ahead
         self.asked += 1
-        request = asks(customer, day, reservation_id=uuid.UUID(int=self.asked))
+        request = asks(customer, day, reservation_id=ReservationId(str(uuid.UUID(int=self.asked))))
         if day < self.today():
             with pytest.raises(DatePassed):
                 self.ledger.decide(request, self.now)

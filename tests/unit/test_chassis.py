@@ -28,12 +28,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from services.approval.domain import Appointment
+from services.approval.domain import Appointment, ReservationId
 from services.chassis import paging
 from services.chassis.batch import Batcher
 from services.chassis.caller import CLAIMS_HEADER, CLOCK_SKEW, Caller, admit, allow, caller, internal, while_valid
 from services.chassis.contract import violations
-from services.chassis.convert import calendar_day, from_message, to_message
+from services.chassis.convert import calendar_day, canonical_id, from_message, to_message
 from services.chassis.edge import Edge, status_of, time_left
 from services.chassis.errors import (
     Answer,
@@ -57,7 +57,9 @@ from vaccination.reservation.v1 import reservation_service_pb2 as pb
 from vaccination.reservation.v1 import reservation_service_pb2_grpc
 
 NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
-APPOINTMENT = Appointment(uuid.UUID(int=1), "c1", "h1", "Clinic", "Asia/Seoul", date(2027, 3, 10), "", NOW)
+APPOINTMENT = Appointment(
+    ReservationId(str(uuid.UUID(int=1))), "c1", "h1", "Clinic", "Asia/Seoul", date(2027, 3, 10), "", NOW
+)
 
 
 def details(status: status_pb2.Status) -> dict[str, Message]:
@@ -93,8 +95,8 @@ class TestPaging:
     )
     def test_a_token_brings_back_its_position(self, customer: str, day: date, at: datetime, key: UUID) -> None:
         token = paging.encode(f"lots of {customer}", day.isoformat(), at.isoformat(), str(key), "h-1")
-        position = paging.decode(f"lots of {customer}", token, date.fromisoformat, paging.instant, UUID, str)
-        assert position == [day, at, key, "h-1"]
+        position = paging.decode(f"lots of {customer}", token, date.fromisoformat, paging.instant, canonical_id, str)
+        assert position == [day, at, str(key), "h-1"]
 
     def test_no_token_is_the_first_page(self) -> None:
         assert paging.decode("lots of h1", "", date.fromisoformat) is None
@@ -133,7 +135,7 @@ class TestPaging:
         tampered = token[:at] + data.draw(st.characters(codec="ascii")) + token[at + 1 :]
         if tampered != token:
             with pytest.raises(InvalidPageToken):
-                paging.decode("lots", tampered, date.fromisoformat, UUID)
+                paging.decode("lots", tampered, date.fromisoformat, canonical_id)
 
 
 class Refusal(Exception):
@@ -216,7 +218,7 @@ class Colour(Enum):
 
 @dataclass
 class Odd:
-    reservation_id: UUID | None
+    reservation_id: str | None
     status: Colour | None
     unknown_to_the_contract: int = 7
 
@@ -230,14 +232,14 @@ class TestConvert:
         at=st.datetimes(min_value=datetime(1970, 1, 1), timezones=st.just(UTC)),
     )
     def test_a_dataclass_comes_back_from_its_message(self, key: UUID, text: str, day: date, at: datetime) -> None:
-        appointment = Appointment(key, text, text, text, text, day, text, at)
+        appointment = Appointment(ReservationId(str(key)), text, text, text, text, day, text, at)
         message = appointment_pb2.Appointment.FromString(
             to_message(appointment, appointment_pb2.Appointment).SerializeToString()
         )
         assert from_message(message, Appointment) == appointment
 
     def test_an_enum_becomes_its_number_and_none_stays_unset(self) -> None:
-        vaccination = to_message(Odd(uuid.UUID(int=1), Colour.RED), pb.CancelReservationRequest)
+        vaccination = to_message(Odd(str(uuid.UUID(int=1)), Colour.RED), pb.CancelReservationRequest)
         assert vaccination.reservation_id == str(uuid.UUID(int=1))
         assert to_message(Odd(None, None), pb.CancelReservationRequest).reservation_id == ""
 

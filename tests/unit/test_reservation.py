@@ -13,6 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from services.reservation.adapters.approval import HALF_LIFE, LONGEST, Crowd
 from services.reservation.domain import (
+    NAMESPACE,
     Appointment,
     AppointmentPassed,
     CancellationRequested,
@@ -20,18 +21,22 @@ from services.reservation.domain import (
     Rejected,
     RejectionReason,
     Request,
+    RequestId,
     Reservation,
+    ReservationId,
     Status,
     UnknownStatus,
     WasRejected,
 )
 
 NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
-APPOINTMENT = Appointment(uuid.UUID(int=1), "c1", "h1", "Han River Clinic", "Asia/Seoul", date(2027, 3, 10), "207", NOW)
+APPOINTMENT = Appointment(
+    ReservationId(str(uuid.UUID(int=1))), "c1", "h1", "Han River Clinic", "Asia/Seoul", date(2027, 3, 10), "207", NOW
+)
 OVER = datetime(2027, 3, 10, 15, tzinfo=UTC)  # midnight in Seoul
 DAY_FULL = RejectionReason(1)
 REASONS = [DAY_FULL, *map(RejectionReason, (2, 3, 7))]  # of which this version has no name for the last
-REQUEST = Request("c1", uuid.UUID(int=7), "h1", date(2027, 3, 10), "207")
+REQUEST = Request("c1", RequestId(str(uuid.UUID(int=7))), "h1", date(2027, 3, 10), "207")
 
 MOVES: dict[str, Callable[[Reservation], None]] = {
     "completed": Reservation.complete,
@@ -121,8 +126,9 @@ def test_a_booking_can_be_given_up_until_its_day_is_over_at_the_hospital() -> No
 def test_the_same_request_of_the_same_customer_is_the_same_reservation() -> None:
     assert replace(REQUEST, hospital_id="h2", vaccine_code="").reservation_id == REQUEST.reservation_id
     assert replace(REQUEST, customer_id="c2").reservation_id != REQUEST.reservation_id
-    assert replace(REQUEST, request_id=uuid.UUID(int=8)).reservation_id != REQUEST.reservation_id
-    assert REQUEST.reservation_id.version == 5
+    assert replace(REQUEST, request_id=RequestId(str(uuid.UUID(int=8)))).reservation_id != REQUEST.reservation_id
+    assert uuid.UUID(REQUEST.reservation_id).version == 5
+    assert REQUEST.reservation_id == str(uuid.uuid5(NAMESPACE, f"c1\n{uuid.UUID(int=7)}"))  # for ever
 
 
 def test_a_reservation_is_about_its_request_and_no_other() -> None:

@@ -4,7 +4,6 @@ import uuid
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
-from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -20,8 +19,10 @@ from services.vaccinemgmt.domain import (
     ExpiryBeforeProduction,
     Lot,
     LotEmpty,
+    LotId,
     LotNotValid,
     LotOtherVaccine,
+    ReservationId,
     Status,
     Vaccination,
     VaccinationCancelled,
@@ -41,7 +42,9 @@ def lot(number: str = "L1", quantity: int = 3, **changes: object) -> Lot:
 def waits(n: int = 1, day: date = DAY, code: str = "", came: int | None = None) -> Vaccination:
     """Number n, who came `came` (else n) seconds after NOW's hour."""
     at = NOW - timedelta(hours=1) + timedelta(seconds=n if came is None else came)
-    return Vaccination(Appointment(uuid.UUID(int=n), f"c{n}", "h1", "Clinic", "Asia/Seoul", day, code, at))
+    return Vaccination(
+        Appointment(ReservationId(str(uuid.UUID(int=n))), f"c{n}", "h1", "Clinic", "Asia/Seoul", day, code, at)
+    )
 
 
 def balanced(*lots: Lot) -> bool:
@@ -233,7 +236,7 @@ def test_doses_go_as_if_each_in_turn_searched_every_single_dose(
     people = [waits(i + 1, day, code, came) for i, (day, code, came) in enumerate(queue)]
 
     doses = [one for one in shelf_of(lots) for _ in range(one.free)]
-    expected: dict[UUID, UUID] = {}
+    expected: dict[ReservationId, LotId] = {}
     for person in sorted(people, key=lambda p: (p.appointment.decide_time, p.appointment.reservation_id)):
         a = person.appointment
         fitting = [
@@ -260,11 +263,11 @@ class LotMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.shelf: dict[UUID, Lot] = {}
+        self.shelf: dict[LotId, Lot] = {}
         self.queue: list[Vaccination] = []
-        self.in_lot: Counter[UUID] = Counter()
-        self.of_person: dict[UUID, UUID] = {}  # the lot of somebody's dose
-        self.given_up: set[UUID] = set()
+        self.in_lot: Counter[LotId] = Counter()
+        self.of_person: dict[ReservationId, LotId] = {}  # the lot of somebody's dose
+        self.given_up: set[ReservationId] = set()
 
     @rule(target=lots, made=NEAR, lasts=NEAR, code=CODES, quantity=st.integers(0, 3))
     def deliver(self, made: date, lasts: date, code: str, quantity: int) -> Lot:

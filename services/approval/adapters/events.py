@@ -1,18 +1,17 @@
 """Approval's events as the contract writes them, and the events it follows."""
 
 from typing import Any
-from uuid import UUID
 
 from google.protobuf.message import Message
 
-from services.chassis.convert import to_message
+from services.chassis.convert import canonical_id, to_message
 from services.chassis.events import Event as Received
 from services.chassis.events import Outgoing, Subscription
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
 
 from ..application import Approval
-from ..domain import Denied, Event, Granted, Released, UnknownDecision
+from ..domain import Denied, Event, Granted, Released, ReservationId, UnknownDecision
 
 
 def outgoing(event: Event) -> Outgoing:
@@ -38,5 +37,5 @@ def subscriptions(approval: Approval) -> list[Subscription[Any]]:
     ]
 
 
-def _reservation_id(event: Received) -> UUID:
-    return UUID(event.message.appointment.reservation_id)
+def _reservation_id(event: Received) -> ReservationId:
+    return ReservationId(canonical_id(event.message.appointment.reservation_id))

@@ -37,7 +37,7 @@ class ApprovalServicer(approval_service_pb2_grpc.ApprovalServiceServicer):
     """For reservation alone."""
 
     def __init__(self, approval: Approval) -> None:
-        self._decide: Batcher[Request, Decision] = Batcher("approve", approval.decide, lambda r: str(r.reservation_id))
+        self._decide: Batcher[Request, Decision] = Batcher("approve", approval.decide, lambda r: r.reservation_id)
 
     @internal
     async def Approve(self, request: approval_pb.ApproveRequest, context: Context) -> approval_pb.ApproveResponse:

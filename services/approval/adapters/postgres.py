@@ -5,14 +5,13 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from datetime import date
-from uuid import UUID
 
 import asyncpg
 
 from services.chassis.postgres import Database, Transaction, columns
 from services.chassis.unit_of_work import LostRace
 
-from ..domain import Appointment, Day, Decision, Denial, Granted, Hospital, Ledger, Released, Request
+from ..domain import Appointment, Day, Decision, Denial, Granted, Hospital, Ledger, Released, Request, ReservationId
 from .events import outgoing
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
@@ -118,7 +117,7 @@ class PostgresUnitOfWork:
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
-        self._may_give_way: set[UUID] = set()  # the bookings that were active when the ledger was read
+        self._may_give_way: set[ReservationId] = set()  # the bookings that were active when the ledger was read
 
     async def ledger(self, requests: Sequence[Request]) -> Ledger:
         """See UnitOfWork."""
@@ -128,7 +127,7 @@ class PostgresUnitOfWork:
             {r.reservation_id for r in requests},
         )
 
-    async def ledger_of_decided(self, reservation_ids: Sequence[UUID]) -> Ledger:
+    async def ledger_of_decided(self, reservation_ids: Sequence[ReservationId]) -> Ledger:
         """See UnitOfWork."""
         # What a decision is about never changes: it is read first, so that the locks can be taken in their order.
         about = await self._transaction.read(DECISIONS, list(reservation_ids))
@@ -138,19 +137,22 @@ class PostgresUnitOfWork:
             set(reservation_ids),
         )
 
-    async def _ledger(self, days: set[tuple[str, date]], customers: set[str], reservations: set[UUID]) -> Ledger:
+    async def _ledger(
+        self, days: set[tuple[str, date]], customers: set[str], reservations: set[ReservationId]
+    ) -> Ledger:
         transaction, hospital_ids = self._transaction, [hospital_id for hospital_id, _ in sorted(days)]
         locked = await transaction.hold(LOCK_DAYS, hospital_ids, [day for _, day in sorted(days)])
         active = await transaction.hold(LOCK_ACTIVE, sorted(customers))
-        decisions = await transaction.read(DECISIONS, [*reservations, *(row["reservation_id"] for row in active)])
+        active_ids = {row["customer_id"]: _id(row) for row in active}
+        decisions = await transaction.read(DECISIONS, [*reservations, *active_ids.values()])
         hospitals = await transaction.read(HOSPITALS, list(set(hospital_ids)))
-        decided = {row["reservation_id"]: _decision(row) for row in decisions}
-        self._may_give_way = {row["reservation_id"] for row in active}
+        decided = {_id(row): _decision(row) for row in decisions}
+        self._may_give_way = set(active_ids.values())
         return Ledger(
             hospitals={row["hospital_id"]: Hospital(**row) for row in hospitals},
             days={(row["hospital_id"], row["date"]): Day(**row) for row in locked},
             decisions=decided,
-            active={row["customer_id"]: decided[row["reservation_id"]].appointment for row in active},
+            active={customer_id: decided[active_id].appointment for customer_id, active_id in active_ids.items()},
         )
 
     async def save(self, ledger: Ledger) -> None:
@@ -209,6 +211,10 @@ class PostgresUnitOfWork:
         await self._transaction.write(SET_CAPACITY, [d.hospital_id for d in days], [d.date for d in days], capacity)
 
 
+def _id(row: asyncpg.Record) -> ReservationId:
+    return ReservationId(str(row["reservation_id"]))
+
+
 def _decision(row: asyncpg.Record) -> Decision:
-    appointment = Appointment(**{name: row[name] for name in APPOINTMENT})
+    appointment = Appointment(**{name: row[name] for name in APPOINTMENT} | {"reservation_id": _id(row)})
     return Decision(appointment, Denial(row["denial"]) if row["denial"] else None, row["released_at"])

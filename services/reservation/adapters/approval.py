@@ -90,7 +90,7 @@ class GrpcApproval:
 
     async def decide(self, request: Request) -> tuple[Appointment, RejectionReason | None]:
         """See Approval."""
-        message = to_message(request, approval_service_pb2.ApproveRequest, reservation_id=str(request.reservation_id))
+        message = to_message(request, approval_service_pb2.ApproveRequest)
         span, code = tracing.begin(ABOUT["rpc.method"], "CLIENT", traceparent.get(), ABOUT), StatusCode.CANCELLED
         try:
             answer = await self._stub.Approve(

@@ -4,7 +4,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from services.chassis.convert import from_message, to_message
+from services.chassis.convert import canonical_id, from_message, to_message
 from services.chassis.events import Event as Received
 from services.chassis.events import Outgoing, Subscription, Unprocessable
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
@@ -45,7 +45,9 @@ def subscriptions(followup: Followup) -> list[Subscription[Any]]:
 
 
 def _appointment(event: Received) -> Appointment:
-    return from_message(event.message.appointment, Appointment)
+    appointment = from_message(event.message.appointment, Appointment)
+    canonical_id(appointment.reservation_id)  # one of another kind would be refused by the store, time after time
+    return appointment
 
 
 def _granted(event: Received) -> tuple[Appointment, RejectionReason | None]:

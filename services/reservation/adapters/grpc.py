@@ -1,21 +1,20 @@
 """Reservation over gRPC."""
 
 from typing import Any
-from uuid import UUID
 
 from grpc import StatusCode
 from grpc.aio import Server, ServicerContext
 
 from services.chassis import paging
 from services.chassis.caller import allow, caller
-from services.chassis.convert import calendar_day, to_message
+from services.chassis.convert import calendar_day, canonical_id, to_message
 from services.chassis.errors import Answer, Errors
 from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2_grpc
 from vaccination.reservation.v1 import reservation_service_pb2 as pb
 
 from .. import domain
 from ..application import ReservationDesk
-from ..domain import ApprovalBusy, Request, Reservation
+from ..domain import ApprovalBusy, Request, RequestId, Reservation, ReservationId
 
 ERRORS = Errors(
     "vaccination.reservation",
@@ -47,7 +46,8 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
         self, request: pb.CreateReservationRequest, context: Context
     ) -> pb.CreateReservationResponse:
         day = calendar_day("date", request.date)
-        wanted = Request(caller().subject, UUID(request.request_id), request.hospital_id, day, request.vaccine_code)
+        request_id = RequestId(canonical_id(request.request_id))
+        wanted = Request(caller().subject, request_id, request.hospital_id, day, request.vaccine_code)
         try:
             reservation = await self._desk.create(wanted)
         except ApprovalBusy as busy:
@@ -58,7 +58,7 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
 
     @allow("customer")
     async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:
-        reservation = await self._desk.get(caller().subject, UUID(request.reservation_id))
+        reservation = await self._desk.get(caller().subject, _id(request.reservation_id))
         return pb.GetReservationResponse(reservation=_message(reservation))
 
     @allow("customer")
@@ -66,7 +66,7 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
         self, request: pb.ListReservationsRequest, context: Context
     ) -> pb.ListReservationsResponse:
         limit, listing = request.page_size or 20, f"reservations of {caller().subject}"
-        after = paging.decode(listing, request.page_token, paging.instant, UUID)
+        after = paging.decode(listing, request.page_token, paging.instant, _id)
         found = await self._desk.page(caller().subject, (after[0], after[1]) if after else None, limit + 1)
         page, token = paging.cut(listing, found, limit, _place)
         return pb.ListReservationsResponse(reservations=[_message(r) for r in page], next_page_token=token)
@@ -75,12 +75,16 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
     async def CancelReservation(
         self, request: pb.CancelReservationRequest, context: Context
     ) -> pb.CancelReservationResponse:
-        reservation = await self._desk.cancel(caller().subject, UUID(request.reservation_id))
+        reservation = await self._desk.cancel(caller().subject, _id(request.reservation_id))
         return pb.CancelReservationResponse(reservation=_message(reservation))
 
 
+def _id(text: str) -> ReservationId:
+    return ReservationId(canonical_id(text))
+
+
 def _place(reservation: Reservation) -> tuple[str, str]:
-    return reservation.appointment.decide_time.isoformat(), str(reservation.appointment.reservation_id)
+    return reservation.appointment.decide_time.isoformat(), reservation.appointment.reservation_id
 
 
 def _message(reservation: Reservation) -> reservation_pb2.Reservation:

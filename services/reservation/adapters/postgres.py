@@ -3,8 +3,6 @@
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
-from datetime import datetime
-from uuid import UUID
 
 import asyncpg
 from prometheus_client import Histogram
@@ -12,7 +10,8 @@ from prometheus_client import Histogram
 from services.chassis import clock
 from services.chassis.postgres import OUTBOX_COLUMNS, Database, Transaction, columns
 
-from ..domain import Appointment, Reservation, Status
+from ..application import Position
+from ..domain import Appointment, Reservation, ReservationId, Status
 from .events import outgoing
 
 # From a tenth of a second, when all is well, to days on a waiting list.
@@ -68,13 +67,13 @@ class PostgresReservations:
             took = clock.now() - reservation.appointment.decide_time
             completion_seconds.observe(max(0.0, took.total_seconds()))
 
-    async def get(self, reservation_id: UUID) -> Reservation | None:
+    async def get(self, reservation_id: ReservationId) -> Reservation | None:
         """See Reservations."""
         async with self._database.connection() as connection:
             row = await connection.fetchrow("SELECT * FROM reservations WHERE reservation_id = $1", reservation_id)
         return _reservation(row) if row else None
 
-    async def page(self, customer_id: str, after: tuple[datetime, UUID] | None, limit: int) -> Sequence[Reservation]:
+    async def page(self, customer_id: str, after: Position | None, limit: int) -> Sequence[Reservation]:
         """See Reservations."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(PAGE, customer_id, *(after or (None, None)), limit)
@@ -86,7 +85,7 @@ class PostgresUnitOfWork:
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
-        self._held: dict[UUID, Status] = {}
+        self._held: dict[ReservationId, Status] = {}
         self.completed: list[Reservation] = []
 
     async def add(self, reservations: Sequence[Reservation]) -> None:
@@ -102,7 +101,7 @@ class PostgresUnitOfWork:
         )
         self._transaction.has_events |= added > 0
 
-    async def held(self, ids: Sequence[UUID]) -> Sequence[Reservation]:
+    async def held(self, ids: Sequence[ReservationId]) -> Sequence[Reservation]:
         """See UnitOfWork."""
         reservations = [_reservation(row) for row in await self._transaction.hold(HOLD, list(ids))]
         self._held |= {r.appointment.reservation_id: r.status for r in reservations}
@@ -119,5 +118,6 @@ class PostgresUnitOfWork:
 
 
 def _reservation(row: asyncpg.Record) -> Reservation:
-    appointment = Appointment(**{name: row[name] for name in APPOINTMENT})
+    reservation_id = {"reservation_id": ReservationId(str(row["reservation_id"]))}
+    appointment = Appointment(**{name: row[name] for name in APPOINTMENT} | reservation_id)
     return Reservation(appointment, Status(row["status"]), row["rejection"])

@@ -6,7 +6,7 @@ from zoneinfo import ZoneInfo
 from google.protobuf.message import Message
 
 from services.chassis import clock
-from services.chassis.convert import from_message, to_message
+from services.chassis.convert import canonical_id, from_message, to_message
 from services.chassis.events import Event as Received
 from services.chassis.events import NotUnderstood, Outgoing, Subscription
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
@@ -44,6 +44,7 @@ def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:
 
 def _appointment(event: Received) -> Appointment:
     appointment = from_message(event.message.appointment, Appointment)
+    canonical_id(appointment.reservation_id)  # one of another kind could be found by nobody
     try:
         ZoneInfo(appointment.time_zone)
     except (LookupError, ValueError, OSError):  # stored, it would stop whoever looks at the waiting list

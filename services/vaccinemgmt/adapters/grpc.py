@@ -2,21 +2,20 @@
 
 from datetime import date
 from typing import Any
-from uuid import UUID
 
 from grpc import StatusCode
 from grpc.aio import Server, ServicerContext
 
 from services.chassis import paging
 from services.chassis.caller import allow, caller
-from services.chassis.convert import from_message, to_message
+from services.chassis.convert import canonical_id, from_message, to_message
 from services.chassis.errors import Answer, Errors, InvalidFields
 from vaccination.vaccinemgmt.v1 import lot_pb2, vaccination_pb2, vaccinemgmt_service_pb2_grpc
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as pb
 
 from .. import domain
 from ..application import Vaccines
-from ..domain import Delivery, Vaccination
+from ..domain import Delivery, LotId, ReservationId, Vaccination
 
 ERRORS = Errors(
     "vaccination.vaccinemgmt",
@@ -59,29 +58,34 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
     async def ListLots(self, request: pb.ListLotsRequest, context: Context) -> pb.ListLotsResponse:
         _own(request.hospital_id)
         limit, listing = request.page_size or 100, f"lots of {request.hospital_id}"
-        after = paging.decode(listing, request.page_token, date.fromisoformat, UUID)
+        after = paging.decode(listing, request.page_token, date.fromisoformat, canonical_id)
         lots = await self._vaccines.lots(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
-        page, token = paging.cut(listing, lots, limit, lambda lot: (lot.expiry_date.isoformat(), str(lot.lot_id)))
+        page, token = paging.cut(listing, lots, limit, lambda lot: (lot.expiry_date.isoformat(), lot.lot_id))
         return pb.ListLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in page], next_page_token=token)
 
     @MANAGERS
     async def GetVaccination(self, request: pb.GetVaccinationRequest, context: Context) -> pb.GetVaccinationResponse:
-        vaccination = await self._vaccines.vaccination(UUID(request.reservation_id), _own)
+        vaccination = await self._vaccines.vaccination(_id(request.reservation_id), _own)
         return pb.GetVaccinationResponse(vaccination=_message(vaccination))
 
     @MANAGERS
     async def ListWaiting(self, request: pb.ListWaitingRequest, context: Context) -> pb.ListWaitingResponse:
         _own(request.hospital_id)
         limit, listing = request.page_size or 100, f"waiting at {request.hospital_id}"
-        after = paging.decode(listing, request.page_token, paging.instant, UUID)
+        after = paging.decode(listing, request.page_token, paging.instant, canonical_id)
         waiting = await self._vaccines.waiting(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
         page, token = paging.cut(listing, waiting, limit, _place)
         return pb.ListWaitingResponse(vaccinations=[_message(v) for v in page], next_page_token=token)
 
     @MANAGERS
     async def AssignLot(self, request: pb.AssignLotRequest, context: Context) -> pb.AssignLotResponse:
-        vaccination = await self._vaccines.assign(UUID(request.reservation_id), UUID(request.lot_id), _own)
+        lot_id = LotId(canonical_id(request.lot_id))
+        vaccination = await self._vaccines.assign(_id(request.reservation_id), lot_id, _own)
         return pb.AssignLotResponse(vaccination=_message(vaccination))
+
+
+def _id(text: str) -> ReservationId:
+    return ReservationId(canonical_id(text))
 
 
 def _own(hospital_id: str) -> None:
@@ -90,7 +94,7 @@ def _own(hospital_id: str) -> None:
 
 def _place(vaccination: Vaccination) -> tuple[str, str]:
     decide_time, reservation_id = vaccination.place_in_queue
-    return decide_time.isoformat(), str(reservation_id)
+    return decide_time.isoformat(), reservation_id
 
 
 def _message(vaccination: Vaccination) -> vaccination_pb2.Vaccination:

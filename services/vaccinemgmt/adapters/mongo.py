@@ -5,14 +5,13 @@ from contextlib import asynccontextmanager
 from dataclasses import fields
 from datetime import date, datetime
 from typing import Any
-from uuid import UUID
 
 from pymongo import ReplaceOne
 
 from services.chassis.mongo import Mongo, Schema, Transaction
 from services.chassis.telemetry import traces_by_key
 
-from ..domain import Appointment, Dose, Lot, Status, Vaccination
+from ..domain import Appointment, Dose, Lot, LotId, PlaceInQueue, ReservationId, Status, Vaccination
 from .events import outgoing
 
 Document = dict[str, Any]
@@ -69,13 +68,13 @@ class MongoStock:
         async with self._mongo.unit_of_work(self._wake) as transaction:
             yield MongoUnitOfWork(self._mongo, transaction)
 
-    async def vaccination(self, reservation_id: UUID) -> Vaccination | None:
+    async def vaccination(self, reservation_id: ReservationId) -> Vaccination | None:
         """See Stock."""
         async with self._mongo.boundary():
-            row = await self._vaccinations.find_one({"_id": str(reservation_id)})
+            row = await self._vaccinations.find_one({"_id": reservation_id})
         return _vaccination(row) if row else None
 
-    async def lots_page(self, hospital_id: str, after: tuple[date, UUID] | None, limit: int) -> Sequence[Lot]:
+    async def lots_page(self, hospital_id: str, after: tuple[date, LotId] | None, limit: int) -> Sequence[Lot]:
         """See Stock."""
         behind = _behind("expiry_date", after[0].isoformat(), after[1]) if after else {}
         async with self._mongo.boundary():
@@ -86,9 +85,7 @@ class MongoStock:
             )
             return [_lot(row) async for row in rows]
 
-    async def waiting_page(
-        self, hospital_id: str, after: tuple[datetime, UUID] | None, limit: int
-    ) -> Sequence[Vaccination]:
+    async def waiting_page(self, hospital_id: str, after: PlaceInQueue | None, limit: int) -> Sequence[Vaccination]:
         """See Stock."""
         behind = _behind("decide_time", *after) if after else {}
         query = {"hospital_id": hospital_id, "status": Status.WAITING.value, **behind}
@@ -112,13 +109,18 @@ class MongoUnitOfWork:
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
         self._traces: dict[str, str] = {}
 
-    async def vaccinations(self, ids: Sequence[UUID]) -> dict[UUID, Vaccination]:
+    async def vaccinations(self, ids: Sequence[ReservationId]) -> dict[ReservationId, Vaccination]:
         """See UnitOfWork."""
-        rows = self._vaccinations.find({"_id": {"$in": [str(i) for i in ids]}}, session=self._session)
+        rows = self._vaccinations.find({"_id": {"$in": list(ids)}}, session=self._session)
         return {(v := self._seen(row)).appointment.reservation_id: v async for row in rows}
 
     async def waiting(
-        self, hospital_id: str, lots: Sequence[Lot], since: date, behind: tuple[datetime, UUID] | None, limit: int
+        self,
+        hospital_id: str,
+        lots: Sequence[Lot],
+        since: date,
+        behind: PlaceInQueue | None,
+        limit: int,
     ) -> Sequence[Vaccination]:
         """See UnitOfWork."""
         suited = [
@@ -138,9 +140,9 @@ class MongoUnitOfWork:
         rows = self._lots.find({"hospital_id": hospital_id, "free": {"$gt": 0}}, session=self._session)
         return [_lot(row) async for row in rows]
 
-    async def lots(self, ids: Sequence[UUID]) -> dict[UUID, Lot]:
+    async def lots(self, ids: Sequence[LotId]) -> dict[LotId, Lot]:
         """See UnitOfWork."""
-        rows = self._lots.find({"_id": {"$in": [str(i) for i in ids]}}, session=self._session)
+        rows = self._lots.find({"_id": {"$in": list(ids)}}, session=self._session)
         return {(lot := _lot(row)).lot_id: lot async for row in rows}
 
     async def save(self, vaccinations: Sequence[Vaccination], lots: Sequence[Lot]) -> None:
@@ -169,14 +171,14 @@ def _put(document: Document) -> ReplaceOne[Document]:
     return ReplaceOne({"_id": document["_id"]}, document, upsert=True)
 
 
-def _behind(name: str, value: Any, key: UUID) -> Document:
-    return {"$or": [{name: {"$gt": value}}, {name: value, "_id": {"$gt": str(key)}}]}
+def _behind(name: str, value: Any, key: str) -> Document:
+    return {"$or": [{name: {"$gt": value}}, {name: value, "_id": {"$gt": key}}]}
 
 
 def _texts(item: Lot | Appointment | Dose) -> Document:
-    """Ids and days as text: readable in the shell, and days compare as they should."""
+    """Days as text: readable in the shell, and they compare as they should."""
     values = {field.name: getattr(item, field.name) for field in fields(item)}  # asdict() would copy deeply
-    return {k: str(v) if isinstance(v, UUID | date) and not isinstance(v, datetime) else v for k, v in values.items()}
+    return {k: str(v) if isinstance(v, date) and not isinstance(v, datetime) else v for k, v in values.items()}
 
 
 def _lot_document(lot: Lot) -> Document:
@@ -186,7 +188,7 @@ def _lot_document(lot: Lot) -> Document:
 
 def _lot(row: Document) -> Lot:
     values = {k: v for k, v in row.items() if k != "_id"}
-    return Lot(lot_id=UUID(row["_id"]), **values | _dates(row, "production_date", "expiry_date"))
+    return Lot(lot_id=row["_id"], **values | _dates(row, "production_date", "expiry_date"))
 
 
 def _vaccination_document(vaccination: Vaccination) -> Document:
@@ -203,11 +205,11 @@ def _vaccination_document(vaccination: Vaccination) -> Document:
 
 def _vaccination(row: Document) -> Vaccination:
     appointment = Appointment(
-        UUID(row["_id"]), row["customer_id"], row["hospital_id"], row["hospital_name"], row["time_zone"],
+        row["_id"], row["customer_id"], row["hospital_id"], row["hospital_name"], row["time_zone"],
         date.fromisoformat(row["date"]), row["vaccine_code"], row["decide_time"])  # fmt: skip
     dose = row["dose"]
     if dose is not None:
-        dose = Dose(**dose | _dates(dose, "production_date", "expiry_date") | {"lot_id": UUID(dose["lot_id"])})
+        dose = Dose(**dose | _dates(dose, "production_date", "expiry_date"))
     return Vaccination(appointment, Status(row["status"]), dose, row["version"])
 
 
