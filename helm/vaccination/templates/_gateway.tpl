@@ -100,9 +100,15 @@ spec:
   hosts: {{ toJson $gateway.hosts }}
   gateways: [{{ $gateway.name }}]
   http:
-    {{- range $name, $component := include "vaccination.components" . | fromJson }}
+    {{- $components := include "vaccination.components" . | fromJson }}
+    {{- range $name, $component := $components }}
     {{- include "vaccination.publicRoutes" (dict "root" $ "name" $name "component" $component) | nindent 4 }}
     {{- end }}
+    # A call in REST finds this route first. Then the filter that makes gRPC of it asks for the route again, or refuses the call.
+    # So the route is there for the browsers' policy alone. It names a component because Envoy answers no preflight on a route
+    # without one.
+    {{- $rest := dict "uri" (dict "prefix" $gateway.restPath) "withoutHeaders" (dict "content-type" (dict "prefix" "application/grpc")) }}
+    {{- include "vaccination.route" (dict "root" . "name" "rest" "to" (keys $components | sortAlpha | first) "match" (list $rest) "timeout" .Values.budget.gateway "cors" true) | nindent 4 }}
     - name: description
       match:
         - uri:
@@ -116,8 +122,6 @@ spec:
         status: 200
         body:
           string: {{ .Files.Get "files/openapi.json" | quote }}
-    # A call in REST finds this route first, and has the browsers' policy from it. Then a filter makes gRPC of the call, and asks
-    # for the route again.
     - name: nothing
       {{- include "vaccination.cors" $ | nindent 6 }}
       directResponse:
