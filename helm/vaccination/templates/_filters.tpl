@@ -1,5 +1,5 @@
-{{- /* What Istio's own objects cannot say of the gateway: that it speaks three protocols, that its errors have one form, and how
-much it takes from a caller. */ -}}
+{{- /* What Istio's own objects cannot say of the gateway: that it speaks three protocols, that its errors have one
+form, and how much it takes from a caller. */ -}}
 
 {{- /* A patch that puts a filter before the one that is the argument; the new filter follows, 10 spaces in. */ -}}
 {{- define "vaccination.before" }}
@@ -17,8 +17,8 @@ much it takes from a caller. */ -}}
         value:
 {{- end }}
 
-{{- /* A rate limit with a token bucket for each value of a descriptor; a request without the descriptor is not limited. Keys: name,
-key (the descriptor's), limit (a second), callers (how many values are counted at once). */ -}}
+{{- /* A rate limit with a token bucket for each value of a descriptor; a request without the descriptor is not limited.
+Keys: name, key (the descriptor's), limit (a second), callers (how many values are counted at once). */ -}}
 {{- define "vaccination.ratelimit" -}}
 name: local_ratelimit.{{ .name }}
 typed_config:
@@ -88,8 +88,8 @@ spec:
               connection_keepalive:
                 interval: 30s
                 timeout: 10s
-            # These headers are set by the filters below. A caller who sets them could pretend to be somebody else, or to have
-            # called another path.
+            # These headers are set by the filters below. A caller who sets them could pretend to be somebody else, or
+            # to have called another path.
             early_header_mutation_extensions:
               - name: envoy.http.early_header_mutation.header_mutation
                 typed_config:
@@ -141,8 +141,8 @@ spec:
               filter_enforced:
                 default_value: {numerator: 100, denominator: HUNDRED}
               # A twentieth of the limit every twentieth of a second, the shortest interval that Envoy has. With a whole
-              # second's tokens at once, a flood would use them up at the beginning of the second, most of them on calls that
-              # the breaker refuses, and nobody would be let in for the rest of it.
+              # second's tokens at once, a flood would use them up at the beginning of the second, most of them on calls
+              # that the breaker refuses, and nobody would be let in for the rest of it.
               {{- $few := div (add $crowd.perSecond 19) 20 }}
               token_bucket: {max_tokens: {{ max $few $crowd.inFlight }}, tokens_per_fill: {{ $few }}, fill_interval: 0.05s}
               # files/local-replies.json knows this refusal by its status, which nothing else here has.
@@ -167,8 +167,8 @@ spec:
             envoy.filters.http.grpc_json_transcoder:
               "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
               disabled: true
-    {{- /* These filters stand in this order, and before the one that checks the token: a browser's preflight has no token, and the
-    policies behind it know the paths of gRPC only. */}}
+    {{- /* These filters stand in this order, and before the one that checks the token: a browser's preflight has no
+    token, and the policies behind it know the paths of gRPC only. */}}
     {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
           name: envoy.filters.http.cors
           typed_config:
@@ -199,7 +199,8 @@ spec:
               {{- end }}
               {{- end }}
             convert_grpc_status: true
-            # Without a bound of its own the filter takes as much as happens to fit into buffers: less, the busier the gateway is.
+            # Without a bound of its own the filter takes as much as happens to fit into buffers: less, the busier the
+            # gateway is.
             max_request_body_size: {{ $limits.bodyBytes | int }}
             max_response_body_size: {{ $limits.bodyBytes | int }}
             print_options:
@@ -209,8 +210,8 @@ spec:
               reject_unknown_method: true
               reject_unknown_query_parameters: true
               reject_binding_body_field_collisions: true
-    {{- /* This limit is off except on routes that set one. It stands behind the policies, so that callers who may not book do not
-    use up the places of those who may. */}}
+    {{- /* This limit is off except on routes that set one. It stands behind the policies, so that callers who may not
+    book do not use up the places of those who may. */}}
     {{- include "vaccination.before" "envoy.filters.http.router" }}
           name: local_ratelimit.crowd
           typed_config:

@@ -28,8 +28,8 @@ corsPolicy:
 {{- end }}
 {{- end }}
 
-{{- /* Routes to the RPCs of one component. One that is more specific comes before one that would take its calls too. Keys: root,
-name, component. */ -}}
+{{- /* Routes to the RPCs of one component. One that is more specific comes before one that would take its calls too.
+Keys: root, name, component. */ -}}
 {{- define "vaccination.publicRoutes" -}}
 {{- $gateway := .root.Values.gateway }}
 {{- $budget := .root.Values.budget }}
@@ -38,26 +38,33 @@ name, component. */ -}}
 {{- $component := .component }}
 {{- $again := dict "retryOn" $gateway.retryOn "backoff" .root.Values.retries.pause }}
 {{- $retries := merge (dict "attempts" 2 "perTryTimeout" $budget.gatewayTry) $again }}
-{{- $common := dict "root" .root "to" $name "cors" true }}
+{{- $common := dict "root" .root "to" $name "timeout" $budget.gateway "retries" $retries "cors" true }}
 {{- range $service, $rpcs := $component.public }}
 {{- range $rpc, $_ := $rpcs }}
-{{- $route := dict "name" (printf "%s.%s" $name $rpc) "match" (list (dict "uri" (dict "exact" (printf "/%s/%s" $service $rpc)))) }}
+{{- $path := dict "uri" (dict "exact" (printf "/%s/%s" $service $rpc)) }}
+{{- $route := merge (dict "name" (printf "%s.%s" $name $rpc) "match" (list $path)) $common }}
 {{- if has $rpc $component.endless }}
 # A stream without end has no timeout, and none may be written here: Istio refuses 0s.
-{{ include "vaccination.route" (merge $route (dict "retries" (merge (dict "attempts" 1) $again)) $common) }}
+{{ include "vaccination.route" (set (unset $route "timeout") "retries" (merge (dict "attempts" 1) $again)) }}
 {{- else if hasKey ($component.crowded | default dict) $rpc }}
-{{ include "vaccination.route" (merge $route (dict "subset" (lower $rpc) "timeout" $budget.gateway "retries" $retries) $common) }}
+{{ include "vaccination.route" (set $route "subset" (lower $rpc)) }}
 {{- end }}
 {{- end }}
-{{ include "vaccination.route" (merge (dict "name" (printf "%s.%s" $name (splitList "." $service | last)) "match" (list (dict "uri" (dict "prefix" (printf "/%s/" $service)))) "timeout" $budget.gateway "retries" $retries) $common) }}
+{{- $paths := dict "uri" (dict "prefix" (printf "/%s/" $service)) }}
+{{- $shortName := splitList "." $service | last }}
+{{ include "vaccination.route" (merge (dict "name" (printf "%s.%s" $name $shortName) "match" (list $paths)) $common) }}
 {{- end }}
 # Every component answers operators for itself. A gRPC call names the component in a header, a REST call in its path.
 {{- $uri := dict "prefix" (printf "/%s/" $operations.service) }}
 {{- $grpc := dict "uri" $uri "headers" (dict "service" (dict "exact" $name)) }}
-{{- $rest := dict "uri" $uri "headers" (dict "x-envoy-original-path" (dict "prefix" (printf "%s%s/" $operations.path $name))) }}
-{{ include "vaccination.route" (merge (dict "name" (printf "%s.%s" $name (splitList "." $operations.service | last)) "match" (list $grpc $rest) "timeout" $budget.gateway "retries" $retries) $common) }}
+{{- $restPath := dict "prefix" (printf "%s%s/" $operations.path $name) }}
+{{- $rest := dict "uri" $uri "headers" (dict "x-envoy-original-path" $restPath) }}
+{{- $shortName := splitList "." $operations.service | last }}
+{{ include "vaccination.route" (merge (dict "name" (printf "%s.%s" $name $shortName) "match" (list $grpc $rest)) $common) }}
 {{- if $component.reflection }}
-{{ include "vaccination.route" (dict "root" .root "to" $name "name" (printf "%s.reflection" $name) "match" (list (dict "uri" (dict "prefix" "/grpc.reflection."))) "timeout" $budget.gateway) }}
+{{- $reflection := dict "uri" (dict "prefix" "/grpc.reflection.") }}
+{{ include "vaccination.route" (dict "root" .root "name" (printf "%s.reflection" $name) "to" $name
+     "match" (list $reflection) "timeout" $budget.gateway) }}
 {{- end }}
 {{- end }}
 
@@ -104,11 +111,13 @@ spec:
     {{- range $name, $component := $components }}
     {{- include "vaccination.publicRoutes" (dict "root" $ "name" $name "component" $component) | nindent 4 }}
     {{- end }}
-    # A call in REST finds this route first. Then the filter that makes gRPC of it asks for the route again, or refuses the call.
-    # So the route is there for the browsers' policy alone. It names a component because Envoy answers no preflight on a route
-    # without one.
-    {{- $rest := dict "uri" (dict "prefix" $gateway.restPath) "withoutHeaders" (dict "content-type" (dict "prefix" "application/grpc")) }}
-    {{- include "vaccination.route" (dict "root" . "name" "rest" "to" (keys $components | sortAlpha | first) "match" (list $rest) "timeout" .Values.budget.gateway "cors" true) | nindent 4 }}
+    # A call in REST finds this route first. Then the filter that makes gRPC of it asks for the route again, or refuses
+    # the call. So the route is there for the browsers' policy alone. It names a component because Envoy answers no
+    # preflight on a route without one.
+    {{- $rest := dict "uri" (dict "prefix" $gateway.restPath)
+          "withoutHeaders" (dict "content-type" (dict "prefix" "application/grpc")) }}
+    {{- include "vaccination.route" (dict "root" . "name" "rest" "to" (keys $components | sortAlpha | first)
+          "match" (list $rest) "timeout" .Values.budget.gateway "cors" true) | nindent 4 }}
     - name: description
       match:
         - uri:
@@ -176,7 +185,8 @@ spec:
         - key: {{ $claim }}
           values: {{ toJson (splitList "," $roles) }}
     {{- end }}
-    # A token whose roles are not a list of names comes through: the service explains what is wrong with it, and admits nobody.
+    # A token whose roles are not a list of names comes through: the service explains what is wrong with it, and admits
+    # nobody.
     - from:
         - source:
             requestPrincipals: ["*"]

@@ -1,6 +1,6 @@
-{{- /* Every name here begins with the chart's: Helm has one space of names for a chart and all that it is installed with, and
-of two defines with one name it silently takes the one it read last. A define that needs more than the root takes a dict;
-its comment names the keys. */ -}}
+{{- /* Every name here begins with the chart's: Helm has one space of names for a chart and all that it is installed
+with, and of two defines with one name it silently takes the one it read last. A define that needs more than the root
+takes a dict; its comment names the keys. */ -}}
 
 {{- define "vaccination.labels" -}}
 app.kubernetes.io/part-of: vaccination
@@ -10,8 +10,8 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
-{{- /* Name and labels of an object that belongs to a workload. Keys: root; name; app, the workload's name where the object
-has another one. */ -}}
+{{- /* Name and labels of an object that belongs to a workload. Keys: root; name; app, the workload's name where the
+object has another one. */ -}}
 {{- define "vaccination.metadata" -}}
 name: {{ .name }}
 labels:
@@ -25,8 +25,9 @@ app.kubernetes.io/name: {{ .name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- end }}
 
-{{- /* Labels of a pod. With Istio it is in the mesh, whatever its namespace says. The chart's version is not among them, since
-a new chart would then restart pods that it does not change, evaluation's stores too. Keys: root, name. */ -}}
+{{- /* Labels of a pod. With Istio it is in the mesh, whatever its namespace says. The chart's version is not among
+them, since a new chart would then restart pods that it does not change, evaluation's stores too. Keys: root, name. */
+-}}
 {{- define "vaccination.podLabels" -}}
 {{ include "vaccination.selector" . }}
 app.kubernetes.io/part-of: vaccination
@@ -45,8 +46,8 @@ sidecar.istio.io/inject: "true"
 {{ .root.Values.istio.trustDomain }}/ns/{{ .root.Release.Namespace }}/sa/{{ .name }}
 {{- end }}
 
-{{- /* JSON: a workload's own values above those of `default`. Maps are merged; anything else of its own replaces the default,
-`false` and an empty list too, which sprig's merge would take for missing. Keys: root, own. */ -}}
+{{- /* JSON: a workload's own values above those of `default`. Maps are merged; anything else of its own replaces the
+default, `false` and an empty list too, which sprig's merge would take for missing. Keys: root, own. */ -}}
 {{- define "vaccination.workload" -}}
 {{- $merged := deepCopy .root.Values.default }}
 {{- range $key, $value := .own }}
@@ -60,7 +61,8 @@ sidecar.istio.io/inject: "true"
 {{- toJson $merged }}
 {{- end }}
 
-{{- /* JSON: the enabled components by name, each above `default`, and among the callers of each only enabled ones. */ -}}
+{{- /* JSON: the enabled components by name, each above `default`, and among the callers of each only enabled ones. */
+-}}
 {{- define "vaccination.components" -}}
 {{- $enabled := dict }}
 {{- range $name, $own := .Values.components }}
@@ -79,7 +81,7 @@ sidecar.istio.io/inject: "true"
 {{- if not (hasKey $enabled $caller) }}
 {{- $_ := unset (get $enabled $callee).callers $caller }}
 {{- else if not (dig "deadlines" $callee "" (get $enabled $caller)) }}
-{{- fail (printf "components.%s.deadlines.%s is needed: how long a call may take, since %s calls %s" $caller $callee $caller $callee) }}
+{{- fail (printf "components.%s.deadlines.%s is needed: how long it waits for a call to %s" $caller $callee $callee) }}
 {{- end }}
 {{- end }}
 {{- end }}
@@ -98,8 +100,8 @@ sidecar.istio.io/inject: "true"
 {{- toJson $found }}
 {{- end }}
 
+{{- /* A workload's account. Keys: root; name; workload, its values; hook, annotations that make it part of a hook. */ -}}
 {{- define "vaccination.serviceAccount" -}}
-{{- /* Keys: root; name; workload, its values; hook, annotations that make it part of a hook. */ -}}
 apiVersion: v1
 kind: ServiceAccount
 metadata:
@@ -110,8 +112,8 @@ metadata:
   {{- end }}
 {{- end }}
 
-{{- /* What every pod has: its account, what Pod Security "restricted" asks for, and the node that it may run on. Keys: root;
-name; workload, its values. */ -}}
+{{- /* What every pod has: its account, what Pod Security "restricted" asks for, and the node that it may run on. Keys:
+root; name; workload, its values. */ -}}
 {{- define "vaccination.pod" -}}
 serviceAccountName: {{ .name }}
 automountServiceAccountToken: false
@@ -162,8 +164,8 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{- /* Of pods that end. With an ordinary sidecar the proxy would run on and the pod would never end; a native one is an init
-container, which Kubernetes stops when the pod's own containers have ended. */ -}}
+{{- /* Of pods that end. With an ordinary sidecar the proxy would run on and the pod would never end; a native one is an
+init container, which Kubernetes stops when the pod's own containers have ended. */ -}}
 {{- define "vaccination.endingPodAnnotations" -}}
 {{- if .Values.istio.enabled }}
 sidecar.istio.io/nativeSidecar: "true"
@@ -214,15 +216,15 @@ CLAIM_NAMES: {{ toJson . | quote }}
 {{- end }}
 {{- end }}
 
-{{- /* Without Istio gRPC itself does what the mesh does for calls between components: balancing and retries. How long a call
-may take is not here but a setting of the caller: gRPC 1.85 was seen to give up after one second when it was told 2s here.
-Keys: root, calls. */ -}}
+{{- /* Without Istio gRPC itself does what the mesh does for calls between components: balancing and retries. How long a
+call may take is not here but a setting of the caller: gRPC 1.85 was seen to give up after one second when it was told
+2s here. Keys: root, calls. */ -}}
 {{- define "vaccination.serviceConfig" -}}
 {{- $retries := .root.Values.retries }}
 loadBalancingConfig:
   - round_robin: {}
-# gRPC's own retry budget. A failed call costs a token and an answered one brings back a part of a token; while less than half
-# of the tokens are left, nothing is retried.
+# gRPC's own retry budget. A failed call costs a token and an answered one brings back a part of a token; while less
+# than half of the tokens are left, nothing is retried.
 retryThrottling:
   maxTokens: {{ $retries.minConcurrency }}
   tokenRatio: {{ divf $retries.budgetPercent 100 }}
@@ -291,7 +293,8 @@ volumeMounts:
 {{- if gt (int .maxReplicas) (int .replicas) }}yes{{ end }}
 {{- end }}
 
-{{- /* The autoscaler of a Deployment. Keys: root; name; container, the one whose CPU counts; workload, its values. */ -}}
+{{- /* The autoscaler of a Deployment. Keys: root; name; container, the one whose CPU counts; workload, its values. */
+-}}
 {{- define "vaccination.autoscaler" -}}
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
@@ -305,7 +308,8 @@ spec:
   minReplicas: {{ .workload.replicas }}
   maxReplicas: {{ .workload.maxReplicas }}
   metrics:
-    # Only this container's CPU counts. With that of the whole pod, a proxy beside it that is almost idle would halve the figure.
+    # Only this container's CPU counts. With that of the whole pod, a proxy beside it that is almost idle would halve
+    # the figure.
     - type: ContainerResource
       containerResource:
         name: cpu
@@ -331,8 +335,8 @@ spec:
       {{- include "vaccination.selector" . | nindent 6 }}
 {{- end }}
 
-{{- /* Part of the annotation proxy.istio.io/config: the statistics that alerts ask for and Istio's proxies do not keep by
-themselves. */ -}}
+{{- /* Part of the annotation proxy.istio.io/config: the statistics that alerts ask for and Istio's proxies do not keep
+by themselves. */ -}}
 {{- define "vaccination.proxyStatistics" -}}
 "proxyStatsMatcher": {"inclusionPrefixes": ["cluster.outbound|8080|", "crowd.", "customer.", "address."]}
 {{- end }}

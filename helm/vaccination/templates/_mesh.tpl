@@ -1,8 +1,8 @@
 {{- /* Between components: how a component may be called, by whom, and how calls to it fail. */ -}}
 
-{{- /* A route of a VirtualService to a component. Keys: root; name, of the route; to, the component; and where the route has
-them match (a list), subset, timeout, retries, cors (true: browsers may call). Without `retries` nothing is tried again; left to
-itself, Istio would try twice more. */ -}}
+{{- /* A route of a VirtualService to a component. Keys: root; name, of the route; to, the component; and where the
+route has them match (a list), subset, timeout, retries, cors (true: browsers may call). Without `retries` nothing is
+tried again; left to itself, Istio would try twice more. */ -}}
 {{- define "vaccination.route" -}}
 - name: {{ .name }}
   {{- with .match }}
@@ -27,8 +27,8 @@ itself, Istio would try twice more. */ -}}
           number: 8080
 {{- end }}
 
-{{- /* A subset of all replicas: it only gives some of the calls a circuit breaker of their own. Keys: name, maxRequests,
-maxPending. */ -}}
+{{- /* A subset of all replicas: it only gives some of the calls a circuit breaker of their own. Keys: name,
+maxRequests, maxPending. */ -}}
 {{- define "vaccination.breaker" -}}
 - name: {{ .name }}
   trafficPolicy:
@@ -161,12 +161,14 @@ spec:
   trafficPolicy:
     loadBalancer:
       simple: LEAST_REQUEST
-      # A replica that has just started still imports, connects and compiles, so it gets its share of calls little by little.
+      # A replica that has just started still imports, connects and compiles, so it gets its share of calls little by
+      # little.
       warmup:
         duration: 10s
     {{- include "vaccination.connectionPool" $component.connections | nindent 4 }}
-    # A replica that again and again cannot be reached, answers UNAVAILABLE or does not answer gets no calls for a while, and
-    # each time for longer. At most half of the replicas are left out: when all of them fail, the cause is not in them.
+    # A replica that again and again cannot be reached, answers UNAVAILABLE or does not answer gets no calls for a
+    # while, and each time for longer. At most half of the replicas are left out: when all of them fail, the cause is
+    # not in them.
     outlierDetection:
       consecutiveGatewayErrors: 5
       consecutive5xxErrors: 0
@@ -218,13 +220,14 @@ spec:
     {{- /* Several components call this RPC, and the proxy of each has to find its own route. */}}
     {{- $_ := set $match "sourceLabels" (dict "app.kubernetes.io/name" $caller) }}
     {{- end }}
-    {{- $route := dict "root" $ "name" (include "vaccination.callName" (dict "caller" $caller "call" $call)) "to" $name "match" (list $match) }}
-    {{- $_ := set $route "timeout" (tpl $call.timeout $) }}
+    {{- $route := dict "root" $ "to" $name "match" (list $match) "timeout" (tpl $call.timeout $)
+          "name" (include "vaccination.callName" (dict "caller" $caller "call" $call)) }}
     {{- if $call.connections }}
     {{- $_ := set $route "subset" $route.name }}
     {{- end }}
     {{- if $call.retries }}
-    {{- $_ := set $route "retries" (dict "attempts" $call.retries "perTryTimeout" (tpl $call.tryTimeout $) "retryOn" $call.retryOn "backoff" $.Values.retries.pause) }}
+    {{- $_ := set $route "retries" (dict "attempts" $call.retries "perTryTimeout" (tpl $call.tryTimeout $)
+          "retryOn" $call.retryOn "backoff" $.Values.retries.pause) }}
     {{- end }}
     {{- include "vaccination.route" $route | nindent 4 }}
     {{- end }}
