@@ -45,8 +45,10 @@ def keep(version: str, commit: str) -> Path:
 
 
 def _files(checkout: Path) -> list[Path]:
-    of_kept = (checkout / path for path in KEPT)
-    found = [file for path in of_kept for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
+    kept = [checkout / path for path in KEPT]
+    if missing := [str(path.relative_to(checkout)) for path in kept if not path.exists()]:
+        raise SystemExit(f"that commit has no {', '.join(missing)}: see the Dockerfile for what its image has")
+    found = [file for path in kept for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file()]
     chart = checkout / "helm"
     return sorted(f for f in found if chart in f.parents or not {f.suffix, f.name} & LEFT_OUT)
 
