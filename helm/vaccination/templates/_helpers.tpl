@@ -25,9 +25,8 @@ app.kubernetes.io/name: {{ .name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- end }}
 
-{{- /* Labels of a pod. With Istio it is in the mesh, whatever its namespace says. The chart's version is not among
-them, since a new chart would then restart pods that it does not change, evaluation's stores too. Keys: root, name. */
--}}
+{{- /* Labels of a pod. With Istio it is in the mesh, whatever its namespace says. The chart's version is not among them: a
+new chart would then restart pods that it does not change, evaluation's stores too. Keys: root, name. */ -}}
 {{- define "vaccination.podLabels" -}}
 {{ include "vaccination.selector" . }}
 app.kubernetes.io/part-of: vaccination
@@ -61,8 +60,7 @@ default, `false` and an empty list too, which sprig's merge would take for missi
 {{- toJson $merged }}
 {{- end }}
 
-{{- /* JSON: the enabled components by name, each above `default`, and among the callers of each only enabled ones. */
--}}
+{{- /* JSON: the enabled components by name, each above `default`. Among the callers of each are only enabled ones. */ -}}
 {{- define "vaccination.components" -}}
 {{- $enabled := dict }}
 {{- range $name, $own := .Values.components }}
@@ -293,8 +291,7 @@ volumeMounts:
 {{- if gt (int .maxReplicas) (int .replicas) }}yes{{ end }}
 {{- end }}
 
-{{- /* The autoscaler of a Deployment. Keys: root; name; container, the one whose CPU counts; workload, its values. */
--}}
+{{- /* A Deployment's autoscaler. Keys: root; name; container, the one whose CPU counts; workload, its values. */ -}}
 {{- define "vaccination.autoscaler" -}}
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
