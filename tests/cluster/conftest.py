@@ -40,7 +40,7 @@ from tests.faults.drive import Driver, History
 Json = dict[str, Any]
 HELM = Path(sys.executable).parent / "helm"
 REPOSITORY = os.environ.get("IMAGE", "vaccination")
-TAG, NEXT_TAG = os.environ.get("TAG", "dev"), os.environ.get("NEXT_TAG", "next")
+TAG = os.environ.get("TAG", "dev")
 NAME = "vaccination"
 # Those on the way of a request are two; there is no autoscaler but in its own test.
 REPLICAS = {"reservation": 2, "approval": 2, "vaccinemgmt": 1, "mypage": 1}
@@ -401,22 +401,29 @@ def only(books: checks.Accounts, hospitals: set[str]) -> checks.Accounts:
     )
 
 
-@pytest.fixture(scope="session")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
-    """An installation in a namespace of its own; KEEP=1 leaves it there."""
+@contextlib.contextmanager
+def installation(home: Path, values: Mapping[str, Any], chart: Path = CHART) -> Iterator[Release]:
+    """The chart, installed in a namespace of its own; KEEP=1 leaves it there."""
     namespace = f"{NAME}-{secrets.token_hex(3)}"
-    release = Release(namespace, tmp_path_factory.mktemp("identity"))
+    release = Release(namespace, home)
     release.kubectl("create", "namespace", namespace)
     # What the chart promises of its pods is refused here if it does not hold.
     release.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     try:
         begin = time.monotonic()
-        release.upgrade({})
+        release.upgrade(values, chart=chart)
         release.installed_within = time.monotonic() - begin
         yield release
     finally:
         if "KEEP" not in os.environ:
             _remove(release)
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+    """The present chart and code, for all tests but those that bring an installation of their own."""
+    with installation(tmp_path_factory.mktemp("identity"), {}) as release:
+        yield release
 
 
 def _remove(release: Release) -> None:

@@ -4,11 +4,13 @@
 """
 
 import importlib
+import json
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,15 @@ import pytest
 import yaml
 
 from mesh import CHART, ROOT
+from mesh.istio import Objects
 from mesh.machine.home import SERVICES
+from tests.releases import extract
 
 GOLDEN = ROOT / "helm" / "golden"
 FILES = sorted(CHART.glob("values*.yaml"))
-# What has no default that would do anywhere.
+Json = dict[str, Any]
+PREVIOUS = "0.2.0"  # the last release
+# No default of it would be right anywhere.
 NEEDED = ("--set", "auth.jwks=JWKS")
 SERVICERS = {
     "vaccination.approval.v1.HospitalService": ("services.approval.adapters.grpc", "HospitalServicer"),
@@ -43,10 +49,33 @@ def rendered(file: Path, *options: str) -> str:
     return done.stdout
 
 
-def golden(text: str) -> str:
-    """Without what is of chance, and without what is long and in files of its own."""
+def objects(*options: str | Path, values: Mapping[str, Any] | None = None, chart: Path = CHART) -> dict[str, Json]:
+    """The rendered objects by "Kind name"; what `values` says is above the files among the options."""
+    given = [f"--set-json={key}={json.dumps(value)}" for key, value in (values or {}).items()]
+    done = template(*NEEDED, *options, *given, chart=chart)
+    assert done.returncode == 0, done.stderr
+    items = [item for item in yaml.load_all(without_passwords(done.stdout), yaml.CSafeLoader) if item]
+    return {f"{item['kind']} {item['metadata']['name']}": item for item in items}
+
+
+def pod_templates(found: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
+    """What pods are made of, with the name of the object that makes them."""
+    for name, item in found.items():
+        if item["kind"] == "Pod":
+            yield name, item
+        elif item["kind"] in ("Deployment", "StatefulSet", "Job"):
+            yield name, item["spec"]["template"]
+
+
+def without_passwords(text: str) -> str:
+    """Without passwords, which are made by chance."""
     text = re.sub(r"(?<=:)( *\"?)[A-Za-z0-9]{24}(?=\"?$|@)", r"\1PASSWORD", text, flags=re.M)
-    text = re.sub(r"(://[a-z]+:)[A-Za-z0-9]{24}@", r"\1PASSWORD@", text)
+    return re.sub(r"(://[a-z]+:)[A-Za-z0-9]{24}@", r"\1PASSWORD@", text)
+
+
+def golden(text: str) -> str:
+    """Without passwords, and without what is long and has a file of its own."""
+    text = without_passwords(text)
     text = re.sub(r"^(.{200}).{800,}$", r"\1 ... and so on", text, flags=re.M)
     return re.sub(r"(?ms)^( *local_reply_config: ).*?^}$", r"\1 ... and so on", text)
 
@@ -103,6 +132,15 @@ def test_names_are_unique_and_every_pod_is_restricted(file: Path) -> None:
         ("budget.approval=soon", "budget.approval: Does not match pattern"),
         ("evaluation.stores.nats.replicas=2", "evaluation.stores.nats.replicas"),
         ("components.approval.env.log-level=INFO", "components.approval.env"),
+        ("default.nodeselector.disk=ssd", "default: Additional property nodeselector"),
+        ("default.tolerations=all", "default.tolerations: Invalid type"),
+        ("components.approval.affinity.nodes=1", "components.approval.affinity: Additional property nodes"),
+        ("migrations.resources.request.cpu=1", "migrations.resources: Additional property request"),
+        ("evaluation.stores.nats.priorityClass=high", "evaluation.stores.nats: Additional property priorityClass"),
+        ("check.deadline=5s", "check: Additional property deadline"),
+        ("components.reservation.deadlines.approval=soon", "components.reservation.deadlines.approval"),
+        ("components.approval.callers.reservation[0].retries=-1", "components.approval.callers.reservation.0"),
+        ("components.approval.callers.nobody[0].name=x", "components.approval.callers.nobody.0: path is required"),
     ],
 )
 def test_a_slip_in_the_values_is_refused_by_its_path(setting: str, path: str) -> None:
@@ -127,12 +165,24 @@ def test_every_public_rpc_is_for_the_roles_that_its_servicer_admits() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_who_calls_waits_longer_than_whom_he_calls_and_tries_fit(file: Path) -> None:
+def test_every_caller_waits_longer_than_the_one_it_calls_and_two_tries_fit(file: Path) -> None:
     found = values(file)
     budget = {name: seconds(value) for name, value in found["budget"].items()}
     pause = seconds(found["retries"]["pause"])
-    assert budget["gateway"] > budget["reservation"] > budget["approval"]
-    assert 2 * budget["approvalTry"] + pause <= budget["approval"]
+
+    def time(value: str) -> float:
+        """Seconds; a value may name one of the budget's."""
+        return (
+            budget[named[1]] if (named := re.fullmatch(r"\{\{ \.Values\.budget\.(\w+) \}\}", value)) else seconds(value)
+        )
+
+    for callee, component in found["components"].items():
+        for caller, calls in component.get("callers", {}).items():
+            deadline = time(found["components"][caller]["deadlines"][callee])
+            assert budget["gateway"] > deadline
+            for call in calls:
+                assert deadline > time(call["timeout"])
+                assert 2 * time(call["tryTimeout"]) + pause <= time(call["timeout"])
     assert 2 * budget["gatewayTry"] + pause <= budget["gateway"]
     assert seconds(found["gateway"]["limits"]["drain"]) > budget["gateway"]
     life = {name: seconds(value) for name, value in found["lifecycle"].items()}
@@ -158,6 +208,262 @@ def test_a_new_version_of_the_chart_alone_restarts_nothing(tmp_path: Path) -> No
         pods.append({f"{o['kind']} {o['metadata']['name']}": o["spec"].get("template") for o in objects if "spec" in o})
     for name, pod in pods[0].items():
         assert pod == pods[1][name], f"{name} would be restarted"
+
+
+def test_an_upgrade_from_the_last_release_restarts_no_store(tmp_path: Path) -> None:
+    previous = extract(PREVIOUS, tmp_path) / "helm" / "vaccination"
+    stores = []
+    for chart in (previous, CHART):
+        found = objects("--values", chart / "values-evaluation.yaml", "--set", "image.tag=same", chart=chart)
+        stores.append({name: item["spec"] for name, item in found.items() if item["kind"] == "StatefulSet"})
+    assert stores[0]
+    assert stores[0] == stores[1]
+
+
+@pytest.mark.parametrize("name", ["values-production.yaml", "values-evaluation.yaml"])
+def test_a_file_of_values_of_the_last_release_still_means_the_same(name: str, tmp_path: Path) -> None:
+    previous = extract(PREVIOUS, tmp_path) / "helm" / "vaccination"
+    assert objects("--values", previous / name) == objects("--values", CHART / name)
+
+
+# Beside other charts
+
+
+def defines() -> list[str]:
+    return [name for f in (CHART / "templates").iterdir() for name in re.findall(r'define "([^"]+)"', f.read_text())]
+
+
+def test_every_define_carries_the_charts_name() -> None:
+    assert [name for name in defines() if not name.startswith("vaccination.")] == []
+
+
+def test_defines_of_a_chart_beside_it_under_one_parent_change_nothing(tmp_path: Path) -> None:
+    """Helm has one space of names for all charts that are installed together, and the last define of a name wins."""
+    names = {part for name in defines() for part in (name.removeprefix("vaccination."), name.split(".")[-1])} | {"name"}
+    theirs = "".join(f'{{{{ define "{name}" }}}}theirs: "{name}"{{{{ end }}}}\n' for name in sorted(names))
+    shutil.copytree(CHART, tmp_path / "charts" / "vaccination")
+    # One chart that Helm reads before ours, one that it reads after it, and the parent itself.
+    for folder in (tmp_path / "charts" / "another", tmp_path / "charts" / "zoo", tmp_path):
+        (folder / "templates").mkdir(parents=True)
+        (folder / "Chart.yaml").write_text(f"{{apiVersion: v2, name: {folder.name}, version: 1.0.0}}")
+        (folder / "templates" / "_helpers.tpl").write_text(theirs)
+    production = CHART / "values-production.yaml"
+    (tmp_path / "values.yaml").write_text(json.dumps({"vaccination": yaml.safe_load(production.read_text())}))
+    together = objects("--set", "vaccination.auth.jwks=JWKS", "--set", "auth=null", chart=tmp_path)
+    assert together == objects("--values", production)
+
+
+# Components
+
+
+MYPAGE_CALLS = {
+    "components.mypage.deadlines": {"approval": "1.5s"},
+    "components.approval.callers.mypage": [
+        {
+            "name": "hospitals",
+            "path": "/vaccination.approval.v1.HospitalService/ListHospitals",
+            "timeout": "1s",
+            "retries": 1,
+            "tryTimeout": "0.4s",
+            "retryOn": "unavailable",
+            "connections": {"maxRequests": 16, "maxPending": 8},
+        }
+    ],
+}
+HOST = "approval.vaccination.svc.cluster.local"
+
+
+def test_a_second_component_can_call_another_with_a_budget_and_a_breaker_of_its_own() -> None:
+    before, found = objects(), objects(values=MYPAGE_CALLS)
+    settings = found["ConfigMap mypage"]["data"]
+    assert (settings["APPROVAL_TARGET"], settings["APPROVAL_TIMEOUT"]) == (f"{HOST}:8080", "1.5")
+    assert found["ConfigMap reservation"] == before["ConfigMap reservation"]
+
+    rules = found["AuthorizationPolicy approval"]["spec"]["rules"]
+    allowed = {
+        r["from"][0]["source"]["principals"][0].rpartition("/")[2]: r["to"][0]["operation"]["paths"] for r in rules
+    }
+    assert allowed["mypage"] == ["/vaccination.approval.v1.HospitalService/ListHospitals"]
+    assert allowed["reservation"] == ["/vaccination.approval.v1.ApprovalService/Approve"]
+
+    def peers(policy: str, way: str) -> str:
+        return json.dumps(found[f"NetworkPolicy {policy}"]["spec"][way])
+
+    assert '"mypage"' in peers("approval", "ingress")
+    assert '"approval"' in peers("mypage", "egress")
+    assert '"approval"' not in peers("vaccinemgmt", "egress")
+
+    # As each proxy has it.
+    istio = Objects(found.values())
+    routes = {route["name"]: route for route in istio.routes("mesh", HOST)}
+    assert list(routes) == ["mypage-hospitals", "reservation-approve", "other"]
+    its_own = routes["mypage-hospitals"]["route"]
+    assert its_own["timeout"] == "1s"
+    assert (its_own["retry_policy"]["num_retries"], its_own["retry_policy"]["per_try_timeout"]) == (1, "0.400s")
+    for route, most, pending in (("mypage-hospitals", 16, 8), ("reservation-approve", 512, 256)):
+        _, port, subset, host = routes[route]["route"]["cluster"].split("|")
+        [limits] = istio.cluster(host, int(port), subset)["circuit_breakers"]["thresholds"]
+        assert (limits["max_requests"], limits["max_pending_requests"]) == (most, pending)
+
+
+def test_without_istio_the_second_callers_client_retries_within_its_own_budget() -> None:
+    found = objects(values=MYPAGE_CALLS | {"istio.enabled": False})
+    settings = found["ConfigMap mypage"]["data"]
+    [method] = json.loads(settings["APPROVAL_SERVICE_CONFIG"])["methodConfig"]
+    assert method["name"] == [{"service": "vaccination.approval.v1.HospitalService", "method": "ListHospitals"}]
+    assert method["retryPolicy"]["maxAttempts"] == 2
+    assert settings["APPROVAL_TIMEOUT"] == "1.5"
+
+
+def test_two_callers_of_one_rpc_each_have_their_own_route() -> None:
+    calls = MYPAGE_CALLS["components.approval.callers.mypage"][0]  # type: ignore[index]
+    approve = calls | {"path": "/vaccination.approval.v1.ApprovalService/Approve"}
+    found = objects(values=MYPAGE_CALLS | {"components.approval.callers.mypage": [approve]})
+    routes = found["VirtualService approval"]["spec"]["http"]
+    callers = {r["name"]: r["match"][0]["sourceLabels"]["app.kubernetes.io/name"] for r in routes if "match" in r}
+    assert callers == {"mypage-hospitals": "mypage", "reservation-approve": "reservation"}
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"components.approval.enabled": False}, "components.reservation is enabled and calls approval, which is not"),
+        ({"components.reservation.deadlines": None}, "components.reservation.deadlines.approval is needed"),
+        ({"components.mypage.callers": {"nobody": []}}, "components.mypage.callers: there is no component nobody"),
+    ],
+)
+def test_calls_that_cannot_work_are_refused(given: Mapping[str, Any], told: str) -> None:
+    done = template(*NEEDED, *(f"--set-json={key}={json.dumps(value)}" for key, value in given.items()))
+    assert done.returncode != 0
+    assert told in done.stderr
+
+
+def test_of_a_component_that_is_not_enabled_there_is_nothing() -> None:
+    everything = objects("--values", CHART / "values-evaluation.yaml", values={"istio.enabled": True})
+    found = objects(
+        "--values", CHART / "values-evaluation.yaml",
+        values={"istio.enabled": True, "components.mypage.enabled": False},
+    )  # fmt: skip
+    gone = {"Deployment", "ServiceAccount", "ConfigMap", "Service", "Secret", "PodDisruptionBudget", "NetworkPolicy"}
+    gone |= {"AuthorizationPolicy", "DestinationRule"}
+    assert everything.keys() - found.keys() == {f"{kind} mypage" for kind in gone} | {"Job mypage-migrate"}
+    filters = json.dumps(found["EnvoyFilter gateway"]["spec"])
+    assert "vaccination.reservation.v1.ReservationService" in filters
+    found.pop("EnvoyFilter gateway")  # it knows all contracts, and which of them are served
+    found.pop("Secret evaluation")  # a password is kept, as the store's data is
+    found.pop("ConfigMap dashboard-vaccination")
+    for name, item in found.items():
+        routes = item["spec"].get("http", []) if item["kind"] == "VirtualService" else []
+        item_without_description = item if not routes else [r for r in routes if r["name"] != "description"]
+        assert "mypage" not in json.dumps(item_without_description), name
+    # Another one can answer reflection; without any, `helm test` does not ask for it.
+    assert not [a for a in found["Pod check"]["spec"]["containers"][0]["args"] if a.startswith("vaccination.")]
+
+
+PLACEMENT: Json = {
+    "nodeSelector": {"disk": "ssd"},
+    "tolerations": [{"key": "bookings", "operator": "Exists"}],
+    "affinity": {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": []}},
+    "priorityClassName": "bookings",
+}
+
+
+def test_every_pod_takes_what_is_default_and_its_own_above_it() -> None:
+    default = {f"default.{key}": value for key, value in PLACEMENT.items()}
+    default |= {"default.podAnnotations": {"team": "bookings"}, "default.serviceAccountAnnotations": {"cloud": "all"}}
+    own = {
+        "nodeSelector": {"zone": "a"},
+        "tolerations": [],
+        "priorityClassName": "first",
+        "podAnnotations": {"team": "own"},
+        "serviceAccountAnnotations": {"cloud": "own"},
+        "resources": {"requests": {"cpu": "1"}},
+    }
+    where = {
+        "Deployment approval": "components.approval",
+        "Deployment gateway": "gateway",
+        "Job reservation-migrate": "migrations",
+        "Pod check": "check",
+        "StatefulSet nats": "evaluation.stores.nats",
+    }
+    both = default | {f"{path}.{key}": value for path in where.values() for key, value in own.items()}
+    evaluation = ("--values", CHART / "values-evaluation.yaml")
+    for name, pod in pod_templates(objects(*evaluation, values=default)):
+        assert {key: pod["spec"][key] for key in PLACEMENT} == PLACEMENT, name
+        assert pod["metadata"]["annotations"]["team"] == "bookings", name
+    found = objects(*evaluation, values=both)
+    pods = dict(pod_templates(found))
+    for name in where:
+        pod = pods[name]
+        assert pod["spec"]["nodeSelector"] == {"disk": "ssd", "zone": "a"}, name
+        assert "tolerations" not in pod["spec"], name
+        assert pod["spec"]["priorityClassName"] == "first", name
+        assert pod["metadata"]["annotations"]["team"] == "own", name
+        account = found[f"ServiceAccount {pod['spec']['serviceAccountName']}"]
+        assert account["metadata"]["annotations"]["cloud"] == "own", name
+        for container in pod["spec"]["containers"]:
+            assert container["resources"]["requests"]["cpu"] == "1", name
+            assert container["resources"]["limits"]["memory"], name
+    assert pods["Deployment mypage"]["spec"]["priorityClassName"] == "bookings"
+
+
+def test_replicas_are_kept_apart_by_their_own_labels_whatever_the_constraint() -> None:
+    constraint = {"maxSkew": 1, "topologyKey": "rack", "whenUnsatisfiable": "DoNotSchedule"}
+    found = objects(values={"components.approval.topologySpreadConstraints": [constraint]})
+    for name, keys in (("approval", ["rack"]), ("mypage", ["kubernetes.io/hostname", "topology.kubernetes.io/zone"])):
+        spec = found[f"Deployment {name}"]["spec"]
+        spread = spec["template"]["spec"]["topologySpreadConstraints"]
+        assert [c["topologyKey"] for c in spread] == keys
+        assert all(c["labelSelector"] == spec["selector"] for c in spread)
+
+
+# Hooks
+
+
+@pytest.mark.parametrize("evaluation", [True, False], ids=["evaluation", "production"])
+@pytest.mark.parametrize("istio", [True, False], ids=["istio", "without"])
+def test_before_any_new_pod_each_component_migrates_with_its_store_and_nats_in_reach(
+    evaluation: bool, istio: bool
+) -> None:
+    file = CHART / ("values-evaluation.yaml" if evaluation else "values-production.yaml")
+    edge = {} if istio else {"gateway.tlsSecret": "", "gateway.hosts": ["*"]}
+    found = objects("--values", file, values={"istio.enabled": istio} | edge)
+    jobs = {n.split()[1].removesuffix("-migrate"): item for n, item in found.items() if item["kind"] == "Job"}
+    assert set(jobs) == set(SERVICES)
+    for name, job in jobs.items():
+        assert "pre-upgrade" in job["metadata"]["annotations"]["helm.sh/hook"].split(",")
+        pod = job["spec"]["template"]
+        [container] = pod["spec"]["containers"]
+        assert container["command"] == ["python", "-m", f"services.{name}", "migrate"]
+        env = {variable["name"]: variable["value"] for variable in container["env"]}
+        # The settings of the new pods, and their secrets: the store's URL and NATS' password.
+        assert env.items() >= found[f"ConfigMap {name}"]["data"].items()
+        assert {"NATS_URL", "NATS_USER", "STREAM_REPLICAS"} <= env.keys()
+        deployed = found[f"Deployment {name}"]["spec"]["template"]["spec"]
+        assert pod["spec"]["volumes"] == deployed["volumes"]
+        assert container["volumeMounts"] == deployed["containers"][0]["volumeMounts"]
+        keys = {item["key"] for v in pod["spec"]["volumes"] if "secret" in v for item in v["secret"].get("items", ())}
+        assert keys == {"database_url", "nats_password"}
+        # A proxy that is an ordinary container would run on when the migration has ended, and the Job with it.
+        annotations = pod["metadata"].get("annotations", {})
+        assert annotations.get("sidecar.istio.io/nativeSidecar") == ("true" if istio else None)
+        labels = pod["metadata"]["labels"]
+        policy = found["NetworkPolicy migrate"]["spec"]
+        assert policy["podSelector"]["matchLabels"].items() <= labels.items()
+        rules = json.dumps(policy["egress"])
+        if evaluation:
+            for store in ("nats", deployed_store(name)):
+                assert f'"{store}"' in rules
+                assert '"migrate"' in json.dumps(found[f"NetworkPolicy {store}"]["spec"]["ingress"])
+                if istio:
+                    assert '/sa/migrate"' in json.dumps(found[f"AuthorizationPolicy {store}"]["spec"])
+        else:
+            assert {5432, 27017, 4222} <= {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+
+
+def deployed_store(component: str) -> str:
+    """The kind of store that a component has."""
+    return str(values()["components"][component]["store"])
 
 
 def test_the_version_is_one() -> None:

@@ -1,4 +1,8 @@
-"""helm test: GATEWAY and then, in any order, HOST:PORT/COMPONENT to ask for its health, SERVICE to find described."""
+"""`helm test`: asks whether components are ready, and whether the gateway describes the public services.
+
+Arguments are the gateway's HOST:PORT and then, in any order, HOST:PORT/COMPONENT for each component and the name of each
+service that the gateway has to describe.
+"""
 
 import sys
 
@@ -12,13 +16,15 @@ failed = False
 
 
 def found(ok: bool, what: str) -> None:
-    """Writes a line."""
+    """Says what was found, and remembers a failure for the exit code."""
     global failed
     failed |= not ok
     print("ok    " if ok else "FAILED", what, flush=True)  # noqa: T201
 
 
-for where in (one for one in wanted if "/" in one):
+components = [one for one in wanted if "/" in one]
+services = [one for one in wanted if "/" not in one]
+for where in components:
     address, component = where.split("/")
     with grpc.insecure_channel(address) as channel:
         try:
@@ -27,14 +33,15 @@ for where in (one for one in wanted if "/" in one):
             found(answer.status == answer.SERVING, f"{component} is ready")
         except grpc.RpcError as error:
             found(False, f"{component} is ready: {error.code().name}, {error.details()}")
-with grpc.insecure_channel(gateway) as channel:
-    try:
-        reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
-        question = reflection_pb2.ServerReflectionRequest(list_services="")
-        [answer] = reflect(iter([question]), timeout=PATIENCE, wait_for_ready=True)
-        described = {service.name for service in answer.list_services_response.service}
-        for service in (one for one in wanted if "/" not in one):
-            found(service in described, f"the gateway describes {service}")
-    except grpc.RpcError as error:
-        found(False, f"the gateway answers: {error.code().name}, {error.details()}")
+if services:
+    with grpc.insecure_channel(gateway) as channel:
+        try:
+            reflect = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+            question = reflection_pb2.ServerReflectionRequest(list_services="")
+            [answer] = reflect(iter([question]), timeout=PATIENCE, wait_for_ready=True)
+            described = {service.name for service in answer.list_services_response.service}
+            for service in services:
+                found(service in described, f"the gateway describes {service}")
+        except grpc.RpcError as error:
+            found(False, f"the gateway answers: {error.code().name}, {error.details()}")
 sys.exit(failed)

@@ -1,5 +1,8 @@
-{{- /* What Istio's own objects cannot say of the gateway: the three protocols, errors in one form, limits at the door. */ -}}
-{{- define "before" }}
+{{- /* What Istio's own objects cannot say of the gateway: that it speaks three protocols, that its errors have one
+form, and how much it takes from a caller. */ -}}
+
+{{- /* A patch that puts a filter before the one that is the argument; the new filter follows, 10 spaces in. */ -}}
+{{- define "vaccination.before" }}
     - applyTo: HTTP_FILTER
       match:
         context: GATEWAY
@@ -13,8 +16,10 @@
         operation: INSERT_BEFORE
         value:
 {{- end }}
-{{- /* One bucket for each value of the descriptor; who has none is free. */ -}}
-{{- define "ratelimit" -}}
+
+{{- /* A rate limit with a token bucket for each value of a descriptor; a request without the descriptor is not limited.
+Keys: name, key (the descriptor's), limit (a second), callers (how many values are counted at once). */ -}}
+{{- define "vaccination.ratelimit" -}}
 name: local_ratelimit.{{ .name }}
 typed_config:
   "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
@@ -35,15 +40,17 @@ typed_config:
         tokens_per_fill: {{ .limit }}
         fill_interval: 1s
 {{- end }}
-{{- define "istio.filters" }}
+
+{{- define "vaccination.istio.filters" }}
 {{- $gateway := .Values.gateway }}
+{{- $components := include "vaccination.components" . | fromJson }}
 {{- $limits := $gateway.limits }}
 apiVersion: networking.istio.io/v1alpha3
 kind: EnvoyFilter
 metadata:
   name: {{ $gateway.name }}
   labels:
-    {{- include "labels" . | nindent 4 }}
+    {{- include "vaccination.labels" . | nindent 4 }}
 spec:
   workloadSelector:
     labels:
@@ -61,7 +68,7 @@ spec:
         value:
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
-            # What the routes judge is what the service sees.
+            # Routes and policies then judge the same path that the service sees.
             merge_slashes: true
             max_request_headers_kb: {{ $limits.headersKiB }}
             request_headers_timeout: {{ $limits.headersTimeout }}
@@ -75,13 +82,14 @@ spec:
               max_connection_duration: {{ $limits.connectionAge }}
             http2_protocol_options:
               max_concurrent_streams: {{ $limits.streams }}
-              # What a client may have sent that nobody has read yet.
+              # How much a client may have sent that nobody has read yet.
               initial_stream_window_size: 65536
               initial_connection_window_size: 1048576
               connection_keepalive:
                 interval: 30s
                 timeout: 10s
-            # Whoever calls from outside does not say who he is, nor by which way he came: the filters below do.
+            # These headers are set by the filters below. A caller who sets them could pretend to be somebody else, or
+            # to have called another path.
             early_header_mutation_extensions:
               - name: envoy.http.early_header_mutation.header_mutation
                 typed_config:
@@ -91,7 +99,7 @@ spec:
                     - remove: x-envoy-original-path
                     - remove: x-forwarded-client-cert
             local_reply_config: {{ .Files.Get "files/local-replies.json" }}
-    {{- range $name, $component := .Values.components }}
+    {{- range $name, $component := $components }}
     {{- range $service, $rpcs := $component.public }}
     {{- range $rpc := $component.endless }}
     {{- if hasKey $rpcs $rpc }}
@@ -111,7 +119,7 @@ spec:
     {{- end }}
     {{- end }}
     {{- end }}
-    {{- range $name, $component := .Values.components }}
+    {{- range $name, $component := $components }}
     {{- range $rpc, $crowd := $component.crowded }}
     {{- if $crowd.perSecond }}
     - applyTo: HTTP_ROUTE
@@ -132,18 +140,19 @@ spec:
                 default_value: {numerator: 100, denominator: HUNDRED}
               filter_enforced:
                 default_value: {numerator: 100, denominator: HUNDRED}
-              # A twentieth every twentieth of a second, which is the shortest that Envoy has: a flood would use up a whole
-              # second's at its beginning, all but a few of them in vain, and nobody would be let in for the rest of it.
+              # A twentieth of the limit every twentieth of a second, the shortest interval that Envoy has. With a whole
+              # second's tokens at once, a flood would use them up at the beginning of the second, most of them on calls
+              # that the breaker refuses, and nobody would be let in for the rest of it.
               {{- $few := div (add $crowd.perSecond 19) 20 }}
               token_bucket: {max_tokens: {{ max $few $crowd.inFlight }}, tokens_per_fill: {{ $few }}, fill_interval: 0.05s}
-              # By which the gateway's replies know it, see files/local-replies.json.
+              # files/local-replies.json knows this refusal by its status, which nothing else here has.
               status:
                 code: 507
               rate_limited_as_resource_exhausted: true
     {{- end }}
     {{- end }}
     {{- end }}
-    # The filter that makes gRPC of REST knows the contracts' paths, and refuses others.
+    # The filter that makes gRPC of REST refuses every path that is not in the contracts, so it is off for this one.
     - applyTo: HTTP_ROUTE
       match:
         context: GATEWAY
@@ -158,38 +167,40 @@ spec:
             envoy.filters.http.grpc_json_transcoder:
               "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
               disabled: true
-    {{- /* In this order. They come before the token is looked at: a preflight has none, and the policies know gRPC's paths. */}}
-    {{- include "before" "envoy.filters.http.jwt_authn" }}
+    {{- /* These filters stand in this order, and before the one that checks the token: a browser's preflight has no
+    token, and the policies behind it know the paths of gRPC only. */}}
+    {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
           name: envoy.filters.http.cors
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.cors.v3.Cors
-    {{- include "before" "envoy.filters.http.jwt_authn" }}
+    {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
           name: envoy.filters.http.grpc_web
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb
     {{- if $limits.perAddress }}
-    {{- include "before" "envoy.filters.http.jwt_authn" }}
-          {{- include "ratelimit" (dict "name" "address" "key" "masked_remote_address" "limit" $limits.perAddress "callers" $limits.callersCounted) | nindent 10 }}
+    {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
+          {{- include "vaccination.ratelimit" (dict "name" "address" "key" "masked_remote_address" "limit" $limits.perAddress "callers" $limits.callersCounted) | nindent 10 }}
             rate_limits:
               - actions:
                   - masked_remote_address:
                       v4_prefix_mask_len: 32
                       v6_prefix_mask_len: 64
     {{- end }}
-    {{- include "before" "envoy.filters.http.jwt_authn" }}
+    {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
           name: envoy.filters.http.grpc_json_transcoder
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder
             proto_descriptor_bin: {{ .Files.Get "files/contracts.binpb" | b64enc }}
             services:
-              - {{ trimAll "/" (include "operations" .) }}
-              {{- range .Values.components }}
+              - {{ .Values.operations.service }}
+              {{- range $components }}
               {{- range $service, $_ := .public }}
               - {{ $service }}
               {{- end }}
               {{- end }}
             convert_grpc_status: true
-            # Else as much as happens to be buffered, which is less the busier the gateway is.
+            # Without a bound of its own the filter takes as much as happens to fit into buffers: less, the busier the
+            # gateway is.
             max_request_body_size: {{ $limits.bodyBytes | int }}
             max_response_body_size: {{ $limits.bodyBytes | int }}
             print_options:
@@ -199,16 +210,17 @@ spec:
               reject_unknown_method: true
               reject_unknown_query_parameters: true
               reject_binding_body_field_collisions: true
-    {{- /* Off, but on routes that say otherwise; and behind the policies: who may not book must not use up the places in the line. */}}
-    {{- include "before" "envoy.filters.http.router" }}
+    {{- /* This limit is off except on routes that set one. It stands behind the policies, so that callers who may not
+    book do not use up the places of those who may. */}}
+    {{- include "vaccination.before" "envoy.filters.http.router" }}
           name: local_ratelimit.crowd
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
             stat_prefix: crowd
     {{- if $limits.perCustomer }}
-    {{- /* By what jwt_authn has read in the token, which no header can forge. */}}
-    {{- include "before" "envoy.filters.http.router" }}
-          {{- include "ratelimit" (dict "name" "customer" "key" "sub" "limit" $limits.perCustomer "callers" $limits.callersCounted) | nindent 10 }}
+    {{- /* The customer is the one whom jwt_authn has read in the token, which no header can forge. */}}
+    {{- include "vaccination.before" "envoy.filters.http.router" }}
+          {{- include "vaccination.ratelimit" (dict "name" "customer" "key" "sub" "limit" $limits.perCustomer "callers" $limits.callersCounted) | nindent 10 }}
             rate_limits:
               - actions:
                   - metadata:

@@ -1,13 +1,82 @@
-{{- /* The one way in: what is reached from outside, by whom, and within which limits. */ -}}
-{{- define "istio.gateway" }}
+{{- /* The one way in: what can be called from outside, by whom, and how often the gateway tries. */ -}}
+
+{{- /* JSON: paths of the public RPCs, by the roles that may call them, joined with commas. */ -}}
+{{- define "vaccination.publicPaths" -}}
+{{- $byRoles := dict "operator" (list (printf "/%s/*" .Values.operations.service)) }}
+{{- range $component := include "vaccination.components" . | fromJson }}
+{{- range $service, $rpcs := $component.public }}
+{{- range $rpc, $roles := $rpcs }}
+{{- $key := join "," $roles }}
+{{- $_ := set $byRoles $key (append (get $byRoles $key | default list) (printf "/%s/%s" $service $rpc)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toJson $byRoles }}
+{{- end }}
+
+{{- define "vaccination.cors" -}}
+{{- with .Values.gateway.cors.origins -}}
+corsPolicy:
+  allowOrigins:
+    {{- range . }}
+    - exact: {{ . }}
+    {{- end }}
+  allowMethods: [GET, POST, PUT]
+  allowHeaders: [authorization, content-type, accept-language, x-grpc-web, x-user-agent, grpc-timeout, traceparent]
+  exposeHeaders: [grpc-status, grpc-message, grpc-status-details-bin, retry-after]
+  maxAge: 24h
+{{- end }}
+{{- end }}
+
+{{- /* Routes to the RPCs of one component. One that is more specific comes before one that would take its calls too.
+Keys: root, name, component. */ -}}
+{{- define "vaccination.publicRoutes" -}}
+{{- $gateway := .root.Values.gateway }}
+{{- $budget := .root.Values.budget }}
+{{- $operations := .root.Values.operations }}
+{{- $name := .name }}
+{{- $component := .component }}
+{{- $again := dict "retryOn" $gateway.retryOn "backoff" .root.Values.retries.pause }}
+{{- $retries := merge (dict "attempts" 2 "perTryTimeout" $budget.gatewayTry) $again }}
+{{- $common := dict "root" .root "to" $name "timeout" $budget.gateway "retries" $retries "cors" true }}
+{{- range $service, $rpcs := $component.public }}
+{{- range $rpc, $_ := $rpcs }}
+{{- $path := dict "uri" (dict "exact" (printf "/%s/%s" $service $rpc)) }}
+{{- $route := merge (dict "name" (printf "%s.%s" $name $rpc) "match" (list $path)) $common }}
+{{- if has $rpc $component.endless }}
+# A stream without end has no timeout, and none may be written here: Istio refuses 0s.
+{{ include "vaccination.route" (set (unset $route "timeout") "retries" (merge (dict "attempts" 1) $again)) }}
+{{- else if hasKey ($component.crowded | default dict) $rpc }}
+{{ include "vaccination.route" (set $route "subset" (lower $rpc)) }}
+{{- end }}
+{{- end }}
+{{- $paths := dict "uri" (dict "prefix" (printf "/%s/" $service)) }}
+{{- $shortName := splitList "." $service | last }}
+{{ include "vaccination.route" (merge (dict "name" (printf "%s.%s" $name $shortName) "match" (list $paths)) $common) }}
+{{- end }}
+# Every component answers operators for itself. A gRPC call names the component in a header, a REST call in its path.
+{{- $uri := dict "prefix" (printf "/%s/" $operations.service) }}
+{{- $grpc := dict "uri" $uri "headers" (dict "service" (dict "exact" $name)) }}
+{{- $restPath := dict "prefix" (printf "%s%s/" $operations.path $name) }}
+{{- $rest := dict "uri" $uri "headers" (dict "x-envoy-original-path" $restPath) }}
+{{- $shortName := splitList "." $operations.service | last }}
+{{ include "vaccination.route" (merge (dict "name" (printf "%s.%s" $name $shortName) "match" (list $grpc $rest)) $common) }}
+{{- if $component.reflection }}
+{{- $reflection := dict "uri" (dict "prefix" "/grpc.reflection.") }}
+{{ include "vaccination.route" (dict "root" .root "name" (printf "%s.reflection" $name) "to" $name
+     "match" (list $reflection) "timeout" $budget.gateway) }}
+{{- end }}
+{{- end }}
+
+{{- define "vaccination.istio.gateway" }}
 {{- $gateway := .Values.gateway }}
-{{- $paths := include "publicPaths" . | fromJson }}
+{{- $paths := include "vaccination.publicPaths" . | fromJson }}
 apiVersion: networking.istio.io/v1
 kind: Gateway
 metadata:
   name: {{ $gateway.name }}
   labels:
-    {{- include "labels" . | nindent 4 }}
+    {{- include "vaccination.labels" . | nindent 4 }}
 spec:
   selector:
     app.kubernetes.io/name: {{ $gateway.name }}
@@ -33,109 +102,27 @@ kind: VirtualService
 metadata:
   name: {{ $gateway.name }}
   labels:
-    {{- include "labels" . | nindent 4 }}
+    {{- include "vaccination.labels" . | nindent 4 }}
 spec:
   hosts: {{ toJson $gateway.hosts }}
   gateways: [{{ $gateway.name }}]
   http:
-    {{- range $name, $component := .Values.components }}
-    {{- $route := list (dict "destination" (dict "host" (include "host" (list $ $name)) "port" (dict "number" 8080))) }}
-    {{- range $service, $rpcs := $component.public }}
-    {{- range $rpc := $component.endless }}
-    {{- if hasKey $rpcs $rpc }}
-    - name: {{ $name }}.{{ $rpc }}
-      match:
-        - uri:
-            exact: /{{ $service }}/{{ $rpc }}
-      # No timeout: none at all. Istio refuses to be told 0s.
-      retries:
-        attempts: 1
-        retryOn: {{ $gateway.retryOn | quote }}
-        backoff: {{ $.Values.retries.pause }}
-      {{- include "cors" $ | nindent 6 }}
-      route: {{ toJson $route }}
+    {{- $components := include "vaccination.components" . | fromJson }}
+    {{- range $name, $component := $components }}
+    {{- include "vaccination.publicRoutes" (dict "root" $ "name" $name "component" $component) | nindent 4 }}
     {{- end }}
-    {{- end }}
-    {{- range $rpc, $crowd := $component.crowded }}
-    {{- if hasKey $rpcs $rpc }}
-    - name: {{ $name }}.{{ $rpc }}
-      match:
-        - uri:
-            exact: /{{ $service }}/{{ $rpc }}
-      timeout: {{ $.Values.budget.gateway }}
-      retries:
-        {{- include "gatewayRetries" $ | nindent 8 }}
-      {{- include "cors" $ | nindent 6 }}
-      route:
-        - destination:
-            host: {{ include "host" (list $ $name) }}
-            subset: {{ lower $rpc }}
-            port:
-              number: 8080
-    {{- end }}
-    {{- end }}
-    - name: {{ $name }}.{{ splitList "." $service | last }}
-      match:
-        - uri:
-            prefix: /{{ $service }}/
-      timeout: {{ $.Values.budget.gateway }}
-      retries:
-        {{- include "gatewayRetries" $ | nindent 8 }}
-      {{- include "cors" $ | nindent 6 }}
-      route: {{ toJson $route }}
-    {{- end }}
-    # Every service answers for itself: a call says which in a header, a REST path in itself.
-    - name: {{ $name }}.OperationsService
-      match:
-        - uri:
-            prefix: {{ include "operations" $ }}
-          headers:
-            service:
-              exact: {{ $name }}
-        - uri:
-            prefix: {{ include "operations" $ }}
-          headers:
-            x-envoy-original-path:
-              prefix: /v1/operations/{{ $name }}/
-      timeout: {{ $.Values.budget.gateway }}
-      retries:
-        {{- include "gatewayRetries" $ | nindent 8 }}
-      {{- include "cors" $ | nindent 6 }}
-      route: {{ toJson $route }}
-    {{- if $component.reflection }}
-    - name: {{ $name }}.reflection
-      match:
-        - uri:
-            prefix: /grpc.reflection.
-      timeout: {{ $.Values.budget.gateway }}
-      retries:
-        attempts: 0
-      route: {{ toJson $route }}
-    {{- end }}
-    {{- end }}
-    # REST comes by here once more: the filter that makes gRPC of it then asks for the route again. What this route is
-    # for is the browsers' policy.
-    - name: rest
-      match:
-        - uri:
-            prefix: /v1/
-          withoutHeaders:
-            content-type:
-              prefix: application/grpc
-      timeout: {{ $.Values.budget.gateway }}
-      retries:
-        attempts: 0
-      {{- include "cors" $ | nindent 6 }}
-      route:
-        - destination:
-            host: {{ include "host" (list $ "mypage") }}
-            port:
-              number: 8080
+    # A call in REST finds this route first. Then the filter that makes gRPC of it asks for the route again, or refuses
+    # the call. So the route is there for the browsers' policy alone. It names a component because Envoy answers no
+    # preflight on a route without one.
+    {{- $rest := dict "uri" (dict "prefix" $gateway.restPath)
+          "withoutHeaders" (dict "content-type" (dict "prefix" "application/grpc")) }}
+    {{- include "vaccination.route" (dict "root" . "name" "rest" "to" (keys $components | sortAlpha | first)
+          "match" (list $rest) "timeout" .Values.budget.gateway "cors" true) | nindent 4 }}
     - name: description
       match:
         - uri:
             exact: /openapi.json
-      {{- include "cors" $ | nindent 6 }}
+      {{- include "vaccination.cors" $ | nindent 6 }}
       headers:
         response:
           set:
@@ -145,7 +132,7 @@ spec:
         body:
           string: {{ .Files.Get "files/openapi.json" | quote }}
     - name: nothing
-      {{- include "cors" $ | nindent 6 }}
+      {{- include "vaccination.cors" $ | nindent 6 }}
       directResponse:
         status: 404
         body:
@@ -156,7 +143,7 @@ kind: RequestAuthentication
 metadata:
   name: {{ $gateway.name }}
   labels:
-    {{- include "labels" . | nindent 4 }}
+    {{- include "vaccination.labels" . | nindent 4 }}
 spec:
   selector:
     matchLabels:
@@ -164,17 +151,17 @@ spec:
   jwtRules:
     - issuer: {{ .Values.auth.issuer | quote }}
       audiences: {{ toJson .Values.auth.audiences }}
-      {{- $_ := required "auth.jwksUri (or auth.jwks, in place) is needed: the keys of those who sign tokens" (coalesce .Values.auth.jwksUri .Values.auth.jwks) }}
+      {{- $_ := required "auth.jwksUri (or auth.jwks, in place) is needed: the keys that tokens are checked with" (coalesce .Values.auth.jwksUri .Values.auth.jwks) }}
       {{- if .Values.auth.jwksUri }}
       jwksUri: {{ .Values.auth.jwksUri | quote }}
       {{- else }}
       jwks: {{ .Values.auth.jwks | quote }}
       {{- end }}
-      # Only here: by default a query parameter would do too, and end up in logs.
+      # By default Istio would take a token from a query parameter too, and query parameters end up in logs.
       fromHeaders:
         - name: Authorization
           prefix: "Bearer "
-      # What services know of the caller; the token itself stays outside.
+      # Services get the token's claims and never the token itself.
       outputPayloadToHeader: x-jwt-payload
 ---
 apiVersion: security.istio.io/v1
@@ -182,7 +169,7 @@ kind: AuthorizationPolicy
 metadata:
   name: {{ $gateway.name }}
   labels:
-    {{- include "labels" . | nindent 4 }}
+    {{- include "vaccination.labels" . | nindent 4 }}
 spec:
   selector:
     matchLabels:
@@ -198,14 +185,15 @@ spec:
         - key: {{ $claim }}
           values: {{ toJson (splitList "," $roles) }}
     {{- end }}
-    # Roles that are no list of names are a token's fault, which the service explains; they admit nobody.
+    # A token whose roles are not a list of names comes through: the service explains what is wrong with it, and admits
+    # nobody.
     - from:
         - source:
             requestPrincipals: ["*"]
       when:
         - key: {{ $claim }}
           notValues: ["*"]
-    # The routes know what else there is: reflection and the API's description, else 404.
+    # What is no public RPC is for the routes: reflection, the API's description, and 404 for the rest.
     - to:
         - operation:
             notPaths:
@@ -218,7 +206,7 @@ kind: Telemetry
 metadata:
   name: {{ $gateway.name }}
   labels:
-    {{- include "labels" . | nindent 4 }}
+    {{- include "vaccination.labels" . | nindent 4 }}
 spec:
   selector:
     matchLabels:

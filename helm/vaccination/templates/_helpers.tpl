@@ -1,4 +1,8 @@
-{{- define "labels" -}}
+{{- /* Every name here begins with the chart's: Helm has one space of names for a chart and all that it is installed
+with, and of two defines with one name it silently takes the one it read last. A define that needs more than the root
+takes a dict; its comment names the keys. */ -}}
+
+{{- define "vaccination.labels" -}}
 app.kubernetes.io/part-of: vaccination
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
@@ -6,97 +10,114 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
-{{- /* A component's name in the cluster's DNS. */ -}}
-{{- define "host" -}}
-{{ index . 1 }}.{{ (index . 0).Release.Namespace }}.svc.cluster.local
+{{- /* Name and labels of an object that belongs to a workload. Keys: root; name; app, the workload's name where the
+object has another one. */ -}}
+{{- define "vaccination.metadata" -}}
+name: {{ .name }}
+labels:
+  app.kubernetes.io/name: {{ .app | default .name }}
+  {{- include "vaccination.labels" .root | nindent 2 }}
 {{- end }}
 
-{{- /* Who a component is, to others in the mesh. */ -}}
-{{- define "principal" -}}
-{{ (index . 0).Values.istio.trustDomain }}/ns/{{ (index . 0).Release.Namespace }}/sa/{{ index . 1 }}
+{{- /* Labels that choose a workload's pods. They can never change: Kubernetes forbids it. Keys: root, name. */ -}}
+{{- define "vaccination.selector" -}}
+app.kubernetes.io/name: {{ .name }}
+app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- end }}
 
-{{- define "operations" -}}
-/vaccination.operations.v1.OperationsService/
-{{- end }}
-
-{{- /* JSON: paths of the public RPCs by the roles that may call them, joined with commas. */ -}}
-{{- define "publicPaths" -}}
-{{- $byRoles := dict "operator" (list (printf "%s*" (include "operations" .))) }}
-{{- range $component := .Values.components }}
-{{- range $service, $rpcs := $component.public }}
-{{- range $rpc, $roles := $rpcs }}
-{{- $key := join "," $roles }}
-{{- $_ := set $byRoles $key (append (get $byRoles $key | default list) (printf "/%s/%s" $service $rpc)) }}
-{{- end }}
-{{- end }}
-{{- end }}
-{{- toJson $byRoles }}
-{{- end }}
-
-{{- /* The gateway's retries: the two first conditions say that the service never saw the request. */ -}}
-{{- define "gatewayRetries" -}}
-attempts: 2
-perTryTimeout: {{ .Values.budget.gatewayTry }}
-retryOn: {{ .Values.gateway.retryOn | quote }}
-backoff: {{ .Values.retries.pause }}
-{{- end }}
-
-{{- define "cors" -}}
-{{- with .Values.gateway.cors.origins -}}
-corsPolicy:
-  allowOrigins:
-    {{- range . }}
-    - exact: {{ . }}
-    {{- end }}
-  allowMethods: [GET, POST, PUT]
-  allowHeaders: [authorization, content-type, accept-language, x-grpc-web, x-user-agent, grpc-timeout, traceparent]
-  exposeHeaders: [grpc-status, grpc-message, grpc-status-details-bin, retry-after]
-  maxAge: 24h
-{{- end }}
-{{- end }}
-
-{{- /* All of Istio's objects. Without Istio the gateway's own Envoy is made of them, see gateway.yaml. */ -}}
-{{- define "istio.objects" }}
-{{- include "istio.mesh" . }}
----
-{{ include "istio.gateway" . }}
----
-{{ include "istio.filters" . }}
-{{- end }}
-
-{{- define "image" -}}
-"{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
-imagePullPolicy: {{ .Values.image.pullPolicy }}
-{{- end }}
-
-{{- define "evaluationImage" -}}
-"{{ .Values.evaluation.image.repository }}:{{ .Values.evaluation.image.tag | default .Values.image.tag | default .Chart.AppVersion }}"
-imagePullPolicy: {{ .Values.image.pullPolicy }}
-{{- end }}
-
-{{- /* Labels that choose a component's pods; what selects a Deployment's pods can never change. */ -}}
-{{- define "selector" -}}
-app.kubernetes.io/name: {{ index . 1 }}
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
-{{- end }}
-
-{{- /* Labels of a pod; with Istio it is in the mesh, whatever its namespace says. No versions: a new chart would restart
-what it leaves as it is, evaluation's stores too. */ -}}
-{{- define "podLabels" -}}
-{{ include "selector" . }}
+{{- /* Labels of a pod. With Istio it is in the mesh, whatever its namespace says. The chart's version is not among them: a
+new chart would then restart pods that it does not change, evaluation's stores too. Keys: root, name. */ -}}
+{{- define "vaccination.podLabels" -}}
+{{ include "vaccination.selector" . }}
 app.kubernetes.io/part-of: vaccination
-{{- if (index . 0).Values.istio.enabled }}
+{{- if .root.Values.istio.enabled }}
 sidecar.istio.io/inject: "true"
 {{- end }}
 {{- end }}
 
-{{- /* Of every pod: Pod Security "restricted". */ -}}
-{{- define "pod" -}}
+{{- /* A workload's name in the cluster's DNS. Keys: root, name. */ -}}
+{{- define "vaccination.host" -}}
+{{ .name }}.{{ .root.Release.Namespace }}.svc.cluster.local
+{{- end }}
+
+{{- /* The identity by which others in the mesh know a workload. Keys: root, name. */ -}}
+{{- define "vaccination.principal" -}}
+{{ .root.Values.istio.trustDomain }}/ns/{{ .root.Release.Namespace }}/sa/{{ .name }}
+{{- end }}
+
+{{- /* JSON: a workload's own values above those of `default`. Maps are merged; anything else of its own replaces the
+default, `false` and an empty list too, which sprig's merge would take for missing. Keys: root, own. */ -}}
+{{- define "vaccination.workload" -}}
+{{- $merged := deepCopy .root.Values.default }}
+{{- range $key, $value := .own }}
+{{- $default := get $merged $key }}
+{{- if and (kindIs "map" $value) (kindIs "map" $default) }}
+{{- $_ := set $merged $key (merge (deepCopy $value) $default) }}
+{{- else }}
+{{- $_ := set $merged $key $value }}
+{{- end }}
+{{- end }}
+{{- toJson $merged }}
+{{- end }}
+
+{{- /* JSON: the enabled components by name, each above `default`. Among the callers of each are only enabled ones. */ -}}
+{{- define "vaccination.components" -}}
+{{- $enabled := dict }}
+{{- range $name, $own := .Values.components }}
+{{- $component := include "vaccination.workload" (dict "root" $ "own" $own) | fromJson }}
+{{- if $component.enabled }}
+{{- $_ := set $enabled $name $component }}
+{{- end }}
+{{- end }}
+{{- range $callee, $component := .Values.components }}
+{{- range $caller, $_ := $component.callers }}
+{{- if not (hasKey $.Values.components $caller) }}
+{{- fail (printf "components.%s.callers: there is no component %s" $callee $caller) }}
+{{- else if and (hasKey $enabled $caller) (not (hasKey $enabled $callee)) }}
+{{- fail (printf "components.%s is enabled and calls %s, which is not" $caller $callee) }}
+{{- else if hasKey $enabled $callee }}
+{{- if not (hasKey $enabled $caller) }}
+{{- $_ := unset (get $enabled $callee).callers $caller }}
+{{- else if not (dig "deadlines" $callee "" (get $enabled $caller)) }}
+{{- fail (printf "components.%s.deadlines.%s is needed: how long it waits for a call to %s" $caller $callee $callee) }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end }}
+{{- toJson $enabled }}
+{{- end }}
+
+{{- /* JSON: those that a component calls, by name, each with the list of its calls. Keys: root, name. */ -}}
+{{- define "vaccination.callees" -}}
+{{- $found := dict }}
+{{- range $callee, $component := include "vaccination.components" .root | fromJson }}
+{{- with get ($component.callers | default dict) $.name }}
+{{- $_ := set $found $callee . }}
+{{- end }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
+{{- /* A workload's account. Keys: root; name; workload, its values; hook, annotations that make it part of a hook. */ -}}
+{{- define "vaccination.serviceAccount" -}}
+apiVersion: v1
+kind: ServiceAccount
+metadata:
+  {{- include "vaccination.metadata" . | nindent 2 }}
+  {{- with merge (dict) (.hook | default dict) .workload.serviceAccountAnnotations }}
+  annotations:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+{{- end }}
+
+{{- /* What every pod has: its account, what Pod Security "restricted" asks for, and the node that it may run on. Keys:
+root; name; workload, its values. */ -}}
+{{- define "vaccination.pod" -}}
+serviceAccountName: {{ .name }}
 automountServiceAccountToken: false
-# Services of this namespace would come as variables, some with names that are settings.
+# The namespace's Services would come as environment variables, and some would have the names of settings.
 enableServiceLinks: false
-{{- with .Values.image.pullSecrets }}
+{{- with .root.Values.image.pullSecrets }}
 imagePullSecrets:
   {{- range . }}
   - name: {{ . }}
@@ -109,9 +130,31 @@ securityContext:
   fsGroup: 65532
   seccompProfile:
     type: RuntimeDefault
+{{- with .workload.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .workload.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .workload.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .workload.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .workload.topologySpreadConstraints }}
+{{- $own := dict "labelSelector" (dict "matchLabels" (include "vaccination.selector" $ | fromYaml)) }}
+topologySpreadConstraints:
+  {{- range . }}
+  - {{- toYaml (merge (deepCopy .) $own) | nindent 4 }}
+  {{- end }}
+{{- end }}
 {{- end }}
 
-{{- define "container" -}}
+{{- define "vaccination.container" -}}
 securityContext:
   allowPrivilegeEscalation: false
   readOnlyRootFilesystem: true
@@ -119,70 +162,72 @@ securityContext:
     drop: [ALL]
 {{- end }}
 
-{{- /* Replicas apart from one another where there is room: one node or zone that is lost is not all of them. */ -}}
-{{- define "spread" -}}
-topologySpreadConstraints:
-  {{- range list "kubernetes.io/hostname" "topology.kubernetes.io/zone" }}
-  - maxSkew: 1
-    topologyKey: {{ . }}
-    whenUnsatisfiable: ScheduleAnyway
-    labelSelector:
-      matchLabels:
-        {{- include "selector" $ | nindent 8 }}
-    # Of one version: else the pods that are about to go would count.
-    matchLabelKeys: [pod-template-hash]
-  {{- end }}
+{{- /* Of pods that end. With an ordinary sidecar the proxy would run on and the pod would never end; a native one is an
+init container, which Kubernetes stops when the pod's own containers have ended. */ -}}
+{{- define "vaccination.endingPodAnnotations" -}}
+{{- if .Values.istio.enabled }}
+sidecar.istio.io/nativeSidecar: "true"
+{{- end }}
 {{- end }}
 
-{{- /* The Secret that a component reads. */ -}}
-{{- define "secret" -}}
-{{ (get (index . 0).Values.components (index . 1)).existingSecret | default (index . 1) }}
+{{- define "vaccination.image" -}}
+"{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
+imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
-{{- /* A component's settings, but for the secret ones. */ -}}
-{{- define "settings" -}}
-{{- $root := index . 0 }}
-{{- $name := index . 1 }}
-{{- range $callee, $other := $root.Values.components }}
-{{- with get ($other.callers | default dict) $name }}
-{{ upper $callee }}_TARGET: {{ include "host" (list $root $callee) }}:8080
-{{ upper $callee }}_TIMEOUT: {{ trimSuffix "s" (get $root.Values.budget $name) | quote }}
-{{- if not $root.Values.istio.enabled }}
-{{ upper $callee }}_SERVICE_CONFIG: {{ include "serviceConfig" (list $root .) | fromYaml | toJson | quote }}
+{{- define "vaccination.evaluationImage" -}}
+"{{ .Values.evaluation.image.repository }}:{{ .Values.evaluation.image.tag | default .Values.image.tag | default .Chart.AppVersion }}"
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+{{- end }}
+
+{{- /* Name of the Secret that a component reads. Keys: root, name. */ -}}
+{{- define "vaccination.secret" -}}
+{{ (get .root.Values.components .name).existingSecret | default .name }}
+{{- end }}
+
+{{- /* A component's settings, without the secret ones. Keys: root; name; component, its values. */ -}}
+{{- define "vaccination.settings" -}}
+{{- $values := .root.Values }}
+{{- range $callee, $calls := include "vaccination.callees" . | fromJson }}
+{{ upper $callee }}_TARGET: {{ include "vaccination.host" (dict "root" $.root "name" $callee) }}:8080
+{{ upper $callee }}_TIMEOUT: {{ tpl (get $.component.deadlines $callee) $.root | trimSuffix "s" | quote }}
+{{- if not $values.istio.enabled }}
+{{ upper $callee }}_SERVICE_CONFIG: {{ include "vaccination.serviceConfig" (dict "root" $.root "calls" $calls) | fromYaml | toJson | quote }}
 {{- end }}
 {{- end }}
+NATS_URL: {{ $values.nats.url | quote }}
+NATS_USER: {{ .name }}
+STREAM_REPLICAS: {{ $values.nats.streamReplicas | quote }}
+DRAIN_SECONDS: {{ $values.lifecycle.drain | trimSuffix "s" | quote }}
+SHUTDOWN_SECONDS: {{ $values.lifecycle.shutdown | trimSuffix "s" | quote }}
+{{- if and (not $values.istio.enabled) .component.callers }}
+MAX_CONNECTION_AGE: {{ $values.lifecycle.connectionAge | trimSuffix "s" | quote }}
 {{- end }}
-NATS_URL: {{ $root.Values.nats.url | quote }}
-NATS_USER: {{ $name }}
-STREAM_REPLICAS: {{ $root.Values.nats.streamReplicas | quote }}
-DRAIN_SECONDS: {{ $root.Values.lifecycle.drain | trimSuffix "s" | quote }}
-SHUTDOWN_SECONDS: {{ $root.Values.lifecycle.shutdown | trimSuffix "s" | quote }}
-{{- if and (not $root.Values.istio.enabled) (get $root.Values.components $name).callers }}
-MAX_CONNECTION_AGE: {{ $root.Values.lifecycle.connectionAge | trimSuffix "s" | quote }}
-{{- end }}
-{{- with $root.Values.telemetry.otlpEndpoint }}
+{{- with $values.telemetry.otlpEndpoint }}
 OTEL_EXPORTER_OTLP_ENDPOINT: {{ . | quote }}
 {{- end }}
-{{- with $root.Values.auth.claims }}
+{{- with $values.auth.claims }}
 CLAIM_NAMES: {{ toJson . | quote }}
 {{- end }}
-{{- range $variable, $value := (get $root.Values.components $name).env }}
-{{ $variable }}: {{ tpl (toString $value) $root | quote }}
+{{- range $variable, $value := .component.env }}
+{{ $variable }}: {{ tpl (toString $value) $.root | quote }}
 {{- end }}
 {{- end }}
 
-{{- /* What the mesh does for calls between components, done by gRPC itself: balancing and retries. How long a call may take is
-  the caller's own setting: gRPC 1.85 was seen to give up after one second when told 2s here. */ -}}
-{{- define "serviceConfig" -}}
+{{- /* Without Istio gRPC itself does what the mesh does for calls between components: balancing and retries. How long a
+call may take is not here but a setting of the caller: gRPC 1.85 was seen to give up after one second when it was told
+2s here. Keys: root, calls. */ -}}
+{{- define "vaccination.serviceConfig" -}}
+{{- $retries := .root.Values.retries }}
 loadBalancingConfig:
   - round_robin: {}
-# gRPC's own retry budget: a failure costs a token, an answer brings back a part of one, and below half nothing is retried.
+# gRPC's own retry budget. A failed call costs a token and an answered one brings back a part of a token; while less
+# than half of the tokens are left, nothing is retried.
 retryThrottling:
-  maxTokens: {{ (index . 0).Values.retries.minConcurrency }}
-  tokenRatio: {{ divf (index . 0).Values.retries.budgetPercent 100 }}
+  maxTokens: {{ $retries.minConcurrency }}
+  tokenRatio: {{ divf $retries.budgetPercent 100 }}
 methodConfig:
-  {{- $root := index . 0 }}
-  {{- range index . 1 }}
+  {{- range .calls }}
   {{- $parts := splitList "/" .path }}
   - name:
       - service: {{ index $parts 1 }}
@@ -190,7 +235,7 @@ methodConfig:
     {{- if .retries }}
     retryPolicy:
       maxAttempts: {{ add1 .retries }}
-      initialBackoff: {{ printf "%.3fs" (divf (trimSuffix "ms" $root.Values.retries.pause) 1000) }}
+      initialBackoff: {{ printf "%.3fs" (divf (trimSuffix "ms" $retries.pause) 1000) }}
       maxBackoff: 1s
       backoffMultiplier: 2
       retryableStatusCodes: [UNAVAILABLE]
@@ -198,26 +243,26 @@ methodConfig:
   {{- end }}
 {{- end }}
 
-{{- /* The volumes of a component, and where they are mounted. */ -}}
-{{- define "volumes" -}}
+{{- /* Volumes of a component's pods, those of its migrations too. Keys: root, name. */ -}}
+{{- define "vaccination.volumes" -}}
 volumes:
   - name: tmp
     emptyDir: {}
   - name: secrets
     secret:
-      secretName: {{ include "secret" . }}
-      # An unknown key in it is not our business.
+      secretName: {{ include "vaccination.secret" . }}
+      # Other keys of the Secret are not mounted.
       items:
         - {key: database_url, path: database_url}
         - {key: nats_password, path: nats_password}
-  {{- with (index . 0).Values.trust.existingSecret }}
+  {{- with .root.Values.trust.existingSecret }}
   - name: trust
     secret:
       secretName: {{ . }}
   {{- end }}
 {{- end }}
 
-{{- define "mounts" -}}
+{{- define "vaccination.volumeMounts" -}}
 volumeMounts:
   - name: tmp
     mountPath: /tmp
@@ -231,7 +276,8 @@ volumeMounts:
   {{- end }}
 {{- end }}
 
-{{- define "whereSecretsAre" -}}
+{{- /* Environment variables that tell where the mounted secrets are. */ -}}
+{{- define "vaccination.secretsEnv" -}}
 - name: SECRETS_DIR
   value: /secrets
 {{- if .Values.trust.existingSecret }}
@@ -240,24 +286,27 @@ volumeMounts:
 {{- end }}
 {{- end }}
 
-{{- /* More replicas under load. */ -}}
-{{- define "scaler" -}}
+{{- /* Whether a workload has an autoscaler; empty: no. Its values are the argument. */ -}}
+{{- define "vaccination.isScaled" -}}
+{{- if gt (int .maxReplicas) (int .replicas) }}yes{{ end }}
+{{- end }}
+
+{{- /* A Deployment's autoscaler. Keys: root; name; container, the one whose CPU counts; workload, its values. */ -}}
+{{- define "vaccination.autoscaler" -}}
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata:
-  name: {{ .name }}
-  labels:
-    app.kubernetes.io/name: {{ .name }}
-    {{- include "labels" .root | nindent 4 }}
+  {{- include "vaccination.metadata" (dict "root" .root "name" .name) | nindent 2 }}
 spec:
   scaleTargetRef:
     apiVersion: apps/v1
     kind: Deployment
     name: {{ .name }}
-  minReplicas: {{ .about.replicas }}
-  maxReplicas: {{ .about.maxReplicas }}
+  minReplicas: {{ .workload.replicas }}
+  maxReplicas: {{ .workload.maxReplicas }}
   metrics:
-    # The component's own: a proxy beside it, almost idle, would halve the figure.
+    # Only this container's CPU counts. With that of the whole pod, a proxy beside it that is almost idle would halve
+    # the figure.
     - type: ContainerResource
       containerResource:
         name: cpu
@@ -270,6 +319,21 @@ spec:
       stabilizationWindowSeconds: {{ .root.Values.autoscaling.calm | trimSuffix "s" }}
 {{- end }}
 
-{{- define "proxyStatistics" -}}
+{{- /* Lets a node be drained, one replica at a time. Keys: root, name. */ -}}
+{{- define "vaccination.disruptionBudget" -}}
+apiVersion: policy/v1
+kind: PodDisruptionBudget
+metadata:
+  {{- include "vaccination.metadata" . | nindent 2 }}
+spec:
+  maxUnavailable: 1
+  selector:
+    matchLabels:
+      {{- include "vaccination.selector" . | nindent 6 }}
+{{- end }}
+
+{{- /* Part of the annotation proxy.istio.io/config: the statistics that alerts ask for and Istio's proxies do not keep
+by themselves. */ -}}
+{{- define "vaccination.proxyStatistics" -}}
 "proxyStatsMatcher": {"inclusionPrefixes": ["cluster.outbound|8080|", "crowd.", "customer.", "address."]}
 {{- end }}
