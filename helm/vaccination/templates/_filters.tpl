@@ -100,9 +100,7 @@ spec:
                     - remove: x-forwarded-client-cert
             local_reply_config: {{ .Files.Get "files/local-replies.json" }}
     {{- range $name, $component := $components }}
-    {{- range $service, $rpcs := $component.public }}
-    {{- range $rpc := $component.endless }}
-    {{- if hasKey $rpcs $rpc }}
+    {{- range $rpc := concat ($component.endless | default list) ($.Values.operations.endless | default list) }}
     - applyTo: HTTP_ROUTE
       match:
         context: GATEWAY
@@ -115,8 +113,6 @@ spec:
         value:
           route:
             idle_timeout: 0s
-    {{- end }}
-    {{- end }}
     {{- end }}
     {{- end }}
     {{- range $name, $component := $components }}

@@ -59,6 +59,11 @@ Keys: root, name, component. */ -}}
 {{- $grpc := dict "uri" $uri "headers" (dict "service" (dict "exact" $name)) }}
 {{- $restPath := dict "prefix" (printf "%s%s/" $operations.path $name) }}
 {{- $rest := dict "uri" $uri "headers" (dict "x-envoy-original-path" $restPath) }}
+{{- range $rpc := $operations.endless }}
+{{- $exactly := dict "uri" (dict "exact" (printf "/%s/%s" $operations.service $rpc)) }}
+{{- $once := dict "name" (printf "%s.%s" $name $rpc) "match" (list (merge $exactly $grpc) (merge $exactly $rest)) }}
+{{ include "vaccination.route" (unset (merge (set $once "retries" (dict "attempts" 0)) $common) "timeout") }}
+{{- end }}
 {{- $shortName := splitList "." $operations.service | last }}
 {{ include "vaccination.route" (merge (dict "name" (printf "%s.%s" $name $shortName) "match" (list $grpc $rest)) $common) }}
 {{- if $component.reflection }}
