@@ -231,6 +231,11 @@ class Database:
         if transaction.has_events:
             wake()
 
+    async def delete(self, sql: str, *arguments: object) -> int:
+        """Runs a single statement that deletes; returns how many rows."""
+        async with self.connection() as connection:
+            return int((await connection.execute(sql, *arguments)).split()[-1])
+
     async def backlog(self) -> tuple[int, float]:
         """See OutboxStore."""
         async with self.connection() as connection:
@@ -348,7 +353,12 @@ async def _nothing_to_reset(_: object) -> None:
 
 
 async def _migrate(connection: Connection, folder: Path) -> None:
-    """Runs each of the folder's .sql files once, in order, forward only."""
+    """Runs each of the folder's .sql files once, in order, forward only.
+
+    A file is one transaction, but for those whose name ends with `concurrently`: CREATE INDEX CONCURRENTLY, which lets
+    others write meanwhile, cannot be in one. Such a file's statements run one by one, and all of them again after a
+    process that died among them. A replica that waits for its turn to migrate holds the index up, for LOCK_WITHIN.
+    """
     await connection.execute(
         "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"
     )
@@ -356,7 +366,13 @@ async def _migrate(connection: Connection, folder: Path) -> None:
     done = {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
     files = sorted(folder.glob("*.sql"))  # noqa: ASYNC240 - at start, before anything is served
     for name, sql in [("outbox-refused", OUTBOX_REFUSED), *((file.name, file.read_text()) for file in files)]:
-        if name not in done:
+        if name in done:
+            continue
+        if name.endswith("concurrently.sql"):
+            for statement in sql.split(";")[:-1]:
+                await connection.execute(statement, timeout=3600)
+            await connection.execute("INSERT INTO migrations (name) VALUES ($1)", name)
+        else:
             async with connection.transaction():
                 await connection.execute(sql, timeout=3600)
                 await connection.execute("INSERT INTO migrations (name) VALUES ($1)", name)

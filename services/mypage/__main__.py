@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from services.chassis import clock, retention
 from services.chassis.events import Consumer
 from services.chassis.postgres import Database
 from services.chassis.server import Service, main
@@ -20,14 +21,15 @@ async def mypage() -> None:
     database = Database(settings.database_url.get_secret_value())
     changes = Changes(database)
     server.register(service.server, database, changes)
-    consumer = Consumer(service.bus, service.name, projector.View(database).subscriptions(), database)
-    rebuild.register(service.server, database, service.bus, consumer)
+    kept = retention.Retention(settings, clock.now)
+    consumer = Consumer(service.bus, service.name, projector.View(database).subscriptions(kept), database)
+    rebuild.register(service.server, database, service.bus, consumer, kept)
     await service.run(
         open_store=lambda: database.open(MIGRATIONS),
         store=database,
         close_store=database.close,
         consumer=consumer,
-        background=[changes.run],
+        background=[changes.run, lambda: retention.keep(service.name, projector.rules(database, kept))],
     )
 
 

@@ -14,6 +14,7 @@ from services.chassis.errors import Stopping
 from services.chassis.events import Bus, Consumer
 from services.chassis.lifecycle import draining
 from services.chassis.postgres import Connection, Database
+from services.chassis.retention import Retention
 from services.chassis.telemetry import log
 from vaccination.mypage.v1 import view_service_pb2 as pb
 from vaccination.mypage.v1 import view_service_pb2_grpc
@@ -43,7 +44,11 @@ SELECT replace(pg_get_indexdef(indexrelid), ' ON public.', ' ON next.')
 FROM pg_index i
 WHERE indrelid = $1::text::regclass AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)"""
 
-MIGRATIONS = "SELECT count(*) FROM public.migrations"
+# An index that is made outside a transaction is there some time before its migration counts as done.
+MIGRATIONS = """
+SELECT (SELECT count(*) FROM public.migrations)
+     + (SELECT count(*) FROM pg_index
+        WHERE indrelid IN ('public.my_reservations'::regclass, 'public.timeline'::regclass))"""
 
 
 class RebuildRunning(Exception):
@@ -64,8 +69,8 @@ class Progress:
 class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
     """For operators."""
 
-    def __init__(self, database: Database, bus: Bus, live: Consumer) -> None:
-        self._database, self._bus, self._live = database, bus, live
+    def __init__(self, database: Database, bus: Bus, live: Consumer, retention: Retention) -> None:
+        self._database, self._bus, self._live, self._retention = database, bus, live, retention
 
     @allow("operator")
     async def RebuildView(
@@ -125,7 +130,7 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
             since = min(since, await self._unhandled_since())
         migrations = await self._prepare(copy=since is not None)
         view = View(self._database, "next")
-        consumer = Consumer(self._bus, CONSUMER, view.subscriptions(), self._database, set_aside=False)
+        consumer = Consumer(self._bus, CONSUMER, view.subscriptions(self._retention), self._database, set_aside=False)
         await consumer.ensure(since)
         running = asyncio.create_task(consumer.run())
         try:
@@ -212,6 +217,6 @@ async def _to_go(consumer: Consumer, target: int) -> int:
     return max(1, pending + in_flight)
 
 
-def register(server: Server, database: Database, bus: Bus, live: Consumer) -> None:
+def register(server: Server, database: Database, bus: Bus, live: Consumer, retention: Retention) -> None:
     """Adds the view's service to a server. `live` is the present view's consumer."""
-    view_service_pb2_grpc.add_ViewServiceServicer_to_server(ViewServicer(database, bus, live), server)
+    view_service_pb2_grpc.add_ViewServiceServicer_to_server(ViewServicer(database, bus, live, retention), server)

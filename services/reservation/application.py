@@ -29,7 +29,7 @@ class Approval(Protocol):
     async def decide(self, request: Request) -> tuple[Appointment, RejectionReason | None]:
         """The decision, the same one for every repeat.
 
-        Raises ApprovalBusy, RequestIdReused, UnknownHospital or DatePassed.
+        Raises ApprovalBusy, RequestIdReused, UnknownHospital, DatePassed or TooManyRefusals.
         """
 
 
@@ -37,7 +37,11 @@ class UnitOfWork(Protocol):
     """What one transaction sees and changes."""
 
     async def add(self, reservations: Sequence[Reservation]) -> None:
-        """Writes those that are not there yet, with their events; those that are there stay as they are."""
+        """Writes those that are not there yet, with their events; those that are there stay as they are.
+
+        Approval decides a refused request anew when the refusal's retention is over. It may do so before the refusal is
+        deleted here: what was decided later replaces what is there.
+        """
 
     async def held(self, ids: Sequence[ReservationId]) -> Sequence[Reservation]:
         """Those that are there; nobody else changes them until the end."""

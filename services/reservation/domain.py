@@ -23,6 +23,7 @@ class ReservationError(Exception):
     ReservationError
     |- ApprovalBusy
     |- RequestIdReused
+    |- TooManyRefusals
     |- UnknownHospital
     |- DatePassed
     |- UnknownReservation
@@ -42,6 +43,10 @@ class ApprovalBusy(ReservationError):
 
 class RequestIdReused(ReservationError):
     """A request comes again with other content."""
+
+
+class TooManyRefusals(ReservationError):
+    """Approval's answer is no, and it keeps as many refusals of the customer's as may be: nothing is recorded."""
 
 
 class UnknownHospital(ReservationError):

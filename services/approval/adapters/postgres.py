@@ -9,6 +9,7 @@ from datetime import date
 import asyncpg
 
 from services.chassis.postgres import Database, Transaction, columns
+from services.chassis.retention import Retention, Rule
 from services.chassis.unit_of_work import LostRace
 
 from ..domain import Appointment, Day, Decision, Denial, Granted, Hospital, Ledger, Released, Request, ReservationId
@@ -27,6 +28,10 @@ LOCK_ACTIVE = """
 SELECT customer_id, reservation_id FROM active_bookings WHERE customer_id = ANY ($1) ORDER BY customer_id FOR UPDATE"""
 
 DECISIONS = "SELECT * FROM decisions WHERE reservation_id = ANY ($1)"
+
+REFUSALS = """
+SELECT customer_id, count(*) AS n FROM decisions WHERE customer_id = ANY ($1) AND denial IS NOT NULL
+GROUP BY customer_id"""
 
 HOSPITALS = "SELECT hospital_id, name, time_zone FROM hospitals WHERE hospital_id = ANY ($1)"
 
@@ -79,6 +84,39 @@ WHERE days.hospital_id = d.hospital_id AND days.date = d.date AND capacity <> $3
 OFFERED_DAYS = """
 SELECT hospital_id, date, capacity, approved FROM days
 WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 AND capacity > 0 ORDER BY date"""
+
+
+# Whose day has passed holds nobody's place any more: the next booking would take the row over.
+FORGET_ACTIVE = """
+DELETE FROM active_bookings WHERE customer_id = ANY (ARRAY(
+    SELECT a.customer_id FROM decisions d JOIN active_bookings a USING (reservation_id)
+    WHERE d.date < $1 LIMIT $2 FOR UPDATE OF a SKIP LOCKED))"""
+
+FORGET_PASSED = """
+DELETE FROM decisions WHERE reservation_id = ANY (ARRAY(
+    SELECT reservation_id FROM decisions d
+    WHERE date < $1 AND NOT EXISTS (SELECT FROM active_bookings a WHERE a.reservation_id = d.reservation_id)
+    LIMIT $2 FOR UPDATE SKIP LOCKED))"""
+
+FORGET_REFUSED = """
+DELETE FROM decisions WHERE reservation_id = ANY (ARRAY(
+    SELECT reservation_id FROM decisions WHERE denial IS NOT NULL AND decide_time < $1
+    LIMIT $2 FOR UPDATE SKIP LOCKED))"""
+
+FORGET_DAYS = """
+DELETE FROM days WHERE (hospital_id, date) IN (
+    SELECT hospital_id, date FROM days WHERE date < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)"""
+
+
+def rules(database: Database, retention: Retention) -> list[Rule]:
+    """What approval keeps no longer."""
+    delete = database.delete
+    return [
+        Rule("active bookings", lambda limit: delete(FORGET_ACTIVE, retention.passed_before, limit)),
+        Rule("passed decisions", lambda limit: delete(FORGET_PASSED, retention.passed_before, limit)),
+        Rule("refused decisions", lambda limit: delete(FORGET_REFUSED, retention.refused_before, limit)),
+        Rule("days", lambda limit: delete(FORGET_DAYS, retention.passed_before, limit)),
+    ]
 
 
 class PostgresBooks:
@@ -146,6 +184,7 @@ class PostgresUnitOfWork:
         active_ids = {row["customer_id"]: _id(row) for row in active}
         decisions = await transaction.read(DECISIONS, [*reservations, *active_ids.values()])
         hospitals = await transaction.read(HOSPITALS, list(set(hospital_ids)))
+        refusals = await transaction.read(REFUSALS, list(customers))
         decided = {_id(row): _decision(row) for row in decisions}
         self._may_give_way = set(active_ids.values())
         return Ledger(
@@ -153,6 +192,7 @@ class PostgresUnitOfWork:
             days={(row["hospital_id"], row["date"]): Day(**row) for row in locked},
             decisions=decided,
             active={customer_id: decided[active_id].appointment for customer_id, active_id in active_ids.items()},
+            refusals=Counter({row["customer_id"]: row["n"] for row in refusals}),
         )
 
     async def save(self, ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from pymongo import ReplaceOne
 
 from services.chassis.mongo import Mongo, Schema, Transaction
+from services.chassis.retention import Retention, Rule
 from services.chassis.telemetry import traces_by_key
 
 from ..domain import Appointment, Dose, Lot, LotId, PlaceInQueue, ReservationId, Status, Vaccination
@@ -50,9 +51,23 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
         [("status", 1), ("hospital_id", 1), *IN_ORDER],
         {"partialFilterExpression": {"status": Status.WAITING.value}},
     ),
+    ("vaccinations", [("date", 1)], {}),
     ("outbox", [("time", 1)], {}),
 ]
-SCHEMA = Schema(1, VALIDATORS, INDEXES)  # a change of either is a new version
+SCHEMA = Schema(2, VALIDATORS, INDEXES)  # a change of either is a new version
+
+
+def rules(mongo: Mongo, retention: Retention) -> list[Rule]:
+    """What vaccine management keeps no longer. Lots stay: they are the account of what became of each dose."""
+    vaccinations = mongo.database["vaccinations"]
+
+    async def passed(limit: int) -> int:
+        over = {"date": {"$lt": retention.passed_before.isoformat()}}
+        async with mongo.boundary():
+            ids = [row["_id"] async for row in vaccinations.find(over, {"_id": 1}).limit(limit)]
+            return (await vaccinations.delete_many({"_id": {"$in": ids}, **over})).deleted_count if ids else 0
+
+    return [Rule("passed vaccinations", passed)]
 
 
 class MongoStock:
