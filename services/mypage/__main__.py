@@ -24,12 +24,13 @@ async def mypage() -> None:
     kept = retention.Retention(settings, clock.now)
     consumer = Consumer(service.bus, service.name, projector.View(database).subscriptions(kept), database)
     rebuild.register(service.server, database, service.bus, consumer, kept)
+    rules = [*projector.rules(database, kept), *projector.purge(database, service.bus, kept).rules()]
     await service.run(
         open_store=lambda: database.open(MIGRATIONS),
         store=database,
         close_store=database.close,
         consumer=consumer,
-        background=[changes.run, lambda: retention.keep(service.name, projector.rules(database, kept))],
+        background=[changes.run, lambda: retention.keep(service.name, rules)],
     )
 
 

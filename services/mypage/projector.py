@@ -12,7 +12,8 @@ from typing import Any
 from google.protobuf.message import Message
 
 from services.chassis.convert import calendar_day, canonical_id
-from services.chassis.events import Event, Subscription
+from services.chassis.events import Bus, Event, Subscription
+from services.chassis.events.purge import Purge
 from services.chassis.postgres import Database
 from services.chassis.retention import Retention, Rule, Term
 from vaccination.approval.v1 import approval_events_pb2 as approval
@@ -21,6 +22,7 @@ from vaccination.reservation.v1 import reservation_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2 as vaccinemgmt
 
 Status = reservation_pb2.ReservationStatus
+REJECTED = Status.RESERVATION_STATUS_REJECTED
 STATUS: dict[type[Message], int] = {
     approval.ApprovalGranted: Status.RESERVATION_STATUS_APPROVED,
     approval.ApprovalDenied: Status.RESERVATION_STATUS_REJECTED,
@@ -135,13 +137,29 @@ def rules(database: Database, retention: Retention) -> list[Rule]:
     ]
 
 
+FAR_AHEAD = """
+SELECT min(decide_time) FROM my_reservations
+WHERE date - (decide_time AT TIME ZONE 'UTC')::date > 366 AND decide_time < $1"""
+
+
+def purge(database: Database, bus: Bus, retention: Retention) -> Purge:
+    """What the stream keeps no longer. MyPage is the one that purges, since its view is made of the stream."""
+
+    async def needed_since(before: datetime) -> datetime | None:
+        async with database.connection() as connection:
+            decided: datetime | None = await connection.fetchval(FAR_AHEAD, before)
+        return decided
+
+    return Purge(bus, retention, [event for event in STATUS if STATUS[event] == REJECTED], needed_since)
+
+
 Row = tuple[Any, ...]
 Entry = tuple[Row, Row]
 
 
 def term(event: Event) -> Term:
     """What decides how long the reservation is kept that an event is about."""
-    appointment, refused = event.message.appointment, STATUS[type(event.message)] == Status.RESERVATION_STATUS_REJECTED
+    appointment, refused = event.message.appointment, STATUS[type(event.message)] == REJECTED
     return Term(appointment.decide_time.ToDatetime(UTC), calendar_day("date", appointment.date), refused)
 
 

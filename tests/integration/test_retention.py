@@ -10,13 +10,17 @@ from typing import Any
 import asyncpg
 import pytest
 from google.protobuf.message import Message
+from nats.aio.client import Client
+from nats.js.api import AckPolicy, ConsumerConfig
 
 from services.approval.adapters import events as approval_events
 from services.approval.adapters import postgres as approval_store
 from services.approval.application import Approval
 from services.approval.domain import MOST_REFUSALS, Decision, Denial, Hospital, Request, ReservationId, TooManyRefusals
-from services.chassis.events import Event, Outgoing
+from services.chassis.events import STREAM, Bus, Event, Outgoing
 from services.chassis.events.delivery import Delivery, Fate
+from services.chassis.events.purge import Purge
+from services.chassis.events.setaside import Kind, Letter, SetAside
 from services.chassis.postgres import Database
 from services.chassis.retention import Retention, Rule
 from services.mypage import projector
@@ -32,11 +36,11 @@ from services.vaccinemgmt.domain import Appointment as ForADose
 from services.vaccinemgmt.domain import Delivery as Lots
 from services.vaccinemgmt.domain import ReservationId as DoseId
 from vaccination.approval.v1 import appointment_pb2
-from vaccination.approval.v1.approval_events_pb2 import ApprovalDenied, ApprovalGranted
+from vaccination.approval.v1.approval_events_pb2 import ApprovalDenied, ApprovalGranted, ApprovalReleased
 from vaccination.reservation.v1.reservation_events_pb2 import CancellationRequested, ReservationRejected
 from vaccination.vaccinemgmt.v1.vaccinemgmt_events_pb2 import CancellationCompleted
 
-from .conftest import MIGRATIONS, Days, OpenDatabase, OpenMongo
+from .conftest import MIGRATIONS, Days, OpenBus, OpenDatabase, OpenMongo
 
 NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
 TODAY = date(2027, 3, 1)
@@ -441,3 +445,146 @@ async def test_an_index_is_made_while_others_write(open_database: OpenDatabase, 
             assert not making.done()
         assert await office.deny("c1", TODAY) is Denial.DAY_NOT_OFFERED
     await making
+
+
+# The stream
+
+
+class Stream:
+    """Events in the stream, of which some are over."""
+
+    def __init__(self, admin: Client) -> None:
+        self.admin, self.js = admin, admin.jetstream()
+
+    async def put(self, *events: Any) -> None:
+        for event in events:
+            row = Outgoing.of(new_id(), NOW, event)
+            await self.js.publish(row.subject, row.payload, headers=row.headers())
+
+    async def moment(self) -> datetime:
+        """Now, as the stream sees it: what comes later is later."""
+        await self.put(ApprovalReleased(appointment=message(TODAY, NOW)))
+        state = (await self.js.stream_info(STREAM)).state
+        found: datetime | None = (await self.js.get_msg(STREAM, state.last_seq)).time
+        assert found
+        return found
+
+    async def kept(self, stream: str = STREAM) -> Counter[str]:
+        state = (await self.js.stream_info(stream, subjects_filter=">")).state
+        return Counter({subject.split(".")[-1]: count for subject, count in (state.subjects or {}).items()})
+
+
+@pytest.fixture
+async def stream(nats_admin: Client, open_bus: OpenBus) -> Stream:
+    await open_bus("mypage")
+    return Stream(nats_admin)
+
+
+def purging(bus: Bus, over_before: datetime, needed: datetime | None = None) -> Sequence[Rule]:
+    """The rules of a service that keeps events for a day, and refusals as long, at the time that makes these over."""
+
+    async def needed_since(before: datetime) -> datetime | None:
+        return needed if needed and needed < before else None
+
+    days = Days(retention_stream_days=3, retention_refused_days=2)
+    return Purge(bus, Retention(days, lambda: over_before + 3 * DAY), REFUSALS, needed_since).rules()
+
+
+GRANTED = ApprovalGranted(appointment=message(TODAY, NOW))
+DENIED = ApprovalDenied(appointment=message(TODAY, NOW), denial_reason=1)  # type: ignore[arg-type]
+REFUSALS = (ApprovalDenied, ReservationRejected)
+
+
+async def test_the_stream_keeps_what_is_not_over_and_two_replicas_purge_at_once(
+    stream: Stream, open_bus: OpenBus
+) -> None:
+    await stream.put(*[GRANTED] * 30)
+    moment = await stream.moment()
+    await stream.put(*[GRANTED] * 20, DENIED)
+    replicas = [purging(await open_bus("mypage"), moment) for _ in range(2)]
+    purged = await asyncio.gather(*map(run, replicas))
+    assert sum(p.get("events", 0) for p in purged) == 30
+    assert await stream.kept() == {"ApprovalGranted": 20, "ApprovalReleased": 1, "ApprovalDenied": 1}
+    assert await run(replicas[0]) == {}
+
+
+async def test_refusals_leave_the_stream_before_what_is_around_them(stream: Stream, open_bus: OpenBus) -> None:
+    await stream.put(GRANTED, DENIED, GRANTED, DENIED)
+    moment = await stream.moment()
+    await stream.put(DENIED)
+    # Where refusals are over and everything else is not.
+    days = Days(retention_stream_days=800, retention_refused_days=30)
+    bus = await open_bus("mypage")
+
+    async def needed_since(_: datetime) -> None:
+        return None
+
+    rules = Purge(bus, Retention(days, lambda: moment + 31 * DAY), REFUSALS, needed_since).rules()
+    assert await run(rules) == {f"{ApprovalDenied.DESCRIPTOR.full_name} in the stream": 2}
+    assert await stream.kept() == {"ApprovalGranted": 2, "ApprovalReleased": 1, "ApprovalDenied": 1}
+
+
+async def test_a_consumer_that_is_behind_keeps_its_events_and_one_that_has_nothing_to_do_keeps_none(
+    stream: Stream, open_bus: OpenBus
+) -> None:
+    bus = await open_bus("mypage")
+    for name, event in (("behind", ApprovalGranted), ("idle", CancellationRequested)):
+        config = ConsumerConfig(
+            durable_name=name, filter_subject=event.DESCRIPTOR.full_name, ack_policy=AckPolicy.EXPLICIT
+        )
+        await stream.js.add_consumer(STREAM, config)
+    await stream.put(*[GRANTED] * 10)
+    behind = await stream.js.pull_subscribe_bind("behind", STREAM)
+    messages = await behind.fetch(10)
+    for number in (0, 1, 2, 4):  # the fourth is in somebody's hands
+        await messages[number].ack_sync()
+    over = purging(bus, await stream.moment() + DAY)
+    assert await run(over) == {"events": 3}
+    assert (await stream.kept())["ApprovalGranted"] == 7
+    for number in (3, *range(5, 10)):
+        await messages[number].ack_sync()
+    assert await run(over) == {"events": 8}
+    await stream.put(GRANTED)  # the stream goes on behind what is gone
+    assert await stream.kept() == {"ApprovalGranted": 1}
+
+
+async def test_events_of_what_is_booked_far_ahead_are_kept_for_longer(
+    stream: Stream, open_bus: OpenBus, open_database: OpenDatabase
+) -> None:
+    bus, database = await open_bus("mypage"), await open_database("mypage")
+    await stream.put(GRANTED)
+    moment = await stream.moment()
+    far = ApprovalGranted(appointment=message(moment.date() + 900 * DAY, moment + DAY))
+    near = ApprovalGranted(appointment=message(moment.date() + 363 * DAY, moment - 3 * DAY))
+    await project(database, far, near)
+    await stream.put(far)
+    retention = Retention(LIMITS, lambda: moment + 805 * DAY)
+    assert await run(projector.purge(database, bus, retention).rules()) == {"events": 1}
+    assert await stream.kept() == {"ApprovalGranted": 1, "ApprovalReleased": 1}
+    async with database.connection() as connection:
+        await connection.execute("DELETE FROM my_reservations")
+    assert await run(projector.purge(database, bus, retention).rules()) == {"events": 2}
+
+
+async def test_dead_letters_stay_but_those_that_were_discarded_long_ago(stream: Stream, open_bus: OpenBus) -> None:
+    bus = await open_bus("mypage")
+    letters = SetAside(bus, "mypage")
+    for number in range(1, 5):
+        await letters.put(Letter("x", number, {}, b""), Kind.DEAD)
+    for letter in await letters.page(Kind.DEAD, 0, 2):
+        await letters.discard(letter, "op", "no use")
+    assert await stream.kept("DEAD_LETTERS") == {"mypage": 2, "discarded": 2}
+    later = purging(bus, datetime.now(UTC) + DAY)
+    assert await run(later) == {"discarded dead letters": 2}
+    assert await letters.dead() == 2
+
+
+async def test_nothing_is_purged_where_everything_is_kept_for_ever(stream: Stream, open_bus: OpenBus) -> None:
+    bus = await open_bus("mypage")
+    await stream.put(GRANTED, DENIED)
+
+    async def needed_since(_: datetime) -> None:
+        return None
+
+    rules = Purge(bus, Retention(Days(), lambda: datetime.now(UTC) + 9999 * DAY), REFUSALS, needed_since).rules()
+    assert await run(rules) == {}

@@ -9,6 +9,7 @@
 | consumer   | a service's durable consumer: pull, deliver, settle                           |
 | setaside   | dead letters, parked events, events that will be tried again                  |
 | redrive    | what was set aside comes back by itself                                       |
+| purge      | events leave the stream when they are over                                    |
 | operations | looking after all of it, over gRPC                                            |
 """
 

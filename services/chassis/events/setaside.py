@@ -5,7 +5,8 @@
 | DEAD   | DEAD_LETTERS.CONSUMER                 | an operator redrives or discards it         |
 | PARKED | DEAD_LETTERS.CONSUMER.parked.EVENT    | a version that knows it starts, or ditto    |
 | RETRY  | DEAD_LETTERS.CONSUMER.retry.EVENT     | its pause is over, and it is tried again    |
-| (none) | DEAD_LETTERS.CONSUMER.discarded       | for ever: content, who gave it up, and why  |
+| (none) | DEAD_LETTERS.CONSUMER.discarded       | RETENTION_STREAM_DAYS are over; it tells    |
+|        |                                       | the content, who gave it up, and why        |
 """
 
 import json
