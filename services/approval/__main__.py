@@ -4,6 +4,7 @@ from pathlib import Path
 
 from services.chassis import clock, retention
 from services.chassis.events import Consumer, Relay
+from services.chassis.events.erasure import Eraser
 from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
@@ -34,6 +35,7 @@ async def approval() -> None:
             database,
         ),
         background=[lambda: retention.keep(service.name, rules(database, kept))],
+        eraser=Eraser(use_cases.erase),
         probes=[metrics.outlook(database, clock.now)],
     )
 

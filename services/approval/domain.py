@@ -148,6 +148,10 @@ class Decision:
         return (a.customer_id, a.hospital_id, a.date, a.vaccine_code) == (
             request.customer_id, request.hospital_id, request.date, request.vaccine_code)  # fmt: skip
 
+    def holds_a_place(self, now: datetime) -> bool:
+        """Whether it was granted, was not released, and its day has not passed."""
+        return self.denial is None and self.released_at is None and not self.appointment.has_passed(now)
+
 
 @dataclass(frozen=True, slots=True)
 class Granted:

@@ -23,6 +23,7 @@ from . import gauges, telemetry, tracing
 from .edge import Edge
 from .errors import Errors, StoreUnavailable
 from .events import Bus, Consumer, PublishFailed, Relay, operations
+from .events.erasure import Eraser
 from .lifecycle import draining
 from .retry import Backoff
 from .settings import Settings
@@ -83,6 +84,7 @@ class Service:
         store: Store,
         close_store: Callable[[], Awaitable[None]],
         consumer: Consumer,
+        eraser: Eraser,
         relay: Relay | None = None,
         background: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
         probes: Iterable[gauges.Probe] = (),
@@ -101,7 +103,7 @@ class Service:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        operations.register(self.server, self.name, consumer, relay.store if relay else None)
+        operations.register(self.server, self.name, consumer, relay.store if relay else None, eraser)
         _reflect(self.server)
         await self._health.set(self.name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)

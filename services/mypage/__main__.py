@@ -8,7 +8,7 @@ from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
 
-from . import projector, rebuild, server
+from . import erasure, projector, rebuild, server
 from .queries import Changes
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -30,6 +30,7 @@ async def mypage() -> None:
         store=database,
         close_store=database.close,
         consumer=consumer,
+        eraser=erasure.eraser(database, service.bus),
         background=[changes.run, lambda: retention.keep(service.name, rules)],
     )
 

@@ -66,6 +66,22 @@ class Progress:
     to_go: int | None = None
 
 
+@asynccontextmanager
+async def alone(database: Database) -> AsyncIterator[Connection]:
+    """The session that holds the lock of the one rebuild; raises RebuildRunning."""
+    async with database.connection() as session:
+        try:
+            if not await session.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+                raise RebuildRunning("a rebuild is running: wait for it")
+            yield session
+        finally:
+            try:
+                await session.execute("SELECT pg_advisory_unlock_all()")
+            except BaseException:
+                session.terminate()  # from the pool it would go on keeping the lock from everybody
+                raise
+
+
 class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
     """For operators."""
 
@@ -96,7 +112,7 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
 
     async def _rebuild(self, since: datetime | None, progress: Progress) -> None:
         """Rebuilds, alone in all replicas, and leaves nothing behind, however it ends; raises RebuildRunning."""
-        async with self._alone() as session:
+        async with alone(self._database) as session:
             await self._clear()  # what a process left that died in the middle
             try:
                 while not await self._build(since, progress, session):
@@ -105,21 +121,6 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
             finally:
                 if not session.is_closed():  # else the lock is lost too, and what is there may be another rebuild's
                     await self._clear()
-
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[Connection]:
-        """The session that holds the lock of the one rebuild; raises RebuildRunning."""
-        async with self._database.connection() as session:
-            try:
-                if not await session.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
-                    raise RebuildRunning("another rebuild is running: wait for it")
-                yield session
-            finally:
-                try:
-                    await session.execute("SELECT pg_advisory_unlock_all()")
-                except BaseException:
-                    session.terminate()  # from the pool it would go on keeping the lock from everybody
-                    raise
 
     async def _build(self, since: datetime | None, progress: Progress, session: Connection) -> bool:
         """Until the switch has committed everything is as it was; after it the new view lacks nothing.
@@ -137,7 +138,7 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
             switched = False
             while not switched:
                 target = await consumer.last_sequence()
-                while to_go := await _to_go(consumer, target):
+                while to_go := await consumer.to_go(target):
                     progress.to_go = to_go
                     await session.execute("SELECT 1")  # raises when the session is lost, and the lock with it
                     await asyncio.sleep(REPORT_EVERY)
@@ -189,7 +190,7 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
             if await connection.fetchval(MIGRATIONS) != migrations:
                 raise _Migrated
             target, deadline = await consumer.last_sequence(), asyncio.get_running_loop().time() + SWITCH_WITHIN
-            while await _to_go(consumer, target):
+            while await consumer.to_go(target):
                 if asyncio.get_running_loop().time() > deadline:
                     return False
                 await asyncio.sleep(0.02)
@@ -204,17 +205,6 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
         await self._bus.forget(CONSUMER)
         async with self._database.transaction() as connection:
             await connection.execute("DROP SCHEMA IF EXISTS next CASCADE; DROP SCHEMA IF EXISTS old CASCADE")
-
-
-async def _to_go(consumer: Consumer, target: int) -> int:
-    """Events up to `target` that the consumer has not handled yet; 0 when it has them all."""
-    info = await consumer.info()
-    pending, in_flight = info.num_pending or 0, info.num_ack_pending or 0
-    delivered = info.delivered.stream_seq if info.delivered else 0
-    handled = info.ack_floor.stream_seq if info.ack_floor else 0
-    if (pending == 0 or delivered >= target) and (in_flight == 0 or handled >= target):
-        return 0
-    return max(1, pending + in_flight)
 
 
 def register(server: Server, database: Database, bus: Bus, live: Consumer, retention: Retention) -> None:

@@ -7,6 +7,7 @@ import grpc.aio
 
 from services.chassis import clock, retention
 from services.chassis.events import Consumer, Relay
+from services.chassis.events.erasure import Eraser
 from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
@@ -69,6 +70,7 @@ async def reservation() -> None:
             kept.applied_to(events.subscriptions(Followup(reservations)), events.term),
             database,
         ),
+        eraser=Eraser(desk.erase),
         background=[lambda: retention.keep(service.name, rules(database, kept))],
     )
 

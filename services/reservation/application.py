@@ -46,6 +46,12 @@ class UnitOfWork(Protocol):
     async def held(self, ids: Sequence[ReservationId]) -> Sequence[Reservation]:
         """Those that are there; nobody else changes them until the end."""
 
+    async def held_of(self, customer_id: str) -> Sequence[Reservation]:
+        """The customer's; nobody else changes them until the end."""
+
+    async def forget(self, reservations: Sequence[Reservation]) -> None:
+        """Deletes them."""
+
     async def save(self, reservations: Sequence[Reservation]) -> None:
         """Writes those that have changed since they were held, with their events."""
 
@@ -98,6 +104,16 @@ class ReservationDesk:
             reservation.request_cancellation(self._clock())
             await work.save([reservation])
         return reservation
+
+    @repeated_after_lost_race
+    async def erase(self, customer_id: str) -> int | None:
+        """Deletes a customer's reservations; returns how many, or None while something may still become of one."""
+        async with self._reservations.unit_of_work() as work:
+            reservations = await work.held_of(customer_id)
+            if any(reservation.is_active(self._clock()) for reservation in reservations):
+                return None
+            await work.forget(reservations)
+        return len(reservations)
 
     async def get(self, customer_id: str, reservation_id: ReservationId) -> Reservation:
         """The customer's own; raises UnknownReservation for everybody else's too."""

@@ -184,6 +184,12 @@ class Reservation:
         a = self.appointment
         return (a.hospital_id, a.date, a.vaccine_code) == (request.hospital_id, request.date, request.vaccine_code)
 
+    def is_active(self, now: datetime) -> bool:
+        """Whether something may still become of it."""
+        if self.status is Status.CANCEL_REQUESTED:
+            return True
+        return self.status not in (Status.REJECTED, Status.CANCELLED) and not self.appointment.has_passed(now)
+
     def request_cancellation(self, now: datetime) -> None:
         """The customer gives it up; a repeat changes nothing.
 

@@ -5,6 +5,7 @@ import asyncio
 from services.chassis import clock, retention
 from services.chassis.errors import StoreUnavailable
 from services.chassis.events import LOOK_EVERY, Consumer, Relay
+from services.chassis.events.erasure import Eraser
 from services.chassis.mongo import Mongo
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
@@ -58,6 +59,7 @@ async def vaccinemgmt() -> None:
             mongo,
             single_active=True,
         ),
+        eraser=Eraser(vaccines.erase),
         background=[
             lambda: serve_waiting(vaccines),
             lambda: retention.keep(service.name, rules(mongo, kept)),

@@ -60,6 +60,10 @@ RELEASE = """
 UPDATE decisions SET released_at = r.at FROM unnest($1::uuid[], $2::timestamptz[]) AS r (reservation_id, at)
 WHERE decisions.reservation_id = r.reservation_id"""
 
+DECISIONS_OF = "SELECT * FROM decisions WHERE customer_id = $1 ORDER BY reservation_id FOR UPDATE"
+
+FORGET = "DELETE FROM decisions WHERE reservation_id = ANY ($1)"
+
 DEACTIVATE = "DELETE FROM active_bookings WHERE reservation_id = ANY ($1)"
 
 PUT_HOSPITAL = """
@@ -234,6 +238,16 @@ class PostgresUnitOfWork:
     async def _activate(self, granted: Sequence[Appointment]) -> int:
         customers, ids = [a.customer_id for a in granted], [a.reservation_id for a in granted]
         return await self._transaction.write(ACTIVATE, customers, ids, list(self._may_give_way))
+
+    async def decisions_of(self, customer_id: str) -> Sequence[Decision]:
+        """See UnitOfWork."""
+        return [_decision(row) for row in await self._transaction.hold(DECISIONS_OF, customer_id)]
+
+    async def forget(self, decisions: Sequence[Decision]) -> None:
+        """See UnitOfWork."""
+        ids = [d.appointment.reservation_id for d in decisions]
+        await self._transaction.write(DEACTIVATE, ids)
+        await self._transaction.write(FORGET, ids)
 
     async def put_hospital(self, hospital: Hospital) -> bool:
         """See UnitOfWork."""

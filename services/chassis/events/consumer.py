@@ -220,6 +220,16 @@ class Consumer:
         with boundary():
             return (await self._bus.js.stream_info(STREAM)).state.last_seq
 
+    async def to_go(self, target: int) -> int:
+        """Events up to that number that it has not handled yet; 0 when it has them all. Raises PublishFailed."""
+        info = await self.info()
+        pending, in_flight = info.num_pending or 0, info.num_ack_pending or 0
+        delivered = info.delivered.stream_seq if info.delivered else 0
+        handled = info.ack_floor.stream_seq if info.ack_floor else 0
+        if (pending == 0 or delivered >= target) and (in_flight == 0 or handled >= target):
+            return 0
+        return max(1, pending + in_flight)
+
     async def time_of(self, sequence: int) -> datetime | None:
         """When the stream took an event, or the next one it has; None when there is none."""
         with boundary():

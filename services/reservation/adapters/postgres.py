@@ -51,6 +51,10 @@ JOIN (TABLE added UNION ALL TABLE replaced) AS new ON new.reservation_id = o.key
 
 HOLD = "SELECT * FROM reservations WHERE reservation_id = ANY ($1) ORDER BY reservation_id FOR UPDATE"
 
+HOLD_OF = "SELECT * FROM reservations WHERE customer_id = $1 ORDER BY reservation_id FOR UPDATE"
+
+FORGET = "DELETE FROM reservations WHERE reservation_id = ANY ($1)"
+
 CHANGE = """
 UPDATE reservations SET status = c.status
 FROM unnest($1::uuid[], $2::smallint[]) AS c (reservation_id, status)
@@ -136,6 +140,14 @@ class PostgresUnitOfWork:
         reservations = [_reservation(row) for row in await self._transaction.hold(HOLD, list(ids))]
         self._held |= {r.appointment.reservation_id: r.status for r in reservations}
         return reservations
+
+    async def held_of(self, customer_id: str) -> Sequence[Reservation]:
+        """See UnitOfWork."""
+        return [_reservation(row) for row in await self._transaction.hold(HOLD_OF, customer_id)]
+
+    async def forget(self, reservations: Sequence[Reservation]) -> None:
+        """See UnitOfWork."""
+        await self._transaction.write(FORGET, [r.appointment.reservation_id for r in reservations])
 
     async def save(self, reservations: Sequence[Reservation]) -> None:
         """See UnitOfWork."""

@@ -52,6 +52,7 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
         {"partialFilterExpression": {"status": Status.WAITING.value}},
     ),
     ("vaccinations", [("date", 1)], {}),
+    ("vaccinations", [("customer_id", 1)], {}),
     ("outbox", [("time", 1)], {}),
 ]
 SCHEMA = Schema(2, VALIDATORS, INDEXES)  # a change of either is a new version
@@ -128,6 +129,16 @@ class MongoUnitOfWork:
         """See UnitOfWork."""
         rows = self._vaccinations.find({"_id": {"$in": list(ids)}}, session=self._session)
         return {(v := self._seen(row)).appointment.reservation_id: v async for row in rows}
+
+    async def vaccinations_of(self, customer_id: str) -> Sequence[Vaccination]:
+        """See UnitOfWork."""
+        rows = self._vaccinations.find({"customer_id": customer_id}, session=self._session)
+        return [self._seen(row) async for row in rows]
+
+    async def forget(self, vaccinations: Sequence[Vaccination]) -> None:
+        """See UnitOfWork."""
+        ids = [v.appointment.reservation_id for v in vaccinations]
+        await self._vaccinations.delete_many({"_id": {"$in": ids}}, session=self._session)
 
     async def waiting(
         self,
