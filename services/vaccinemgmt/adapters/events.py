@@ -5,7 +5,6 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.message import Message
 
-from services.chassis import clock
 from services.chassis.convert import from_message, to_message
 from services.chassis.jetstream import Event as Received
 from services.chassis.jetstream import Handler, Unprocessable
@@ -32,7 +31,7 @@ def outgoing(event: Event) -> Outgoing:
             body = vaccinemgmt_events_pb2.ReservationWaiting(appointment=appointment, version=event.version)
         case Cancelled():
             body = vaccinemgmt_events_pb2.CancellationCompleted(appointment=appointment, version=event.version)
-    return Outgoing.of(appointment.reservation_id, clock.now(), body)
+    return Outgoing.of(appointment.reservation_id, event.at, body)
 
 
 def handlers(vaccines: Vaccines) -> dict[type[Message], Handler]:
@@ -54,6 +53,6 @@ def _appointment(event: Received) -> Appointment:
     appointment = from_message(event.message.appointment, Appointment)
     try:
         ZoneInfo(appointment.time_zone)
-    except (LookupError, ValueError, OSError):  # stored, it would stop whoever looks at the waiting list
+    except (LookupError, ValueError, OSError):  # once stored, it would stop every reader of the waiting list
         raise Unprocessable(f"no IANA time zone {appointment.time_zone!r}") from None
     return appointment
