@@ -5,7 +5,6 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.message import Message
 
-from services.chassis import clock
 from services.chassis.convert import canonical_id, from_message, to_message
 from services.chassis.events import Event as Received
 from services.chassis.events import NotUnderstood, Outgoing, Subscription
@@ -31,7 +30,7 @@ def outgoing(event: Event) -> Outgoing:
             body = vaccinemgmt_events_pb2.ReservationWaiting(appointment=appointment, version=event.version)
         case Cancelled():
             body = vaccinemgmt_events_pb2.CancellationCompleted(appointment=appointment, version=event.version)
-    return Outgoing.of(appointment.reservation_id, clock.now(), body, quoted=("appointment",))
+    return Outgoing.of(appointment.reservation_id, event.at, body, quoted=("appointment",))
 
 
 def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:
@@ -47,6 +46,6 @@ def _appointment(event: Received) -> Appointment:
     canonical_id(appointment.reservation_id)  # one of another kind could be found by nobody
     try:
         ZoneInfo(appointment.time_zone)
-    except (LookupError, ValueError, OSError):  # stored, it would stop whoever looks at the waiting list
+    except (LookupError, ValueError, OSError):  # once stored, it would stop every reader of the waiting list
         raise NotUnderstood(f"no IANA time zone {appointment.time_zone!r} here") from None
     return appointment

@@ -28,7 +28,7 @@ VALIDATORS: dict[str, Document] = {
         }
     },
     "vaccinations": {
-        "$expr": {  # a dose exactly when completed, and then exactly one
+        "$expr": {  # a completed vaccination has exactly one dose, any other has none
             "$and": [
                 {"$in": ["$status", [s.value for s in Status]]},
                 {
@@ -149,7 +149,8 @@ class MongoUnitOfWork:
         """See UnitOfWork."""
         if lots:
             await self._lots.bulk_write([_put(_lot_document(lot)) for lot in lots], session=self._session)
-        # Who has waited goes on in the trace of the request, whoever's delivery or cancellation it is that ends it.
+        # What happens to a customer who has waited belongs to the trace of that customer's request, and not to the
+        # trace of the delivery or of the cancellation that freed the dose.
         traces = self._traces | {key: trace for key, trace in traces_by_key.get().items() if trace}
         if vaccinations:
             documents = [_vaccination_document(v) for v in vaccinations]
