@@ -189,7 +189,9 @@ class Reservation:
         if self.status is Status.REJECTED:
             raise Rejected("the reservation was rejected: there is nothing to cancel")
         if self.status not in (Status.APPROVED, Status.COMPLETED):
-            raise UnknownStatus(f"a newer version gave the reservation the status {self.status.value}")
+            raise UnknownStatus(
+                f"the reservation is in status {self.status.value} of a newer version: cancel it when the update is over"
+            )
         if self.appointment.has_passed(now):
             raise AppointmentPassed(
                 f"the appointment's day, {self.appointment.date}, has passed: it can no longer be cancelled"

@@ -31,7 +31,8 @@ class VaccineError(Exception):
     |- VaccinationCancelled
     |- LotEmpty
     |- LotNotValid
-    `- LotOtherVaccine
+    |- LotOtherVaccine
+    `- UnknownStatus
     """
 
 
@@ -73,6 +74,13 @@ class LotNotValid(VaccineError):
 
 class LotOtherVaccine(VaccineError):
     """The customer asked for another vaccine."""
+
+
+class UnknownStatus(VaccineError):
+    """The vaccination is in a status of a newer version, and what may become of it there is not known here."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the vaccination is in status {status} of a newer version: try again when the update is over")
 
 
 class Status(Enum):

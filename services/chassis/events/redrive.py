@@ -59,8 +59,6 @@ class Redrive:
             more = False
             try:
                 more = bool(await quietly(self._look()))
-            except StoreUnavailable:
-                pass
             except Exception as error:  # one letter's trouble must not end the looks for all
                 log.error("what was set aside was not looked at", exc_info=error)
             if not more:

@@ -26,6 +26,7 @@ ERRORS = Errors(
         domain.UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id"),
         domain.Rejected: Answer(StatusCode.FAILED_PRECONDITION, "REJECTED"),
         domain.AppointmentPassed: Answer(StatusCode.FAILED_PRECONDITION, "APPOINTMENT_PASSED"),
+        domain.UnknownStatus: Answer(StatusCode.FAILED_PRECONDITION, "UNKNOWN_STATUS"),
     },
 )
 BUSY = {

@@ -13,7 +13,7 @@ from vaccination.reservation.v1 import reservation_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccination_pb2, vaccinemgmt_events_pb2
 
 from ..application import Vaccines
-from ..domain import Appointment, Cancelled, Completed, Event, Waiting
+from ..domain import Appointment, Cancelled, Completed, Event, UnknownStatus, Waiting
 
 
 def outgoing(event: Event) -> Outgoing:
@@ -36,8 +36,10 @@ def outgoing(event: Event) -> Outgoing:
 def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:
     """What vaccine management does when it hears of something."""
     return [
-        Subscription(approval_events_pb2.ApprovalGranted, _appointment, vaccines.admit),
-        Subscription(reservation_events_pb2.CancellationRequested, _appointment, vaccines.cancel),
+        Subscription(approval_events_pb2.ApprovalGranted, _appointment, vaccines.admit, not_yet=(UnknownStatus,)),
+        Subscription(
+            reservation_events_pb2.CancellationRequested, _appointment, vaccines.cancel, not_yet=(UnknownStatus,)
+        ),
     ]
 
 

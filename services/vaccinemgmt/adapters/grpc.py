@@ -29,6 +29,7 @@ ERRORS = Errors(
         domain.LotEmpty: Answer(StatusCode.FAILED_PRECONDITION, "LOT_EMPTY"),
         domain.LotNotValid: Answer(StatusCode.FAILED_PRECONDITION, "LOT_NOT_VALID"),
         domain.LotOtherVaccine: Answer(StatusCode.FAILED_PRECONDITION, "LOT_OTHER_VACCINE"),
+        domain.UnknownStatus: Answer(StatusCode.FAILED_PRECONDITION, "UNKNOWN_STATUS"),
     },
 )
 Context = ServicerContext[Any, Any]

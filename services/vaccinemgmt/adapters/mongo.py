@@ -11,7 +11,7 @@ from pymongo import ReplaceOne
 from services.chassis.mongo import Mongo, Schema, Transaction
 from services.chassis.telemetry import traces_by_key
 
-from ..domain import Appointment, Dose, Lot, LotId, PlaceInQueue, ReservationId, Status, Vaccination
+from ..domain import Appointment, Dose, Lot, LotId, PlaceInQueue, ReservationId, Status, UnknownStatus, Vaccination
 from .events import outgoing
 
 Document = dict[str, Any]
@@ -211,7 +211,11 @@ def _vaccination(row: Document) -> Vaccination:
     dose = row["dose"]
     if dose is not None:
         dose = Dose(**dose | _dates(dose, "production_date", "expiry_date"))
-    return Vaccination(appointment, Status(row["status"]), dose, row["version"])
+    try:
+        status = Status(row["status"])
+    except ValueError:
+        raise UnknownStatus(row["status"]) from None
+    return Vaccination(appointment, status, dose, row["version"])
 
 
 def _dates(row: Document, *names: str) -> dict[str, date]:
