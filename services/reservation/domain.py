@@ -190,7 +190,7 @@ class Reservation:
             raise Rejected("the reservation was rejected: there is nothing to cancel")
         if self.status not in (Status.APPROVED, Status.COMPLETED):
             raise UnknownStatus(
-                f"the reservation is in status {self.status.value} of a newer version: cancel it when the update is over"
+                f"the reservation is in status {self.status} of a newer version: cancel it when the update is over"
             )
         if self.appointment.has_passed(now):
             raise AppointmentPassed(

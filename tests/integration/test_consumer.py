@@ -82,7 +82,7 @@ class Handled:
         await self.may.wait()
         for event in events:
             if error := self.fails.get(number_of(event)):
-                raise error
+                raise type(error)(*error.args)  # a new one: each raise makes an exception's traceback longer
         self.batches.append(list(events))
 
     @property
