@@ -80,7 +80,7 @@ def null_mesh(home: Path, real: Mesh) -> Mesh:
     for name in ("reservation", "approval"):
         command: list[str | Path] = [sys.executable, "-m", "bench.null", name]
         mesh.components[name] = replace(
-            mesh.components[name], needs=(), check=lambda: None, prepare=lambda: None, command=command.copy
+            mesh.components[name], needs=tuple, check=lambda: None, prepare=lambda: None, command=command.copy
         )
     return mesh
 
