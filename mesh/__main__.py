@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def _arguments() -> argparse.ArgumentParser:
-    # Both before and after the command; SUPPRESS, else the command's default would undo what came before it.
+    # These options may stand before or after the command. Without SUPPRESS the default of the command's parser would
+    # replace a value that was given before it.
     common = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
     common.add_argument("--home", type=Path, help="the folder with everything in it (MESH_HOME, else .mesh)")
     common.add_argument("--base-port", type=int, help="all ports are this and above (18080, or as last time)")
@@ -65,7 +66,7 @@ def _arguments() -> argparse.ArgumentParser:
 
 
 def _token(arguments: argparse.Namespace, home: Path) -> None:
-    from mesh.machine import identity  # alone: this command is called in loops of shell scripts
+    from mesh.machine import identity  # and nothing more: shell scripts call this command in loops
 
     role = arguments.role or "customer"
     if (role == "manager") != bool(arguments.hospital):
@@ -147,7 +148,7 @@ def main() -> int:
 
                 operator = identity.token(home, subject="operator", roles=["operator"], expires_in=24 * 3600)
                 return importer.run(
-                    arguments.directory, mesh.gateway, operator, arguments.shift_to, arguments.time_zone
+                    arguments.directory, mesh.connect_aio, operator, arguments.shift_to, arguments.time_zone
                 )
             case "demo":
                 from mesh.data import demo

@@ -11,7 +11,7 @@ environment variables:
     NATS_SERVER     this server's name in a cluster, with
     NATS_PEERS      host:port of the routes of all its servers, comma separated
 
-/tmp/ready is there while the store serves and its users exist. NATS tells it itself: GET :8222/healthz.
+/tmp/ready exists while the store serves and its users exist. NATS itself tells whether it is ready: GET :8222/healthz.
 """
 
 import argparse
@@ -48,7 +48,7 @@ class PodHome(Home):
         self._nats_routes = environ["NATS_PEERS"].split(",") if environ.get("NATS_PEERS") else []
 
     def port(self, name: str) -> int:
-        """The port that everybody knows."""
+        """The store's usual port."""
         return PORTS[name]
 
     def mongo_address(self, member: str) -> str:
@@ -72,13 +72,13 @@ def _password(file: Path) -> str:
         raise MeshError(f"no password: {file}: {error.strerror}") from error
     if not re.fullmatch(
         "[A-Za-z0-9]{8,128}", password
-    ):  # so it needs no quoting in SQL and URLs, and makes MongoDB's key
+    ):  # needs no quoting in SQL and URLs, and is fit for MongoDB's key
         raise MeshError(f"password {file}: should be 8 to 128 letters and digits")
     return password
 
 
 def main() -> int:
-    """Serves until SIGTERM; the server's exit code."""
+    """Serves until SIGTERM; returns the server's exit code."""
     parser = argparse.ArgumentParser("mesh.evaluation", description="A store in a pod.")
     parser.add_argument("store", choices=STORES)
     store: str = parser.parse_args().store
@@ -87,7 +87,7 @@ def main() -> int:
     if store == "nats":
         kind.prepare(store)
         command = [str(part) for part in kind.command(store)]
-        os.execv(command[0], command)  # noqa: S606 - it needs nobody to look after it
+        os.execv(command[0], command)  # noqa: S606 - NATS needs no provisioning, so it takes this process' place
     server: subprocess.Popen[bytes] | None = None
 
     def stop(*_: int | FrameType | None) -> None:
@@ -96,10 +96,10 @@ def main() -> int:
             raise SystemExit(0)
         server.send_signal(kind.stop_signal)
 
-    # The kernel spares process 1 every signal that it does not handle.
+    # Process 1 gets only those signals that it handles.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    READY.unlink(missing_ok=True)  # of a container before this one in the same pod
+    READY.unlink(missing_ok=True)  # an earlier container of the pod may have left it
     kind.prepare(store)
     server = subprocess.Popen(kind.command(store), cwd=home.path)
     said = ""

@@ -1,10 +1,9 @@
-"""The gateway in a cluster without Istio: its pod makes Envoy's configuration of the rendered Istio objects, before
-Envoy starts. Charts that are released call it by this name:
+"""The gateway in a cluster without Istio. Before Envoy starts, the pod makes its configuration from the Istio objects:
 
     python -m mesh.gateway OBJECTS.json ENVOY.json
 
-In a cluster it listens at its Gateway's port, finds replicas by DNS (headless Services) and calls them in plain text.
-:15021/ready says whether it serves, :15021/stats/prometheus what it counts.
+Envoy listens at the Gateway's port, finds replicas by DNS (headless Services) and calls them in plain text. It serves
+:15021/ready for probes and :15021/stats/prometheus for Prometheus. Released charts know this module's name.
 """
 
 import json
@@ -12,16 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mesh.istio.kinds import Gateway, Untranslatable
 from mesh.istio.objects import Objects
 from mesh.istio.proxy import STATS, Proxy, endpoints, listener
-from mesh.istio.reading import Untranslatable
 from mesh.istio.writing import Json, http_filter, typed
 
 ADMIN, STATUS = 15000, 15021
 
 
 def _status() -> tuple[Json, Json]:
-    """A listener for probes and Prometheus, and the cluster of the administration that answers it."""
+    """The listener for probes and Prometheus, and the cluster of Envoy's administration, which answers them."""
     admin = {"name": "admin", "connect_timeout": "1s"} | endpoints("admin", "STATIC", [("127.0.0.1", ADMIN)])
     routes = [{"match": {"path": path}, "route": {"cluster": "admin"}} for path in ("/ready", "/stats/prometheus")]
     made = typed(
@@ -36,9 +35,9 @@ def _status() -> tuple[Json, Json]:
 def config(objects: Sequence[Json]) -> Json:
     """The whole bootstrap configuration of a gateway in a pod."""
     proxy = Proxy(Objects(objects))
-    [selector] = [item["spec"]["selector"] for item in objects if item["kind"] == "Gateway"]
-    _, port = proxy.istio.gateway_port(selector)
-    proxy.gateway(selector, "0.0.0.0", port)  # noqa: S104 - it is the way in
+    [gateway] = proxy.istio.of(Gateway)
+    [server] = gateway.spec.servers
+    proxy.gateway(gateway.spec.selector, "0.0.0.0", server.port.number)  # noqa: S104 - it is the way in
     status, admin = _status()
     return {
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": ADMIN}}},

@@ -1,4 +1,4 @@
-"""`python -m mesh.contracts` makes the contracts' code; with `--chart` also the chart's files, see generation."""
+"""`python -m mesh.contracts` generates the contracts' code, and with `--chart` the chart's files, see generation."""
 
 import sys
 

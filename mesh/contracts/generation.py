@@ -1,11 +1,11 @@
-"""Makes the generated code of the contracts: `python -m mesh.contracts`; with `--chart` also the chart's files of them.
+"""Generates the contracts' code (`python -m mesh.contracts`), and with `--chart` the chart's files made from contracts.
 
 One git-ignored tree, `vaccination/` (with `buf/` beside it for protovalidate's own messages), holds the Python code and
 `image.binpb`, the compiled contracts that buf and Envoy's transcoder read. Third-party protos come from pinned wheels:
 googleapis-common-protos ships its sources, protovalidate only the descriptor.
 
-The chart's files are committed, for it is installed without Python: `./dev gen` writes them, and a test tells when that
-was forgotten. So no other command may write them on its way.
+The chart's files are committed, since the chart is installed without Python. Only `./dev gen` writes them, so that a
+test can tell when somebody forgot to.
 """
 
 import hashlib
@@ -86,9 +86,10 @@ def _without_rules(messages: Iterable[descriptor_pb2.DescriptorProto]) -> None:
 
 
 def chart_files() -> dict[str, bytes]:
-    """The committed files by name: the contracts as Envoy's transcoder reads them, a quarter of the image, for each
-    gateway is sent them with its configuration; the description of their REST form; what the gateway answers itself;
-    and the description of the values."""
+    """The committed files by name: contracts for Envoy's transcoder, OpenAPI, local replies, the values' README.
+
+    The contracts are without comments and rules, a quarter of the image, because istiod sends them to each gateway.
+    """
     from mesh.contracts import openapi, replies, values
 
     image = IMAGE.read_bytes()

@@ -1,8 +1,8 @@
-"""REST's description: an OpenAPI 3.1 document of the compiled contracts, as the gateway's transcoder serves them.
+"""Describes the REST API in OpenAPI 3.1, from the compiled contracts, as the gateway's transcoder serves it.
 
 Paths come from google.api.http, texts from the protos' comments, bounds from protovalidate. A rule that JSON Schema
-cannot say (a time in the past, bounds of an int64, which is a string in JSON) is left to the field's comment: the
-document never refuses what the services take.
+cannot express (a time in the past, bounds of an int64, which is a string in JSON) is in the field's comment only. So
+the document never refuses what the services accept.
 """
 
 import re
@@ -35,21 +35,23 @@ _SCALARS: dict[str, Json] = {
     "UINT64": {"type": "string", "format": "uint64", "pattern": "^[0-9]+$"},
 }
 _TYPES: dict[int, Json] = {getattr(FieldDescriptor, f"TYPE_{name}"): schema for name, schema in _SCALARS.items()}
-# Messages that JSON has in a form of their own.
+# Messages with a JSON form of their own.
 _WELL_KNOWN: dict[str, Json] = {
     "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
     "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?s$"},
     "google.protobuf.Any": {"type": "object", "properties": {"@type": {"type": "string"}}, "required": ["@type"]},
 }
-# Rules of protovalidate and their words in JSON Schema.
+# Rules of protovalidate and their names in JSON Schema.
 _KEYWORDS = {"min_len": "minLength", "max_len": "maxLength", "pattern": "pattern", "const": "const"}
 _KEYWORDS |= {"min_items": "minItems", "max_items": "maxItems", "unique": "uniqueItems"}
 _KEYWORDS |= {"gte": "minimum", "lte": "maximum", "gt": "exclusiveMinimum", "lt": "exclusiveMaximum"}
 
 
 def document(image: bytes) -> Json:
-    """The document for a compiled image (a FileDescriptorSet with imports and source info), the same for the same
-    contracts. ValueError: a REST form that it cannot describe."""
+    """The document for a compiled image (a FileDescriptorSet with imports and source info).
+
+    The same contracts give the same document. ValueError: it cannot describe a method's REST form.
+    """
     return _Document(image).content
 
 
@@ -87,7 +89,7 @@ class _Document:
 
     def _option(self, of: Any, extension: str) -> Any:
         """The value of an extension of the options of a method, field or oneof; empty if it is not set."""
-        options = of.GetOptions()  # of a class that does not know the extensions; the pool does
+        options = of.GetOptions()  # its class does not know the extensions, the pool does
         known = message_factory.GetMessageClass(self._pool.FindMessageTypeByName(options.DESCRIPTOR.full_name))
         parsed: Any = known.FromString(options.SerializeToString())
         return parsed.Extensions[self._pool.FindExtensionByName(extension)]
@@ -96,7 +98,7 @@ class _Document:
         return self._option(field, "buf.validate.field")
 
     def _operation(self, service: ServiceDescriptor, method: MethodDescriptor) -> bool:
-        """Adds the RPC if it has a REST form, and tells whether."""
+        """Adds the RPC if it has a REST form; returns whether it has."""
         rule = self._option(method, "google.api.http")
         told = {field.name for field, _ in rule.ListFields()}
         verb = rule.WhichOneof("pattern")
@@ -141,7 +143,7 @@ class _Document:
         return True
 
     def _body(self, method: MethodDescriptor, body: str, bound: list[str]) -> Json:
-        """The message, or its field `body`, without what the path tells."""
+        """The schema of the message, or of its field `body`, without the fields in the path."""
         message: Any = method.input_type
         if body != "*":
             message = message.fields_by_name[body].message_type
@@ -149,7 +151,7 @@ class _Document:
         return self._object(message, without=bound) if bound else self._message(message)
 
     def _query(self, method: MethodDescriptor, without: set[str]) -> list[Json]:
-        """What neither path nor body has."""
+        """The query parameters: the fields that are neither in the path nor in the body."""
         fields = [field for field in method.input_type.fields if field.name not in without]
         for field in fields:
             if field.message_type and field.message_type.full_name not in _WELL_KNOWN:
@@ -162,13 +164,13 @@ class _Document:
         return parameter | ({"required": True} if self._required(field) else {})
 
     def _message(self, message: Descriptor) -> Json:
-        """How a field, or a body, has it."""
+        """The schema of a message as the type of a field or of a body."""
         if message.full_name in _WELL_KNOWN:
             return dict(_WELL_KNOWN[message.full_name])
         if message.full_name.startswith("google.protobuf."):
             return {"type": [self._field(message.fields_by_name["value"])["type"], "null"]}  # a wrapper
         if message.full_name not in self._schemas:
-            self._schemas[message.full_name] = {}  # there already, for a message within itself
+            self._schemas[message.full_name] = {}  # entered first, because a message may contain itself
             self._schemas[message.full_name] = self._object(message)
         return {"$ref": f"#/components/schemas/{message.full_name}"}
 
@@ -218,7 +220,7 @@ class _Document:
         return schema
 
     def _required(self, field: FieldDescriptor) -> bool:
-        """Whether the rules refuse the field's absence, which is its default value."""
+        """Whether the rules refuse the default value, which a missing field has."""
         rules = self._rules(field)
         if rules.required or field.has_presence:
             return bool(rules.required)
@@ -228,7 +230,7 @@ class _Document:
         return least > 0 or "gt" in told or "uuid" in told or not re.search(told.get("pattern", ""), "")
 
     def _errors(self) -> Json:
-        """The responses in case of error. Any, in JSON, is the message's own fields beside its type's name."""
+        """The responses in case of error. In JSON an Any has the message's own fields, and its type's name."""
         kinds = []
         for name in _DETAILS:
             schema = self._object(self._pool.FindMessageTypeByName(f"google.rpc.{name}"))
@@ -256,7 +258,7 @@ def _json(schema: Json) -> Json:
 
 
 def _constraints(rules: Message) -> Json:
-    """What JSON Schema can say of a field's rules."""
+    """A field's rules, as far as JSON Schema can express them."""
     found: Json = {}
     for field, value in rules.ListFields():
         if field.name in _KEYWORDS:
@@ -267,11 +269,11 @@ def _constraints(rules: Message) -> Json:
 
 
 def _comments(file: descriptor_pb2.FileDescriptorProto) -> Iterator[tuple[str, str]]:
-    """Full names and the comment before each, of all that a file declares."""
+    """The full name of everything that a file declares, and the comment before it."""
     for location in file.source_code_info.location:
         text = "\n".join(line.removeprefix(" ").rstrip() for line in location.leading_comments.strip().splitlines())
         numbers, node, names = list(location.path), file, [file.package]
-        while text and len(numbers) > 1 and hasattr(node, "DESCRIPTOR"):  # else it is a part of a declaration
+        while text and len(numbers) > 1 and hasattr(node, "DESCRIPTOR"):  # otherwise it is a part of a declaration
             parts: Any = getattr(node, node.DESCRIPTOR.fields_by_number[numbers[0]].name)
             if not hasattr(node := parts[numbers[1]], "name"):
                 break

@@ -1,7 +1,7 @@
-"""What the gateway itself answers, in the form of the services' errors (google.rpc.Status): Envoy's local replies.
+"""The gateway's own answers (Envoy's local replies) in the form of the services' errors, google.rpc.Status.
 
-As trailers for gRPC, and as the JSON that the transcoder would make of it for REST. Made with the contracts' code
-(`./dev gen`) into a file of the chart, since Helm cannot write protobuf.
+For gRPC they are trailers, for REST the JSON that the transcoder would make of them. `./dev gen` writes them into a
+file of the chart, since Helm cannot write protobuf.
 """
 
 import base64
@@ -16,20 +16,20 @@ Json = dict[str, Any]
 
 INVALID_TOKEN = "the bearer token is expired or not valid: get a new one"  # noqa: S105
 NO_TOKEN = "no bearer token: send the header 'authorization: Bearer <JWT>'"  # noqa: S105
-# What Envoy itself refuses, by HTTP status: code over gRPC, code in REST's JSON, ErrorReason of vaccination.edge, and
-# the message over gRPC: a fixed one, because clients reject details that have another message than the call.
+# Envoy's refusals by HTTP status: the code over gRPC, the code in REST's JSON, the ErrorReason of vaccination.edge, and
+# the message over gRPC. That is fixed, because clients reject details whose message is not the call's.
 REFUSALS = {
     400: (code_pb2.INVALID_ARGUMENT, code_pb2.INVALID_ARGUMENT, "MALFORMED_REQUEST", "the request is malformed"),
     404: (code_pb2.UNIMPLEMENTED, code_pb2.NOT_FOUND, "UNKNOWN_METHOD", "no such method or path"),
     413: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "the request is too large"),
     431: (code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED, "REQUEST_TOO_LARGE", "its headers are too large"),
 }
-# So answers the chart's rate limit for a crowd, and nobody else: it must not be taken for a caller's own.
+# The status of the chart's rate limit for a crowd. Nothing else answers it, so it is no caller's own limit.
 CROWD = 507
 PAUSES = (1, 2, 3, 4, 5, 6, 8, 10)  # seconds
 BUSY = "too many calls at once: try again shortly"
 OFTEN = "too many calls by this caller: try again shortly"
-# What it cannot do, by HTTP status, in REST's JSON; over gRPC its own choice is right.
+# Envoy's failures by HTTP status, with the code in REST's JSON. Over gRPC the code that Envoy chooses is right.
 FAILURES = {
     408: code_pb2.DEADLINE_EXCEEDED,
     502: code_pb2.UNAVAILABLE,
@@ -60,7 +60,7 @@ def _one_in(number: int) -> Json:
     return {"runtime_filter": {"runtime_key": "unused", "percent_sampled": chance, "use_independent_randomness": True}}
 
 
-# After the transcoder a REST request looks like gRPC, but for this header.
+# After the transcoder a REST request looks like gRPC, except that it has the header x-envoy-original-path.
 _IS_GRPC = _all(
     _header("content-type", string_match={"prefix": "application/grpc"}),
     _header("x-envoy-original-path", present_match=True, invert_match=True),
@@ -69,7 +69,7 @@ _IS_GRPC = _all(
 
 @dataclass(frozen=True)
 class Refusal:
-    """What becomes of a local reply. Codes are google.rpc.Code's; `reason` is an ErrorReason of vaccination.edge."""
+    """What a local reply becomes. Codes are google.rpc.Code's, `reason` is an ErrorReason of vaccination.edge."""
 
     met: Json
     http: int
@@ -78,7 +78,7 @@ class Refusal:
     reason: str
     message: str
     retry_after: int | None = None  # seconds
-    keeps_text: bool = False  # REST tells Envoy's own words, which name the field
+    keeps_text: bool = False  # REST has Envoy's own message, which names the field
 
     def _status(self, code: int) -> status_pb2.Status:
         status = status_pb2.Status(code=code, message=self.message)
@@ -90,7 +90,7 @@ class Refusal:
         return status
 
     def to_grpc(self) -> Json:
-        """As trailers without a body: with one, gRPC-Web would be told another status, made of the HTTP one."""
+        """Trailers without a body: with a body, gRPC-Web would get a status made from the HTTP status."""
         details = base64.b64encode(self._status(self.grpc).SerializeToString()).decode()
         trailers = {"grpc-status": str(self.grpc), "grpc-message": self.message, "grpc-status-details-bin": details}
         return {
@@ -104,7 +104,7 @@ class Refusal:
         }
 
     def to_rest(self) -> Json:
-        """As the JSON that the transcoder would make of it."""
+        """The JSON that the transcoder would make of it."""
         body = json_format.MessageToDict(self._status(self.rest))
         if self.keeps_text:
             body["message"] = "%LOCAL_REPLY_BODY%"
@@ -119,23 +119,23 @@ class Refusal:
 
 
 def _refusals() -> list[Refusal]:
-    """In the order in which they are tried."""
+    """All refusals, in the order in which Envoy tries them."""
     exhausted = (429, code_pb2.RESOURCE_EXHAUSTED, code_pb2.RESOURCE_EXHAUSTED)
-    # The breaker is open, or more come than a replica of the gateway lets in in a second.
+    # The breaker is open, or more calls came than a replica of the gateway lets in.
     crowd = {"or_filter": {"filters": [{"response_flag_filter": {"flags": ["UO"]}}, _status_is(CROWD)]}}
     verified = _header("x-jwt-payload", present_match=True)
     bearer = _header("authorization", string_match={"prefix": "Bearer "})
     denied = (403, code_pb2.PERMISSION_DENIED, code_pb2.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
     unknown = (401, code_pb2.UNAUTHENTICATED, code_pb2.UNAUTHENTICATED)
     return [
-        # Who is sent away together comes back together: an eighth of them after each of these pauses.
+        # Callers that are refused together would come back together. So an eighth of them gets each of these pauses.
         *(
             Refusal(_all(crowd, _one_in(len(PAUSES) - i)), *exhausted, "OVERLOADED", BUSY, pause)
             for i, pause in enumerate(PAUSES)
         ),
         Refusal(_status_is(429), *exhausted, "RATE_LIMITED", OFTEN, 1),
-        # The policies answer 403 to whom they do not know too; and jwt_authn to a token for another audience, which is
-        # one more that is not valid.
+        # The policies answer 403 to callers without a token too, and jwt_authn to a token for another audience, which
+        # is an invalid token like others.
         Refusal(_all(_status_is(403), verified), *denied, "this call is for another role"),
         Refusal(_all(_status_is(403), bearer), *unknown, "TOKEN_INVALID", INVALID_TOKEN),
         Refusal(_status_is(403), *unknown, "TOKEN_MISSING", NO_TOKEN),
@@ -151,7 +151,7 @@ def local_replies() -> Json:
     for http, code in FAILURES.items():
         content = {"code": code, "message": "%LOCAL_REPLY_BODY%"}
         to_rest.append({"filter": _status_is(http), "body_format_override": {"json_format": content}})
-    # Else it would be UNKNOWN to gRPC.
+    # Without this a 408 would be UNKNOWN in gRPC.
     deadline = [_set("grpc-status", str(code_pb2.DEADLINE_EXCEEDED))]
     too_slow = {"filter": _all(_IS_GRPC, _status_is(408)), "headers_to_add": deadline}
     return {"mappers": [*(r.to_grpc() for r in refusals), too_slow, {"filter": _IS_GRPC}, *to_rest]}

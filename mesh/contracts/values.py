@@ -1,4 +1,4 @@
-"""The chart's README: each value with its default and its reason, as values.yaml has them."""
+"""The chart's README: each value of values.yaml with its default and its comment."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def readme() -> str:
 
 
 def _rows(text: str) -> Iterator[tuple[str, str, str]]:
-    """Of every line with a value, and of every group of them that has a comment."""
+    """Path, default and comment of every value, and of every group of values that has a comment."""
     values = yaml.safe_load(text)
     above: list[tuple[int, str]] = []  # indentation and key of where a line stands
     comment: list[str] = []
@@ -47,7 +47,7 @@ def _rows(text: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _at(value: Any, path: list[str]) -> Any:
-    """The value there; of a list, that of its first item."""
+    """The value at a path, which goes into the first item of a list."""
     for key in path:
         value = (value[0] if isinstance(value, list) else value)[key]
     return value

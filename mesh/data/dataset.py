@@ -10,9 +10,9 @@ counted and left out. Beside them each *.csv holds lots, under a header with the
 - A Slot adds its `slot-capacity` (1 when absent) to the day on which it starts at the hospital. One that is busy adds
   0: a day of nothing but busy slots has the capacity 0.
 
-A row in error is reported, and the rows beside it are kept. Files are read line by line, and twice, because a Slot may
-come before its Schedule: memory grows with the hospitals' days and the lots, and by some hundred bytes a slot to
-recognise one that is repeated.
+A row in error is reported, and the other rows are kept. Files are read line by line, and twice, because a Slot may come
+before its Schedule. Memory grows with the hospitals' days and the lots, and by some hundred bytes for each slot, which
+serve to recognise a repeated one.
 """
 
 import csv
@@ -115,7 +115,7 @@ class Lot:
 
 @dataclass(slots=True)
 class Data:
-    """What a directory holds; lots by hospital. `ignored` counts, by description, what was left out and is no error."""
+    """What a directory holds; lots by hospital. `ignored` counts what was left out without being an error."""
 
     hospitals: dict[str, Hospital] = field(default_factory=dict)
     lots: defaultdict[str, list[Lot]] = field(default_factory=lambda: defaultdict(list))
@@ -123,30 +123,30 @@ class Data:
     errors: list[RowError] = field(default_factory=list)
 
     def rows(self) -> int:
-        """Hospitals, their days, and lots."""
+        """The number of hospitals, of their days, and of lots."""
         days = sum(len(hospital.days) for hospital in self.hospitals.values())
         return len(self.hospitals) + days + sum(map(len, self.lots.values()))
 
     def without_lot(self) -> list[str]:
-        """Vaccines that a hospital's schedules offer and that none of its lots is, as "hospital CVX"."""
+        """Vaccines that a hospital's schedules offer without a lot in the files, as "hospital CVX"."""
         lots = {(key, lot.cvx) for key, lots in self.lots.items() for lot in lots}
         offered = {(key, vaccine) for key, hospital in self.hospitals.items() for vaccine in hospital.vaccines}
         return [" ".join(pair) for pair in sorted(offered - lots)]
 
 
 def read(directory: Path, time_zone: str | None = None, advance: Callable[[int], None] = lambda _: None) -> Data:
-    """Reads the directory's files; `advance` hears of the bytes read, those of *.ndjson twice."""
+    """Reads the directory's files. `advance` is called with the number of bytes read, for *.ndjson twice."""
     return _Reader(time_zone, advance).read(directory)
 
 
-@cache  # it looks into some 600 files
+@cache  # reading the names takes some 600 files
 def time_zones() -> set[str]:
-    """The IANA names known here."""
+    """The IANA names that this machine knows."""
     return available_timezones()
 
 
 def bytes_to_read(directory: Path) -> int:
-    """What `read` will tell `advance` in all."""
+    """The sum of what `read` will tell `advance`."""
     files = ((times, path) for end, times in (("ndjson", 2), ("csv", 1)) for path in directory.glob(f"*.{end}"))
     return sum(times * path.stat().st_size for times, path in files if path.is_file())
 
@@ -161,7 +161,7 @@ def shift(data: Data, to: date) -> int:
     def moved(day: date) -> date:
         try:
             return day + delta
-        except OverflowError:  # 9999-12-31, "does not expire", stays what it is
+        except OverflowError:  # 9999-12-31 means that a lot does not expire
             return date.max if delta > timedelta(0) else date.min
 
     for hospital in data.hospitals.values():
@@ -187,7 +187,7 @@ class _Reader:
     def __init__(self, time_zone: str | None, advance: Callable[[int], None]) -> None:
         self.data, self.time_zone, self.advance = Data(), time_zone, advance
         self.schedules: dict[str, tuple[Row, str, set[str]]] = {}
-        self.broken: set[str] = set()  # references to rows in error: what hangs on them is not an error of its own
+        self.broken: set[str] = set()  # rows in error; a row that refers to one is not reported again
         self.seen: defaultdict[str, dict[Hashable, int]] = defaultdict(dict)
 
     def read(self, directory: Path) -> Data:
@@ -218,7 +218,7 @@ class _Reader:
         return True
 
     def lines(self, path: Path, errors: list[RowError]) -> Iterator[tuple[Row, str]]:
-        """The lines that are not blank. In files put together by cat a BOM may stand before any of them."""
+        """The lines that are not blank. Any of them may begin with a BOM, if the file was joined from several."""
         try:
             with path.open("rb") as file:
                 for number, raw in enumerate(file, 1):
@@ -246,7 +246,7 @@ class _Reader:
                 errors.append(RowError(row, "resourceType", "is missing"))
 
     def is_new(self, kind: str, name: str, key: Hashable, content: Hashable) -> bool:
-        """False for a row that repeats one before, word for word; the same key with another content is an error."""
+        """False for a row that repeats an earlier one. Invalid: it has the same key and another content."""
         seen, digest = self.seen[kind], hash(content)
         if key not in seen:
             seen[key] = digest
@@ -289,12 +289,12 @@ class _Reader:
         vaccines = {str(product.get("code")) if isinstance(product, dict) else "" for product in products}
         if self.is_new("Schedule", "id", key, (location, *sorted(vaccines))):
             self.schedules[key] = row, location, vaccines
-        for vaccine in vaccines:  # last: the schedule's slots do not hang on it
+        for vaccine in vaccines:  # checked last, since the slots are kept whatever it is
             if not re.fullmatch("[0-9]{1,3}", vaccine):
                 raise Invalid("vaccine-product", f"{_show(vaccine)} is not a CVX code")
 
     def join_schedules(self) -> None:
-        """Leaves the schedules whose Location is there."""
+        """Drops the schedules whose Location is not there."""
         for key, (row, location, vaccines) in list(self.schedules.items()):
             if location in self.data.hospitals:
                 self.data.hospitals[location].vaccines |= vaccines
@@ -341,7 +341,7 @@ class _Reader:
     def stock(self, path: Path) -> None:
         header: list[str] = []
         for row, text in self.lines(path, self.data.errors):
-            try:  # each line on its own: a quote that is never closed must not swallow the rows after it
+            try:  # each line by itself, so that a quote that is not closed does not swallow the next rows
                 cells = [cell.strip() for cell in next(csv.reader([text], strict=True))]
             except csv.Error as error:
                 self.data.errors.append(RowError(row, "line", f"is not CSV: {error}"))
@@ -368,7 +368,7 @@ class _Reader:
 
 
 def _show(value: object) -> str:
-    """A value for a message: short, on one line, nothing that a terminal would obey."""
+    """A value for a message: short, on one line, without control characters for a terminal."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -385,7 +385,7 @@ def _text(values: Resource, name: str) -> str:
 def _day(values: dict[str, str], name: str) -> date:
     text = _text(values, name)
     try:
-        if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):  # fromisoformat takes weeks, too
+        if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):  # fromisoformat accepts weeks too
             return date.fromisoformat(text)
     except ValueError:
         pass

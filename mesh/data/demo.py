@@ -1,6 +1,6 @@
-"""The journey to watch: `./dev demo`. Four people, a clinic with two places a day, and one change of mind.
+"""The demo, `./dev demo`: four people, a clinic with two places a day, and one who cancels.
 
-May be run again and again on the same data: each run has customers, request ids and, if need be, a day of its own.
+It may be repeated on the same data: each run has its own customers and request ids and, if needed, its own day.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ from vaccination.vaccinemgmt.v1.vaccinemgmt_service_pb2_grpc import VaccinemgmtS
 # The clinic of mesh/data with two places a day, and another one for those who find it full.
 SMALL, LARGE = "jeju-aewol", "seoul-mapo"
 DATA = ROOT / "mesh" / "data"
-PATIENCE = 30.0  # seconds for any step; each takes milliseconds on an idle machine
+PATIENCE = 30.0  # seconds for each step, which takes milliseconds on an idle machine
 COLOURS = {"APPROVED": "yellow", "COMPLETED": "green", "REJECTED": "red", "CANCELLED": "magenta"}
 Metadata = tuple[tuple[str, str], ...]
 Status = reservation_pb2.ReservationStatus
@@ -46,7 +46,7 @@ def _status(value: "Status.ValueType") -> str:
 
 
 class Demo:
-    """One run."""
+    """One run of the demo."""
 
     def __init__(self, mesh: Mesh, console: Console, channel: grpc.aio.Channel) -> None:
         self.mesh, self.console = mesh, console
@@ -57,7 +57,7 @@ class Demo:
         self.mypage = MypageServiceStub(channel)
         self.operator = self._metadata("operator", "operator")
         self.other_day = ""
-        # By reservation: who asked and when, and what MyPage has shown since, with the time of each.
+        # By reservation: who asked and when, and what MyPage has shown since, each with its time.
         self.asked: dict[str, tuple[str, float]] = {}
         self.screens: dict[str, list[tuple[MyReservation, float]]] = defaultdict(list)
         self.changed = asyncio.Condition()
@@ -69,11 +69,11 @@ class Demo:
         return self._metadata(f"{name.lower()}-{self.run}", "customer")
 
     def say(self, headline: str) -> None:
-        """Starts the next scene."""
+        """Prints a heading."""
         self.console.print(f"\n[bold]{headline}[/]")
 
     async def journey(self) -> None:
-        """From the empty day to the cancelled booking."""
+        """Everything, from an empty day to a cancelled booking."""
         followers = [asyncio.create_task(self._follow(name)) for name in ("Minji", "Joon", "Sora", "Hana")]
         try:
             await self._scenes()
@@ -131,7 +131,7 @@ class Demo:
         for day in days:
             if day.left == 2:
                 return day.date, 2
-        # Many runs have filled every day: the clinic opens two places more on a day that it has.
+        # Earlier runs have filled every day, so the clinic opens two more places on one of them.
         last = days[-1] if days else hospital_pb2.DayAvailability(date=str(date.today() + timedelta(days=1)))
         request = hospitals.SetDailyCapacityRequest(
             hospital_id=SMALL, first_date=last.date, last_date=last.date, capacity=last.approved + 2
@@ -180,7 +180,7 @@ class Demo:
         return booked.reservation_id
 
     async def _follow(self, name: str) -> None:
-        """Keeps MyPage open, as the customer's browser would."""
+        """Watches MyPage, as the customer's browser would."""
         request = mypage.WatchMyReservationsRequest()
         async for answer in self.mypage.WatchMyReservations(request, metadata=self._customer(name)):
             async with self.changed:
@@ -189,7 +189,7 @@ class Demo:
                 self.changed.notify_all()
 
     async def _reached(self, reservation_id: str, wanted: "Status.ValueType") -> MyReservation:
-        """Waits until MyPage shows the status, and tells how it came to it."""
+        """Waits until MyPage shows the status, and prints the statuses that it showed before."""
         screens = self.screens[reservation_id]
         try:
             async with self.changed, asyncio.timeout(PATIENCE):
@@ -197,7 +197,7 @@ class Demo:
         except TimeoutError:
             raise MeshError(f"MyPage did not show {Status.Name(wanted)} within {PATIENCE:.0f} s") from None
         name, asked = self.asked[reservation_id]
-        steps: dict[str, str] = {}  # each status once: behind one there may be several events
+        steps: dict[str, str] = {}  # each status once, since several events may leave the status as it is
         for screen, at in screens:
             if at > asked:
                 status = _status(screen.status)
@@ -230,7 +230,7 @@ class Demo:
         self.console.print(table)
 
     async def is_imported(self) -> bool:
-        """Whether an earlier run did it. Another import on another day would move the lots' dates, which is refused."""
+        """Whether an earlier run has imported. Another import would move the lots' dates, which is refused."""
         return bool(await self._lots())
 
 
@@ -244,7 +244,7 @@ def run(mesh: Mesh, console: Console, report: Report, *, stop: bool) -> int:
         mesh.up(report=report)
 
     async def show() -> int:
-        async with grpc.aio.insecure_channel(mesh.gateway, [("grpc.enable_http_proxy", 0)]) as channel:
+        async with mesh.connect_aio() as channel:
             demo = Demo(mesh, console, channel)
             if await demo.is_imported():
                 demo.say(f"The clinics and lots of {DATA.relative_to(ROOT)} are there already")
@@ -252,7 +252,7 @@ def run(mesh: Mesh, console: Console, report: Report, *, stop: bool) -> int:
                 demo.say(f"Importing the clinics and lots of {DATA.relative_to(ROOT)}")
                 operator = identity.token(mesh.home.path, subject="operator", roles=["operator"])
                 tomorrow = date.today() + timedelta(days=1)
-                code = await asyncio.to_thread(importer.run, DATA, mesh.gateway, operator, tomorrow)
+                code = await asyncio.to_thread(importer.run, DATA, mesh.connect_aio, operator, tomorrow)
                 if code:
                     return code
             await demo.journey()

@@ -47,13 +47,11 @@ from vaccination.vaccinemgmt.v1.vaccinemgmt_service_pb2_grpc import VaccinemgmtS
 MOST_LOTS = 500  # in one RegisterLots
 IN_FLIGHT, TIMEOUT_SECONDS = 16, 10.0
 TRIES, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 7, 0.1, 30.0  # doubling from 0.1 s: gives up after 6 s
-# gRPC's own pauses between connections grow to two minutes, more than all the tries last. And a gateway on this machine
-# is never behind the shell's proxy.
-CHANNEL = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.enable_http_proxy", 0)]
+Connect = Callable[[], grpc.aio.Channel]
 Code = grpc.StatusCode
-# All these calls may be repeated, so also those whose outcome is not known. CANCELLED: by a server that was stopped.
+# All calls here may be repeated, even if their outcome is unknown. A server that is stopped answers CANCELLED.
 AGAIN = {Code.UNAVAILABLE, Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, Code.ABORTED, Code.CANCELLED}
-# What every other row would meet, too. Any other code is about the rows of the call.
+# Every other row would get these codes too. A code that is in neither set is about the rows of the call.
 HOPELESS = {Code.UNAUTHENTICATED, Code.PERMISSION_DENIED, Code.UNIMPLEMENTED}
 SOURCE_FIELD = {  # the contracts' name of a field, and the row's
     "hospital_id": "id",
@@ -88,15 +86,17 @@ class Stopped(Exception):
 
 @dataclass(slots=True)
 class Outcome:
-    """What the services made of it, in hospitals, days and lots. A day or hospital that is new counts as changed."""
+    """How many hospitals, days and lots were changed or unchanged. A new hospital or day counts as changed."""
 
     changed: Counter[str] = field(default_factory=Counter)
     unchanged: Counter[str] = field(default_factory=Counter)
     stopped: str = ""
 
 
-def run(directory: Path, target: str, token: str, shift_to: date | None = None, time_zone: str | None = None) -> int:
-    """Imports `directory` through the gateway at `target` (host:port) with an operator's JWT.
+def run(
+    directory: Path, connect: Connect, token: str, shift_to: date | None = None, time_zone: str | None = None
+) -> int:
+    """Imports `directory` with an operator's JWT, through the gateway to which `connect` opens a channel.
 
     `time_zone` is for hospitals whose files tell none. Returns 0 if everything was imported, 1 if some rows are in
     error, 2 if nothing could be imported or the import had to stop.
@@ -118,7 +118,7 @@ def run(directory: Path, target: str, token: str, shift_to: date | None = None, 
             if shift_to:
                 console.print(f"Dates are moved by {shift(data, shift_to):+,} days: the first is {shift_to}.")
             bar = progress.add_task("Importing", total=data.rows())
-            asyncio.run(_import(data, target, token, outcome, lambda rows: progress.advance(bar, rows)))
+            asyncio.run(_import(data, connect, token, outcome, lambda rows: progress.advance(bar, rows)))
         except* (Stopped, Invalid) as group:
             outcome.stopped = str(group.exceptions[0])
     return _report(console, data, outcome)
@@ -144,8 +144,8 @@ def _report(console: Console, data: Data, outcome: Outcome) -> int:
     return 1 if data.errors else 0
 
 
-async def _import(data: Data, target: str, token: str, outcome: Outcome, advance: Advance) -> None:
-    async with grpc.aio.insecure_channel(target, CHANNEL) as channel:
+async def _import(data: Data, connect: Connect, token: str, outcome: Outcome, advance: Advance) -> None:
+    async with connect() as channel:
         await Sender(data, channel, token, outcome, advance).everything()
 
 
@@ -158,7 +158,7 @@ class Sender:
         self.hospitals, self.vaccines = HospitalServiceStub(channel), VaccinemgmtServiceStub(channel)
 
     async def everything(self) -> None:
-        outside = self.data.lots.keys() - self.data.hospitals.keys()  # a delivery to a hospital imported long ago
+        outside = self.data.lots.keys() - self.data.hospitals.keys()  # hospitals that may have been imported earlier
         known = await self.known_hospitals() if outside else set()
         for key in outside - known:
             for lot in self.data.lots.pop(key):
@@ -255,7 +255,10 @@ class Sender:
         return taken > 0
 
     async def call(self, method: grpc.aio.UnaryUnaryMultiCallable[Req, Resp], request: Req) -> Resp:
-        """Tries again while that may help. Raises Refused if the answer is about the rows of the call, else Stopped."""
+        """Calls, and repeats the call while that may help.
+
+        Refused: the answer is about the rows of the call. Stopped: the import cannot go on.
+        """
         attempt = 0
         while True:
             try:
@@ -271,7 +274,7 @@ class Sender:
 
 
 def violations_of(error: grpc.aio.AioRpcError) -> list[Violation]:
-    """What a refusal says of the rows of its call, at least one thing."""
+    """What a refusal says about the rows of its call; never empty."""
     bad, info = error_details_pb2.BadRequest(), error_details_pb2.ErrorInfo()
     for detail in _details(error):
         _ = detail.Unpack(bad) or detail.Unpack(info)

@@ -1,32 +1,45 @@
 """PeerAuthentications, RequestAuthentications and AuthorizationPolicies: who is who, and who may call what."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from mesh.istio.reading import Node, Specs, Untranslatable
+from mesh.istio.kinds import (
+    CLAIM,
+    AuthorizationPolicy,
+    JwtRule,
+    Object,
+    Operation,
+    PeerAuthentication,
+    RequestAuthentication,
+    Rule,
+    Source,
+    Untranslatable,
+    When,
+)
 from mesh.istio.writing import Json, http_filter, text_match
 
 JWT_FILTER = "envoy.filters.http.jwt_authn"
+ANY = {"any": True}
 
 
-def strict(policies: Specs) -> bool:
-    """Whether a workload takes nothing but mutual TLS on its ports for calls."""
-    modes = []
-    for _, _, spec in policies:
-        with spec:
-            with spec.node("mtls") as mtls:
-                modes.append(mtls.only("mode", "STRICT", "PERMISSIVE"))
-            spec.take("portLevelMtls")  # of ports before which there is no proxy here
-    return "STRICT" in modes
+def strict(policies: Sequence[Object[PeerAuthentication]], port: int) -> bool:
+    # What is said of a workload's port stands above what is said of the workload, and that above the namespace's.
+    modes: list[str] = []
+    for of_workload in (True, False):
+        found = [policy for policy in policies if bool(policy.spec.selector.match_labels) == of_workload]
+        if len(found) > 1:
+            # Istio takes the oldest one, and what is rendered has no age.
+            raise Untranslatable(f"{found[1]}: spec.selector: {found[0]} is about the same workload")
+        for policy in found:
+            if of_port := policy.spec.port_level_mtls.get(str(port)):
+                modes.append(of_port.mode)
+            modes.append(policy.spec.mtls.mode)
+    return next((mode for mode in modes if mode != "UNSET"), "PERMISSIVE") == "STRICT"
 
 
-def jwt_authn(authentications: Specs, keys_every: str) -> Json | None:
-    """The filter that checks tokens; None: the workload does not look at them."""
-    providers: Json = {}
-    for _, _, spec in authentications:
-        with spec:
-            for rule in spec.nodes("jwtRules"):
-                providers[f"origins-{len(providers)}"] = _jwt_provider(rule, keys_every)
+def jwt_authn(authentications: Sequence[Object[RequestAuthentication]], keys_every: str) -> Json | None:
+    rules = [rule for item in authentications for rule in item.spec.jwt_rules]
+    providers = {f"origins-{i}": _jwt_provider(rule, keys_every) for i, rule in enumerate(rules)}
     if not providers:
         return None
     requirements = [{"provider_name": name} for name in providers]
@@ -40,58 +53,46 @@ def jwt_authn(authentications: Specs, keys_every: str) -> Json | None:
     )
 
 
-def rbac(found: Specs) -> Json | None:
-    """The filter that says who may call what; None: everybody may."""
-    policies: Json = {}
-    any_policy = False
-    for name, namespace, spec in found:
-        with spec:
-            any_policy = True
-            spec.only("action", "ALLOW", None)
-            for i, rule in enumerate(spec.nodes("rules")):
-                policies[f"ns[{namespace}]-policy[{name}]-rule[{i}]"] = _policy(rule)
-    if not any_policy:
+def rbac(found: Sequence[Object[AuthorizationPolicy]], listens: Mapping[int, int]) -> Json | None:
+    if not found:
         return None
+    policies = {
+        f"ns[{item.namespace}]-policy[{item.name}]-rule[{i}]": _policy(rule, listens)
+        for item in found
+        for i, rule in enumerate(item.spec.rules)
+    }
     return http_filter(
         "rbac", "rbac.v3.RBAC", rules={"policies": policies}, shadow_rules_stat_prefix="istio_dry_run_allow_"
     )
 
 
-def _jwt_provider(rule: Node, keys_every: str) -> Json:
-    with rule:
-        provider: Json = {"issuer": rule.must("issuer")}
-        if audiences := rule.take("audiences"):
-            provider["audiences"] = audiences
-        if uri := rule.take("jwksUri"):
-            # istiod fetches the keys itself, every 20 minutes, and puts them in place; here Envoy does. In the
-            # background: else a provider that is away would make every token invalid.
-            provider["remote_jwks"] = {
-                "http_uri": {"uri": uri, "cluster": jwks_cluster(uri), "timeout": "5s"},
-                "cache_duration": keys_every,
-                "async_fetch": {},
-            }
-        else:
-            provider["local_jwks"] = {"inline_string": rule.must("jwks")}
-        provider["payload_in_metadata"] = "payload"
-        if rule.take("forwardOriginalToken"):
-            provider["forward"] = True
-        if headers := rule.nodes("fromHeaders"):
-            provider["from_headers"] = []
-            for header in headers:
-                with header:
-                    provider["from_headers"].append(
-                        {"name": header.must("name"), "value_prefix": header.must("prefix")}
-                    )
-        if payload := rule.take("outputPayloadToHeader"):
-            provider["forward_payload_header"] = payload
-        if claims := rule.nodes("outputClaimToHeaders"):
-            provider["claim_to_headers"] = []
-            for claim in claims:
-                with claim:
-                    made = {"header_name": claim.must("header"), "claim_name": claim.must("claim")}
-                    provider["claim_to_headers"].append(made)
-        provider["normalize_payload_in_metadata"] = {"space_delimited_claims": ["permission", "scope"]}
-        return provider
+def _jwt_provider(rule: JwtRule, keys_every: str) -> Json:
+    provider: Json = {"issuer": rule.issuer}
+    if rule.audiences:
+        provider["audiences"] = rule.audiences
+    if rule.jwks_uri:
+        # istiod fetches the keys itself, every 20 minutes, and puts them into the configuration; here Envoy fetches
+        # them. In the background, since a provider that is away would otherwise make every token invalid.
+        provider["remote_jwks"] = {
+            "http_uri": {"uri": rule.jwks_uri, "cluster": jwks_cluster(rule.jwks_uri), "timeout": "5s"},
+            "cache_duration": keys_every,
+            "async_fetch": {},
+        }
+    else:
+        provider["local_jwks"] = {"inline_string": rule.jwks}
+    provider["payload_in_metadata"] = "payload"
+    if rule.forward_original_token:
+        provider["forward"] = True
+    if rule.from_headers:
+        provider["from_headers"] = [{"name": h.name, "value_prefix": h.prefix} for h in rule.from_headers]
+    if rule.output_payload_to_header:
+        provider["forward_payload_header"] = rule.output_payload_to_header
+    if rule.output_claim_to_headers:
+        provider["claim_to_headers"] = [
+            {"header_name": claim.header, "claim_name": claim.claim} for claim in rule.output_claim_to_headers
+        ]
+    provider["normalize_payload_in_metadata"] = {"space_delimited_claims": ["permission", "scope"]}
+    return provider
 
 
 def jwks_cluster(uri: str) -> str:
@@ -101,43 +102,49 @@ def jwks_cluster(uri: str) -> str:
     return f"outbound|{port or (443 if scheme == 'https' else 80)}||{host}"
 
 
-def _policy(rule: Node) -> Json:
-    with rule:
-        permissions = [_permission(to) for to in rule.nodes("to")] or [{"and_rules": {"rules": [{"any": True}]}}]
-        conditions = [_condition(when) for when in rule.nodes("when")]
-        sources = rule.nodes("from")
-        principals = [{"and_ids": {"ids": [*_source(source), *conditions]}} for source in sources]
-        if not sources:
-            principals = [{"and_ids": {"ids": conditions or [{"any": True}]}}]
-        return {"permissions": permissions, "principals": principals}
+def _policy(rule: Rule, listens: Mapping[int, int]) -> Json:
+    conditions = [_condition(when) for when in rule.when]
+    sources = [[*_source(item.source), *conditions] for item in rule.from_] or [conditions or [ANY]]
+    return {
+        "permissions": [_permission(item.operation, listens) for item in rule.to] or [{"and_rules": {"rules": [ANY]}}],
+        "principals": [{"and_ids": {"ids": ids}} for ids in sources],
+    }
 
 
-def _permission(to: Node) -> Json:
+def _permission(operation: Operation, listens: Mapping[int, int]) -> Json:
+    def port(value: str) -> Json:
+        return {"destination_port": listens.get(int(value), int(value))}
+
+    def alternatives(rules: list[Json]) -> Json:
+        return {"or_rules": {"rules": rules}}
+
     rules = []
-    with to, to.node("operation") as operation:
-        for field, kind in (("paths", "url_path"), ("ports", "destination_port"), ("methods", "header")):
-            for name, wraps in ((field, False), (f"not{field.title()}", True)):
-                if values := operation.take(name):
-                    alternatives = {"or_rules": {"rules": [_operation(kind, value) for value in values]}}
-                    rules.append({"not_rule": alternatives} if wraps else alternatives)
-    return {"and_rules": {"rules": rules or [{"any": True}]}}
+    for wanted, unwanted, one in (
+        (operation.paths, operation.not_paths, _path),
+        (operation.ports, operation.not_ports, port),
+        (operation.methods, operation.not_methods, _method),
+    ):
+        if wanted:
+            rules.append(alternatives([one(value) for value in wanted]))
+        if unwanted:
+            rules.append({"not_rule": alternatives([one(value) for value in unwanted])})
+    return {"and_rules": {"rules": rules or [ANY]}}
 
 
-def _operation(kind: str, value: str) -> Json:
-    if kind == "url_path":
-        return {"url_path": {"path": text_match(value)}}
-    if kind == "header":
-        return {"header": {"name": ":method", "string_match": text_match(value)}}
-    return {"destination_port": int(value)}
+def _path(value: str) -> Json:
+    return {"url_path": {"path": text_match(value)}}
 
 
-def _source(node: Node) -> list[Json]:
+def _method(value: str) -> Json:
+    return {"header": {"name": ":method", "string_match": text_match(value)}}
+
+
+def _source(source: Source) -> list[Json]:
     ids = []
-    with node, node.node("source") as source:
-        if principals := source.take("principals"):
-            ids.append(_any([{"authenticated": {"principal_name": _spiffe(p)}} for p in principals]))
-        if principals := source.take("requestPrincipals"):
-            ids.append(_any([_request_principal(p) for p in principals]))
+    if source.principals:
+        ids.append(_any([{"authenticated": {"principal_name": _spiffe(p)}} for p in source.principals]))
+    if source.request_principals:
+        ids.append(_any([_request_principal(p) for p in source.request_principals]))
     return ids
 
 
@@ -151,26 +158,21 @@ def _request_principal(principal: str) -> Json:
     return {"and_ids": {"ids": [_claim([name], {"string_match": text_match(value)}) for name, value in parts]}}
 
 
-def _condition(when: Node) -> Json:
-    with when:
-        key, values, others = when.must("key"), when.take("values"), when.take("notValues")
-        claim = re.fullmatch(r"request\.auth\.claims((?:\[[^\]]+\])+)", key)
-        if not claim:
-            raise Untranslatable(f"{when.where}.key: {key} is not translated")
-        path = re.findall(r"\[([^\]]+)\]", claim[1])
+def _condition(when: When) -> Json:
+    claim = CLAIM.fullmatch(when.key)
+    assert claim
+    path = re.findall(r"\[([^\]]+)\]", claim[1])
 
-        def alternatives(texts: Sequence[str]) -> Json:
-            matchers = [{"list_match": {"one_of": {"string_match": text_match(text)}}} for text in texts]
-            return _any(
-                [
-                    _claim(path, {"or_match": {"value_matchers": [m, {"string_match": text_match(text)}]}})
-                    for m, text in zip(matchers, texts, strict=True)
-                ]
-            )
+    def alternatives(texts: Sequence[str]) -> Json:
+        """The claim is one of the texts, or a list with one of them in it."""
+        matchers = [{"string_match": text_match(text)} for text in texts]
+        return _any(
+            [_claim(path, {"or_match": {"value_matchers": [{"list_match": {"one_of": m}}, m]}}) for m in matchers]
+        )
 
-        ids = [alternatives(values)] if values else []
-        ids += [{"not_id": alternatives(others)}] if others else []
-        return ids[0] if len(ids) == 1 else {"and_ids": {"ids": ids}}
+    ids = [alternatives(when.values)] if when.values else []
+    ids += [{"not_id": alternatives(when.not_values)}] if when.not_values else []
+    return ids[0] if len(ids) == 1 else {"and_ids": {"ids": ids}}
 
 
 def _claim(path: Sequence[str], value: Json) -> Json:

@@ -1,37 +1,23 @@
-"""Gateways and Telemetry: where a gateway listens, and whether it writes down what it is asked."""
+"""Gateways and Telemetry: where a gateway listens, for which hosts, and whether it writes an access log."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from mesh.istio.reading import Specs, Untranslatable
+from mesh.istio.kinds import Gateway, Object, Telemetry, Untranslatable, VirtualService
 
 
-def gateway_port(gateways: Specs, labels: Mapping[str, str]) -> tuple[str, int]:
-    """Name of the gateway of a workload, and its port; one server, in plain text."""
-    found = []
-    for name, _, spec in gateways:
-        with spec:
-            selector = spec.take("selector") or {}
-            for server in spec.nodes("servers"):
-                with server, server.node("port") as port:
-                    server.only("hosts", ["*"])
-                    port.only("protocol", "HTTP2")
-                    port.take("name")
-                    if selector.items() <= labels.items():
-                        found.append((name, int(port.must("number"))))
+def gateway(
+    gateways: Sequence[Object[Gateway]], services: Sequence[Object[VirtualService]], labels: Mapping[str, str]
+) -> Object[Gateway]:
+    found = [item for item in gateways if item.spec.selector.items() <= labels.items()]
     if len(found) != 1:
-        raise Untranslatable(f"{len(found)} Gateways with a server for {dict(labels)}, not one")
+        raise Untranslatable(f"{len(found)} Gateways for {dict(labels)}, not one")
+    hosts = found[0].spec.servers[0].hosts
+    for service in services:
+        # Istio serves the hosts that both have. They are the same here, so there is one virtual host for all.
+        if found[0].name in service.spec.gateways and set(service.spec.hosts) != set(hosts):
+            raise Untranslatable(f"{service}: spec.hosts are not the hosts of {found[0]}, which are {', '.join(hosts)}")
     return found[0]
 
 
-def logs_access(telemetries: Specs) -> bool:
-    """Whether a workload writes a line for every request."""
-    wanted = False
-    for _, _, spec in telemetries:
-        with spec:
-            for logging in spec.nodes("accessLogging"):
-                with logging:
-                    for provider in logging.nodes("providers"):
-                        with provider:
-                            provider.only("name", "envoy")
-                            wanted = True
-    return wanted
+def logs_access(telemetries: Sequence[Object[Telemetry]]) -> bool:
+    return any(logging.providers for item in telemetries for logging in item.spec.access_logging)

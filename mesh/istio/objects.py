@@ -3,72 +3,73 @@
     objects = Objects(mesh.machine.chart.render(...))
     objects.routes("mesh"), objects.cluster("approval.vaccination.svc.cluster.local", 8080), objects.rbac(labels), ...
 
-`mesh.machine.envoy` puts the pieces together for one machine. A field that nobody here translates is an error that
-names it: an object must not say one thing in a cluster and another on a laptop.
+`mesh.machine.envoy` puts the pieces together for one machine. What is not translated is an error that names object and
+field: an object must not say one thing in a cluster and another on a laptop.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
-from mesh.istio import auth, clusters, gateways, patches, routes
-from mesh.istio.reading import Node
+from mesh.istio import auth, clusters, gateways, kinds, patches, routes
+from mesh.istio.kinds import Object, Part, Selecting, Untranslatable
 from mesh.istio.writing import Json
+
+Spec = TypeVar("Spec", bound=Part)
+Selected = TypeVar("Selected", bound=Selecting)
 
 
 class Objects:
-    """The objects of one namespace."""
+    """The Istio objects of one namespace, found among others. Untranslatable: one of them cannot be translated."""
 
     def __init__(self, objects: Iterable[Mapping[str, Any]], keys_every: str = "300s") -> None:
-        self._objects = list(objects)
+        self._objects = [kinds.read(item) for item in objects if "istio.io/" in item["apiVersion"]]
         self._keys_every = keys_every  # how soon a provider's new key is known, when Envoy reads its keys
+        if len({item.namespace for item in self._objects}) > 1:
+            raise Untranslatable(f"the objects are in more than one namespace, {self._objects[0]} in another than some")
+        known = {"mesh", *(gateway.name for gateway in self.of(kinds.Gateway))}
+        for service in self.of(kinds.VirtualService):
+            if unknown := [name for name in service.spec.gateways if name not in known]:
+                raise Untranslatable(f"{service}: spec.gateways: there is no Gateway {unknown[0]}")
 
-    def of(self, kind: str) -> Iterator[tuple[str, str, Node]]:
-        """Name, namespace and spec of each object of a kind."""
-        for item in self._objects:
-            if item["kind"] == kind:
-                meta = item["metadata"]
-                yield (
-                    meta["name"],
-                    meta.get("namespace", "default"),
-                    Node(f"{kind} {meta['name']}: spec", item.get("spec")),
-                )
+    def of(self, kind: type[Spec]) -> list[Object[Spec]]:
+        """The objects of a kind."""
+        return [Object(o.name, o.namespace, o.spec) for o in self._objects if isinstance(o.spec, kind)]
 
-    def _selecting(self, kind: str, labels: Mapping[str, str]) -> Iterator[tuple[str, str, Node]]:
-        """Those that are about a workload: without a selector, all."""
-        for name, namespace, spec in self.of(kind):
-            with spec.node("selector") as selector:
-                wanted = selector.take("matchLabels") or {}
-            if wanted.items() <= labels.items():
-                yield name, namespace, spec
+    def selecting(self, kind: type[Selected], labels: Mapping[str, str]) -> list[Object[Selected]]:
+        """The objects of a kind that are about a workload."""
+        return [item for item in self.of(kind) if item.spec.selects(labels)]
 
     def routes(self, gateway: str, host: str | None = None) -> list[Json]:
         """The routes of a gateway; of `mesh` (calls between components), those of one host."""
-        return routes.routes(self.of("VirtualService"), gateway, host)
+        return routes.routes(self.of(kinds.VirtualService), gateway, host)
 
     def cluster(self, host: str, port: int, subset: str = "") -> Json:
-        """The way to a service, without its endpoints."""
-        return clusters.cluster(self.of("DestinationRule"), host, port, subset)
+        """The cluster of a service or of its subset, without the endpoints."""
+        return clusters.cluster(self.of(kinds.DestinationRule), host, port, subset)
 
-    def strict(self, labels: Mapping[str, str]) -> bool:
-        """Whether a workload takes nothing but mutual TLS on its ports for calls."""
-        return auth.strict(self._selecting("PeerAuthentication", labels))
+    def strict(self, labels: Mapping[str, str], port: int) -> bool:
+        """Whether a workload takes nothing but mutual TLS on this port."""
+        return auth.strict(self.selecting(kinds.PeerAuthentication, labels), port)
 
     def jwt_authn(self, labels: Mapping[str, str]) -> Json | None:
-        """The filter that checks tokens; None: the workload does not look at them."""
-        return auth.jwt_authn(self._selecting("RequestAuthentication", labels), self._keys_every)
+        """The filter that checks tokens; None if the workload takes calls whatever their token is."""
+        return auth.jwt_authn(self.selecting(kinds.RequestAuthentication, labels), self._keys_every)
 
-    def rbac(self, labels: Mapping[str, str]) -> Json | None:
-        """The filter that says who may call what; None: everybody may."""
-        return auth.rbac(self._selecting("AuthorizationPolicy", labels))
+    def rbac(self, labels: Mapping[str, str], listens: Mapping[int, int] | None = None) -> Json | None:
+        """The filter that says who may call what; None if everybody may call everything.
 
-    def gateway_port(self, labels: Mapping[str, str]) -> tuple[str, int]:
-        """Name of the gateway of a workload, and its port; one server, in plain text."""
-        return gateways.gateway_port(self.of("Gateway"), labels)
+        `listens` has the ports that are other ones here than in a cluster: where 8080 listens at 18090, {8080: 18090}.
+        """
+        return auth.rbac(self.selecting(kinds.AuthorizationPolicy, labels), listens or {})
+
+    def gateway(self, labels: Mapping[str, str]) -> Object[kinds.Gateway]:
+        """The Gateway of a workload, whose hosts are those of all its VirtualServices."""
+        return gateways.gateway(self.of(kinds.Gateway), self.of(kinds.VirtualService), labels)
 
     def logs_access(self, labels: Mapping[str, str]) -> bool:
         """Whether a workload writes a line for every request."""
-        return gateways.logs_access(self._selecting("Telemetry", labels))
+        return gateways.logs_access(self.selecting(kinds.Telemetry, labels))
 
     def patch(self, context: str, labels: Mapping[str, str], manager: Json) -> None:
-        """What EnvoyFilters change of a connection manager, its filters and its routes."""
-        patches.patch(self.of("EnvoyFilter"), context, labels, manager)
+        """Applies EnvoyFilters to a connection manager, its filters and its routes."""
+        patches.patch(self.of(kinds.EnvoyFilter), context, labels, manager)

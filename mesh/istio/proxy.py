@@ -3,26 +3,38 @@
 from collections.abc import Sequence
 from typing import Any
 
+from mesh.istio.kinds import HCM, Server, Untranslatable
 from mesh.istio.objects import Objects
-from mesh.istio.writing import HCM, Json, http_filter, named, typed
+from mesh.istio.writing import Json, http_filter, named, typed
 
 GATEWAY = "gateway"
-# As Istio's proxies do: a cluster's name has dots in it, and ends at the semicolon.
+# A cluster's name has dots in it, so a semicolon ends it, as in Istio's proxies.
 STATS = {
     "use_all_default_tags": False,
     "stats_tags": [{"tag_name": "cluster_name", "regex": "^cluster\\.((.+?);\\.)"}],
 }
 
 
-def manager(stat_prefix: str, routes: list[Json], filters: Sequence[Json | None], **others: Any) -> Json:
-    """A connection manager as istiod makes it."""
+def manager(
+    stat_prefix: str,
+    routes: list[Json],
+    filters: Sequence[Json | None],
+    hosts: Sequence[str] = ("*",),
+    **others: Any,
+) -> Json:
+    """A connection manager as istiod makes it; a request for another host gets 404."""
     return typed(
         "filters.network.http_connection_manager.v3.HttpConnectionManager",
         stat_prefix=stat_prefix,
         route_config={
             "name": stat_prefix,
             "virtual_hosts": [
-                {"name": stat_prefix, "domains": ["*"], "routes": routes, "include_request_attempt_count": True}
+                {
+                    "name": stat_prefix,
+                    "domains": list(hosts),
+                    "routes": routes,
+                    "include_request_attempt_count": True,
+                }
             ],
             "validate_clusters": False,
             "max_direct_response_body_size_bytes": 1048576,
@@ -44,15 +56,27 @@ def manager(stat_prefix: str, routes: list[Json], filters: Sequence[Json | None]
     )
 
 
-def listener(name: str, address: str, port: int, manager: Json, socket: Json | None = None) -> Json:
+def listener(
+    name: str, address: str, port: int, manager: Json, socket: Json | None = None, hosts: Sequence[str] = ("*",)
+) -> Json:
+    """A listener, in plain text unless there is a transport `socket`.
+
+    `hosts` are the server names (SNI) for which TLS is spoken; a client that wants another one is disconnected.
+    """
     chain: Json = {"filters": [{"name": HCM, "typed_config": manager}]}
     if socket:
         chain["transport_socket"] = socket
+    inspected: Json = {}
+    if socket and "*" not in hosts:
+        chain["filter_chain_match"] = {"server_names": list(hosts)}
+        kind = "filters.listener.tls_inspector.v3.TlsInspector"
+        inspected["listener_filters"] = [named("envoy.filters.listener.tls_inspector", kind)]
     return {
         "name": name,
         "address": {"socket_address": {"address": address, "port_value": port}},
         "filter_chains": [chain],
-        # Limits memory: what one connection may have waiting.
+        **inspected,
+        # This limits the memory for what one connection has waiting.
         "per_connection_buffer_limit_bytes": 1048576,
     }
 
@@ -64,7 +88,7 @@ def endpoints(name: str, kind: str, addresses: Sequence[tuple[str, int]]) -> Jso
 
 
 class Proxy:
-    """Builds a configuration: listeners, and the clusters that their routes lead to."""
+    """Builds the listeners, and the clusters that their routes lead to."""
 
     def __init__(self, objects: Objects) -> None:
         self.istio = objects
@@ -72,12 +96,18 @@ class Proxy:
         self.clusters: list[Json] = []
 
     def gateway(self, labels: dict[str, str], address: str, port: int, log: str | None = None) -> None:
-        """The way in; `log` is the access log's file, else it goes to standard output."""
-        name, _ = self.istio.gateway_port(labels)
+        """Adds the gateway. `log` is the file of its access log; None for standard output."""
+        gateway = self.istio.gateway(labels)
+        [server] = gateway.spec.servers
         made = manager(
             GATEWAY,
-            self.istio.routes(name),
-            [self.istio.jwt_authn(labels), self.istio.rbac(labels), http_filter("cors", "cors.v3.Cors")],
+            self.istio.routes(gateway.name),
+            [
+                self.istio.jwt_authn(labels),
+                self.istio.rbac(labels, {server.port.number: port}),
+                http_filter("cors", "cors.v3.Cors"),
+            ],
+            server.hosts,
             use_remote_address=True,
             forward_client_cert_details="SANITIZE_SET",
         )
@@ -86,11 +116,18 @@ class Proxy:
         self.istio.patch("GATEWAY", labels, made)
         self.calls(GATEWAY, made)
         self._fetches_keys(made)
-        self.listeners.append(listener(GATEWAY, address, port, made))
+        socket = self.ends_tls(gateway.name, server) if server.tls else None
+        self.listeners.append(listener(GATEWAY, address, port, made, socket, server.hosts))
+
+    def ends_tls(self, gateway: str, server: Server) -> Json:
+        """The transport socket of a gateway's server that has a certificate."""
+        raise Untranslatable(f"Gateway {gateway}: spec.servers[0].tls is not translated: nobody has a certificate here")
 
     def calls(self, caller: str, manager: Json) -> None:
-        """Gives a caller its own clusters, as it has its own proxy in a cluster: a crowd at the gateway's queries does
-        not open the breaker in front of Approve."""
+        """Gives a caller clusters of its own, and so breakers, as its own proxy in a cluster would have them.
+
+        Many queries through the gateway then do not open the breaker between reservation and Approve.
+        """
         used: set[str] = set()
         for route in manager["route_config"]["virtual_hosts"][0]["routes"]:
             if action := route.get("route"):
@@ -104,9 +141,9 @@ class Proxy:
 
     def replicas(self, caller: str, cluster: str, host: str, port: int) -> Json:
         """Where a component's replicas are, and how a caller reaches them."""
-        # The dot at the end spares the resolver the search list.
+        # With a dot at the end the resolver does not try its search domains.
         found = endpoints(cluster, "STRICT_DNS", [(f"{host}.", port)])
-        # Who is in DNS is ready: whoever is gone from it gets nothing more, whatever its health was.
+        # DNS has the replicas that are ready. One that has gone from it gets no more calls.
         return found | {
             "dns_refresh_rate": "1s",
             "dns_lookup_family": "V4_PREFERRED",
@@ -114,7 +151,7 @@ class Proxy:
         }
 
     def _fetches_keys(self, manager: Json) -> None:
-        """The way to the identity provider's keys, when they are not in place."""
+        """Adds the cluster for fetching the identity provider's keys, unless the keys are in the configuration."""
         for found in manager["http_filters"]:
             for provider in found["typed_config"].get("providers", {}).values():
                 if remote := provider.get("remote_jwks"):
@@ -135,7 +172,7 @@ class Proxy:
 
 
 def _access_log(path: str | None) -> Json:
-    """Who called what and how it went; no token, no query, no body."""
+    """The access log: what was called and how it ended, without tokens, queries and bodies."""
     fields = {
         "time": "%START_TIME%",
         "method": "%REQ(:METHOD)%",

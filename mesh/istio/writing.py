@@ -1,14 +1,12 @@
-"""Envoy's configuration in the forms that all of the translation shares."""
+"""Forms of Envoy's configuration that several parts of the translation write."""
 
-import re
 from copy import deepcopy
 from typing import Any
 
-from mesh.istio.reading import Node, Untranslatable
+from mesh.istio.kinds import StringMatch
 
 Json = dict[str, Any]
 TYPES = "type.googleapis.com/envoy.extensions"
-HCM = "envoy.filters.network.http_connection_manager"
 NO_LIMIT = 2**32 - 1
 
 
@@ -27,24 +25,15 @@ def http_filter(name: str, kind: str, **fields: Any) -> Json:
     return named(f"envoy.filters.http.{name}", f"filters.http.{kind}", **fields)
 
 
-def duration(text: str) -> str:
-    """Go's way to write a duration (1m30s, 250ms) as protobuf's JSON does (90s, 0.250s)."""
-    parts = re.findall(r"([\d.]+)(ms|h|m|s)", text)
-    if not parts or "".join(map("".join, parts)) != text:
-        raise Untranslatable(f"{text!r} is no duration")
-    seconds = round(sum(float(n) * {"h": 3600, "m": 60, "s": 1, "ms": 0.001}[unit] for n, unit in parts), 3)
-    return f"{seconds:.0f}s" if seconds == int(seconds) else f"{seconds:.3f}s"
-
-
 def merged(base: Any, patch: Any) -> Any:
-    """As protobuf merges messages: fields into fields, lists behind lists."""
+    """Merges as protobuf merges messages: field by field, and a list is appended to a list."""
     if isinstance(base, dict) and isinstance(patch, dict):
         return base | {k: merged(base[k], v) if k in base else deepcopy(v) for k, v in patch.items()}
     return base + patch if isinstance(base, list) and isinstance(patch, list) else deepcopy(patch)
 
 
 def text_match(value: str) -> Json:
-    """A text with a star before it, behind it, or alone."""
+    """A policy's pattern, with a star before it, behind it, or alone, as Envoy's StringMatcher."""
     if value == "*":
         return {"safe_regex": {"regex": ".+"}}
     if value.startswith("*"):
@@ -52,9 +41,8 @@ def text_match(value: str) -> Json:
     return {"prefix": value[:-1]} if value.endswith("*") else {"exact": value}
 
 
-def string_match(node: Node) -> Json:
-    """A StringMatch of Istio's."""
-    with node:
-        kind = next((kind for kind in ("exact", "prefix", "regex") if kind in node._left), "exact")
-        value = node.must(kind)
-        return {"safe_regex": {"regex": value}} if kind == "regex" else {kind: value}
+def string_match(match: StringMatch) -> Json:
+    """Istio's StringMatch as Envoy's StringMatcher."""
+    if match.regex is not None:
+        return {"safe_regex": {"regex": match.regex}}
+    return {"prefix": match.prefix} if match.prefix is not None else {"exact": match.exact}

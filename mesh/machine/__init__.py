@@ -8,8 +8,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> object:
-    # Mesh needs Helm's and Envoy's part of the environment. The pods of stores have no such thing and use this package
-    # too, so it is imported when somebody asks for it.
+    # The pods of stores use this package too, and lack packages that Mesh needs: so it is imported on demand.
     if name in ("Mesh", "Report"):
         from mesh.machine import mesh
 

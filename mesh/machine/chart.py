@@ -1,4 +1,4 @@
-"""The chart, rendered: `helm template` with values of our own."""
+"""Renders the chart with `helm template`."""
 
 import json
 import subprocess
@@ -16,13 +16,13 @@ NAMESPACE = "vaccination"
 
 
 def render(values: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The chart's objects; MeshError with Helm's own words when it refuses the values."""
+    """The chart's objects with these values. MeshError has Helm's own words if it refuses them."""
     helm = Path(sys.executable).parent / "helm"
     command: list[str | Path] = [helm, "template", "vaccination", CHART, "--namespace", NAMESPACE, "--values", "-"]
     done = subprocess.run(command, input=json.dumps(values), capture_output=True, text=True)
     if done.returncode != 0:
         raise MeshError(f"the chart does not render: {done.stderr.strip()}")
-    # libyaml's loader: the pure one takes a second for what this is.
+    # The loader without libyaml takes a second for this.
     objects = [item for item in yaml.load_all(done.stdout, yaml.CSafeLoader) if item]
     for item in objects:
         item["metadata"].setdefault("namespace", NAMESPACE)

@@ -1,22 +1,24 @@
 """The chart's mesh on one machine: Envoy's configuration from the rendered Istio objects.
 
-One Envoy stands for all the proxies of a cluster. The gateway listens where people call; for each caller of another
-component there is its way out; and before each process of a service, on 127.0.0.2, its way in. Calls between them are
-mutual TLS with the identities of the cluster, so that the policies mean here what they mean there. Which replicas there
-are is fixed here, where a cluster has the kubelet's probes: a dead one has to be noticed by the mesh itself.
+One Envoy stands for all the proxies of a cluster. It has a listener for the gateway, one for each component that others
+call (the way out), and one on 127.0.0.2 before each process of a service (the way in). Calls between components are
+mutual TLS with the identities of the cluster, so that the policies mean the same here and there. In a cluster the
+kubelet's probes take a dead replica out of the list; here the list is fixed, and Envoy has to eject it.
 """
 
 import json
 from collections.abc import Iterator
 from copy import deepcopy
 
-from mesh.istio import Json, Objects
+from mesh.istio import Json, Objects, Untranslatable
+from mesh.istio.kinds import Server
 from mesh.istio.proxy import GATEWAY, STATS, Proxy, endpoints, listener, manager
 from mesh.istio.writing import NO_LIMIT, named, typed
 from mesh.machine.authority import Authority
 from mesh.machine.home import Home, write_secret
 
-SIDECAR = "127.0.0.2"  # where the proxies listen that stand before the processes, each at its process' port
+SIDECAR = "127.0.0.2"  # the proxies before the processes listen here, each at its process' port
+CALLS = 8080  # the port of every component in a cluster
 TLS = {
     "tls_minimum_protocol_version": "TLSv1_2",
     "tls_maximum_protocol_version": "TLSv1_3",
@@ -35,19 +37,19 @@ class Chart:
     """What the rendered chart says of components."""
 
     def __init__(self, objects: list[Json]) -> None:
-        self.istio = Objects(objects, keys_every="6s")  # so that a rotation can be tried
+        self.istio = Objects(objects, keys_every="6s")  # short, so that tests can rotate keys
         self._objects = objects
 
     def _of(self, kind: str) -> dict[str, Json]:
         return {item["metadata"]["name"]: item for item in self._objects if item["kind"] == kind}
 
     def env(self, component: str) -> dict[str, str]:
-        """A component's settings, as its ConfigMap has them."""
+        """A component's settings, from its ConfigMap."""
         data: dict[str, str] = self._of("ConfigMap")[component]["data"] or {}
         return data
 
     def hosts(self) -> Iterator[tuple[str, str, int]]:
-        """Each component with the name and the port by which others call it."""
+        """Each component's name, and the host and port by which others call it."""
         for name, service in self._of("Service").items():
             host = f"{name}.{service['metadata']['namespace']}.svc.cluster.local"
             for port in service["spec"]["ports"]:
@@ -55,7 +57,7 @@ class Chart:
                     yield name, host, port["port"]
 
     def labels(self, component: str) -> dict[str, str]:
-        """What selectors see."""
+        """The labels of its pods, by which selectors find it."""
         if component == GATEWAY:
             return {"app.kubernetes.io/name": GATEWAY}
         labels: dict[str, str] = self._of("Deployment")[component]["spec"]["template"]["metadata"]["labels"]
@@ -68,7 +70,7 @@ class Chart:
 
 
 def inbound_manager(objects: Objects, labels: dict[str, str], port: int, cluster: str) -> Json:
-    """Before a process: who may call it."""
+    """The connection manager before a process, which decides who may call it."""
     route = {
         "match": {"prefix": "/"},
         "route": {
@@ -81,7 +83,7 @@ def inbound_manager(objects: Objects, labels: dict[str, str], port: int, cluster
     made = manager(
         f"inbound_{port};",
         [route],
-        [objects.jwt_authn(labels), objects.rbac(labels)],
+        [objects.jwt_authn(labels), objects.rbac(labels, {CALLS: port})],
         use_remote_address=False,
         forward_client_cert_details="APPEND_FORWARD",
         set_current_client_cert_details={"subject": True, "dns": True, "uri": True},
@@ -91,7 +93,7 @@ def inbound_manager(objects: Objects, labels: dict[str, str], port: int, cluster
 
 
 class Machine(Proxy):
-    """Builds the configuration."""
+    """Builds the configuration of one machine's Envoy."""
 
     def __init__(self, home: Home, chart: Chart) -> None:
         super().__init__(chart.istio)
@@ -116,7 +118,7 @@ class Machine(Proxy):
         }
 
     def _way_out(self, caller: str, callee: str, target: str) -> None:
-        """Where a process of the caller finds the other component."""
+        """The listener by which a process of the caller calls the other component."""
         name = f"to-{callee}"
         host = target.rpartition(":")[0]
         made = manager(f"outbound_{name};", self.chart.istio.routes("mesh", host), [], use_remote_address=False)
@@ -129,17 +131,25 @@ class Machine(Proxy):
         [name] = [name for name, *where in self.chart.hosts() if where == [host, port]]
         addresses = [(SIDECAR, self.home.port(process)) for process in self.home.processes_of(name)]
         found = endpoints(cluster, "STATIC", addresses)
-        if self.chart.istio.strict(self.chart.labels(name)):
+        if self.chart.istio.strict(self.chart.labels(name), port):
             whom = {"match_typed_subject_alt_names": [self._is(name)]}
             found["transport_socket"] = self._tls(caller, "UpstreamTlsContext", whom)
         return found
 
+    def ends_tls(self, gateway: str, server: Server) -> Json:
+        """TLS with a certificate of the local authority, in place of the Secret that a cluster has."""
+        certificate = self.authority.certificate([own_host(host) if host == "*" else host for host in server.hosts])
+        common: Json = {"tls_params": {"tls_minimum_protocol_version": "TLSv1_2"}, "alpn_protocols": ["h2", "http/1.1"]}
+        return _tls_socket("DownstreamTlsContext", certificate, common)
+
     def _ways_in(self, component: str) -> None:
         labels = self.chart.labels(component)
+        if self.chart.istio.logs_access(labels):
+            raise Untranslatable(f"a Telemetry is about {component}: access logs are translated for the gateway only")
         for process in self.home.processes_of(component):
             port, name = self.home.port(process), f"inbound|{process}"
             socket = None
-            if self.chart.istio.strict(labels):
+            if self.chart.istio.strict(labels, CALLS):
                 anybody = {"match_typed_subject_alt_names": [{"san_type": "URI", "matcher": {"prefix": "spiffe://"}}]}
                 socket = self._tls(component, "DownstreamTlsContext", anybody) | {}
                 socket["typed_config"]["require_client_certificate"] = True
@@ -166,18 +176,30 @@ class Machine(Proxy):
         return {"san_type": "URI", "matcher": {"exact": self.chart.principal(component)}}
 
     def _tls(self, component: str, kind: str, trusted: Json) -> Json:
-        certificate, key = self.authority.certificate(self.chart.principal(component))
         common = {
             "tls_params": deepcopy(TLS),
             "alpn_protocols": ["h2"],
-            "tls_certificates": [
-                {"certificate_chain": {"inline_string": certificate}, "private_key": {"inline_string": key}}
-            ],
             "validation_context": {"trusted_ca": {"inline_string": self.authority.root}, **trusted},
         }
-        return named("envoy.transport_sockets.tls", f"transport_sockets.tls.v3.{kind}", common_tls_context=common)
+        return _tls_socket(kind, self.authority.identity(self.chart.principal(component)), common)
+
+
+def _tls_socket(kind: str, certificate: tuple[str, str], common: Json) -> Json:
+    chain, key = certificate
+    own = {"tls_certificates": [{"certificate_chain": {"inline_string": chain}, "private_key": {"inline_string": key}}]}
+    return named("envoy.transport_sockets.tls", f"transport_sockets.tls.v3.{kind}", common_tls_context=common | own)
+
+
+def own_host(host: str) -> str:
+    """A host's name that fits a gateway's host, which may be a wildcard."""
+    return "localhost" if host == "*" else host.replace("*", "www", 1)
 
 
 def write_config(home: Home, chart: Chart) -> None:
-    """To the file with which `command` starts; it has the proxies' private keys in it."""
-    write_secret(home.path / "envoy.json", json.dumps(Machine(home, chart).config(), indent=1))
+    """Writes the file with which Envoy starts, and beside it the certificate that clients of the gateway trust.
+
+    The first has the proxies' private keys in it.
+    """
+    machine = Machine(home, chart)
+    write_secret(home.path / "envoy.json", json.dumps(machine.config(), indent=1))
+    write_secret(home.root_certificate, machine.authority.root)

@@ -1,4 +1,4 @@
-"""One folder holds all that a mesh on this machine is: settings, secrets, keys, data, logs, process records."""
+"""The folder with everything of a mesh on this machine: settings, secrets, keys, data, logs, process records."""
 
 import json
 import os
@@ -17,7 +17,7 @@ STORE_OF = {"reservation": "postgres", "approval": "postgres", "vaccinemgmt": "m
 MAX_REPLICAS = 5
 # Servers of a store in a replicated home: as many as it takes for the death of any one to lose nothing.
 MEMBERS = {"postgres": 2, "mongo": 3, "nats": 3}
-# Seconds. No store may keep a test waiting: an attempt to reach it that takes longer is as good as none.
+# Seconds. An attempt that takes longer counts as failed, so that no test waits for a store that hangs.
 ATTEMPT = 2.0
 
 # Every port is the base port plus this, on 127.0.0.1.
@@ -38,14 +38,16 @@ PORTS = (
 
 
 class Home:
-    """The folder. What is not given is as remembered from the last `up`, else the default.
+    """The folder. An argument that is not given is as it was in the last `up`, or else the default.
 
-    `external` are superuser URLs by store's name: servers that are somebody else's. A store without one is embedded.
-    `values` are the chart's, above its own and those that one machine needs. `replicated` stores survive the death of
-    a server, see MEMBERS; a home keeps that choice for good, since NATS' streams cannot follow.
+    `external` has the superuser's URL of each store whose server is there already; the others are started here.
+    `values` are values of the chart; they stand above the chart's own, and above those that one machine needs.
+    `replicated` stores survive the death of a server, see MEMBERS. A home keeps that choice for good, since a stream of
+    one NATS server cannot be carried into a cluster.
     """
 
-    listen = "127.0.0.1"  # the stores do
+    # The stores' listening address. A pod has another one, see mesh.evaluation.
+    listen = "127.0.0.1"
 
     def __init__(
         self,
@@ -68,7 +70,7 @@ class Home:
         self.replicated = bool(self.remembered_replicated if replicated is None else replicated)
 
     def processes_of(self, service: str) -> list[str]:
-        """Names of a service's processes: the service's own, then SERVICE-2 and so on."""
+        """Names of a service's processes: SERVICE, SERVICE-2 and so on."""
         return [service, *(f"{service}-{r}" for r in range(2, self.replicas + 1))]
 
     def members(self, store: str) -> list[str]:
@@ -104,9 +106,14 @@ class Home:
         members = self.members("nats")
         return [self.address(f"{member}-routes") for member in members] if len(members) > 1 else []
 
+    @property
+    def root_certificate(self) -> Path:
+        """What clients trust of a gateway that speaks TLS, as PEM; made anew at every start of Envoy."""
+        return self.path / "root.pem"
+
     @cached_property
     def passwords(self) -> dict[str, str]:
-        """One a user of a store, random, made once: the superusers `postgres`, `mongo`, `nats`, and the services."""
+        """A random password for each user of a store: the superusers `postgres`, `mongo`, `nats`, and the services."""
         file = self.path / "secrets" / "passwords.json"
         if not file.exists():
             write_secret(file, json.dumps({name: secrets.token_hex(16) for name in STORES + SERVICES}))
@@ -114,17 +121,17 @@ class Home:
         return passwords
 
     def save(self) -> None:
-        """Makes the folder, or brings it up to date."""
+        """Writes the settings, and makes the folder if it is not there."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings = {"base_port": self.base_port, "replicas": self.replicas}
         settings |= {"external": self.external, "values": self.values, "replicated": self.replicated}
         write_secret(self._settings, json.dumps(settings))
         self.remembered_port, self.remembered_replicated = self.base_port, self.replicated
-        _ = self.passwords  # made now, before several threads ask for them
+        _ = self.passwords  # they are made here, before several threads ask for them
 
 
 def write_secret(file: Path, text: str) -> None:
-    """Writes a file that only its owner reads, all at once."""
+    """Writes a file that only its owner may read. Readers see the old content or the new, never a part."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
     unfinished.unlink(missing_ok=True)

@@ -31,7 +31,7 @@ def _files(home: Path) -> list[Path]:
 
 
 def _make(file: Path, algorithm: str) -> None:
-    """A new key, unless somebody else was faster."""
+    """Makes a new key, unless another process has made it meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
     key = rsa.generate_private_key(65537, 2048) if algorithm == "RS256" else ec.generate_private_key(ec.SECP256R1())
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
@@ -39,7 +39,7 @@ def _make(file: Path, algorithm: str) -> None:
     with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
         opened.write(pem)
     try:
-        os.link(unfinished, file)  # unlike a rename it keeps the key of whoever was first
+        os.link(unfinished, file)  # unlike a rename, this does not replace a key that is there
     except FileExistsError:
         pass
     finally:
@@ -48,7 +48,7 @@ def _make(file: Path, algorithm: str) -> None:
 
 @lru_cache
 def _load(file: Path) -> PrivateKey:
-    """Once a process: tests and bench sign tens of thousands of tokens. A key's id is never used again."""
+    """Reads a key, once a process: tests and bench sign tens of thousands of tokens. A key's id is never reused."""
     key = serialization.load_pem_private_key(file.read_bytes(), password=None)
     if not isinstance(key, PrivateKey):
         raise TypeError(f"{file} is neither an EC nor an RSA key")
@@ -60,16 +60,16 @@ def _algorithm(key: PrivateKey) -> str:
 
 
 def signing_key(home: Path) -> tuple[str, PrivateKey]:
-    """The key that signs now, and its id."""
+    """The id of the key that signs now, and the key."""
     file = _files(home.resolve())[-1]
     return file.stem, _load(file)
 
 
 def rotate(home: Path, *, algorithm: str = "ES256", keep: float = 24 * 3600) -> None:
-    """From now on a new key signs, by ES256 or RS256.
+    """Makes a new key, for ES256 or RS256, that signs from now on.
 
-    A replaced key stays published for `keep` seconds, in which its tokens expire; with 0 all tokens signed so far are
-    refused as soon as the new set is read: for a key that has leaked.
+    A replaced key stays published for `keep` seconds, so that its tokens are valid until they expire. With 0, which is
+    for a key that has leaked, they are refused as soon as the new set is read.
     """
     home = home.resolve()
     last, _ = signing_key(home)
@@ -80,7 +80,7 @@ def rotate(home: Path, *, algorithm: str = "ES256", keep: float = 24 * 3600) -> 
 
 
 def jwks(home: Path) -> str:
-    """The public halves, as a JSON Web Key Set."""
+    """The public keys, as a JSON Web Key Set."""
     published = []
     for file in _files(home.resolve()):
         key = _load(file)

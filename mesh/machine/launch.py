@@ -1,7 +1,7 @@
-"""Becomes one process of the mesh: writes down who it is, then execs. A script, standard library only.
+"""Becomes a process of the mesh: records its own pid, then execs. A script that needs the standard library only.
 
-The record is written by the process itself, before exec, so there is no moment in which it runs unrecorded, whatever
-happens to its parent. File descriptor 3 is the home's lock: held until the exec, so nobody looks at the records before.
+The process writes its record itself, before exec, so that it never runs without one, whatever happens to its parent.
+File descriptor 3 is the home's lock. It is held until the exec, so that nobody reads the records before.
 
 usage: launch.py RECORD DIRECTORY USER COMMAND...     USER may be empty
 """
@@ -30,7 +30,7 @@ def main(record: str, directory: str, user: str, *command: str) -> None:
         os.initgroups(user, entry.pw_gid)
         os.setgid(entry.pw_gid)
         os.setuid(entry.pw_uid)
-    os.execvp(command[0], command)  # noqa: S606 - no shell is what we want
+    os.execvp(command[0], command)  # noqa: S606 - no shell is wanted
 
 
 if __name__ == "__main__":

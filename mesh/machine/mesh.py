@@ -6,7 +6,7 @@
     mesh.stop("vaccinemgmt"); mesh.start("vaccinemgmt")
     mesh.down()
 
-Blocking, and usable from within a running event loop too (`await asyncio.to_thread(mesh.up)`).
+All of it blocks; within an event loop call it in a thread (`await asyncio.to_thread(mesh.up)`).
 """
 
 import os
@@ -22,18 +22,23 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mesh import ROOT
 from mesh.istio import merged
+from mesh.istio.kinds import Server
+from mesh.istio.proxy import GATEWAY
 from mesh.machine import chart, envoy, identity
 from mesh.machine.home import DEFAULT_HOME, SERVICES, STORE_OF, Home
 from mesh.machine.processes import MeshError, Processes, holder_of, package_file
 from mesh.machine.stores import Store, Stores
 
+if TYPE_CHECKING:
+    import grpc
+
 # Called as things happen: (component's name, what happened).
 Report = Callable[[str, str], None]
-# On a machine that is busy with something else a first start has been seen to take five times the usual.
+# Seconds. On a busy machine a first start has taken five times as long as usual.
 READY_WITHIN = 60.0
 
 
@@ -43,7 +48,7 @@ class Component:
 
     name: str
     listens: tuple[str, ...]  # names of its ports, the one to show first
-    needs: Callable[[], Collection[str]]  # what is ready before it starts
+    needs: Callable[[], Collection[str]]  # components that have to be ready before it starts
     check: Callable[[], None]  # returns when it is ready to serve, raises if it is not
     command: Callable[[], list[str | Path]]
     prepare: Callable[[], None] = lambda: None
@@ -66,7 +71,7 @@ class State:
 
 
 class Mesh:
-    """The mesh of a home. Arguments that are not given are as remembered from the last `up`, see Home."""
+    """The mesh of a home. Arguments that are not given are as in the last `up`, see Home."""
 
     def __init__(
         self,
@@ -79,32 +84,74 @@ class Mesh:
         replicated: bool | None = None,
     ) -> None:
         self.home = Home(home, base_port, external, replicas, values, replicated)
-        self._launcher = launcher  # a module that runs services as `-m LAUNCHER COMPONENT MODULE`: tests bring faults
+        self._launcher = launcher  # a module of a test, which runs `-m LAUNCHER COMPONENT MODULE` with faults
         self.stores = Stores(self.home)
         self.processes = Processes(self.home.path)
         self.components = {component.name: component for component in self._components()}
 
     @cached_property
     def chart(self) -> envoy.Chart:
-        """What an operator would install, for this machine and its issuer of tokens."""
+        """The chart, rendered for this machine and its issuer of tokens."""
         issuer = {"issuer": identity.ISSUER, "audiences": [identity.AUDIENCE], "jwks": identity.jwks(self.home.path)}
-        # Everybody on this machine has one address; tests have one customer ask fifty times at once, or hundreds once.
+        # All callers on this machine have one address, and in tests one customer makes fifty calls at once.
         gateway = {
             "limits": {"perCustomer": 1000, "perAddress": 100_000},
-            "cors": {"origins": ["http://localhost:3000"]},  # a page that somebody develops
+            "cors": {"origins": ["http://localhost:3000"]},  # for developing a page
         }
         crowd = {"CreateReservation": {"inFlight": 1024, "perSecond": 100_000}}
         reservation = {"crowded": crowd, "env": {"MAX_CALLS": "1000"}}
         approval = {"env": {"MAX_CALLS": "1000"}}
         components = {"reservation": reservation, "approval": approval}
-        patience = {"gateway": "15s", "gatewayTry": "7s"}  # this machine may be busy with something else
+        patience = {"gateway": "15s", "gatewayTry": "7s"}  # this machine may be busy
         local = {"auth": issuer, "budget": patience, "gateway": gateway, "components": components}
         return envoy.Chart(chart.render(merged(local, self.home.values)))
 
     @property
     def gateway(self) -> str:
-        """host:port of the one way in."""
+        """host:port at which the gateway listens."""
         return self.home.address("gateway")
+
+    @cached_property
+    def gateway_server(self) -> Server:
+        """The gateway's protocol and hosts."""
+        return self.chart.istio.gateway(self.chart.labels(GATEWAY)).spec.servers[0]
+
+    @property
+    def gateway_name(self) -> str:
+        """A host's name by which the gateway may be called. With TLS its certificate has this name too."""
+        return envoy.own_host(self.gateway_server.hosts[0])
+
+    def connect(self) -> "grpc.Channel":
+        """A channel to the gateway, by the name and with the trust that it needs."""
+        import grpc
+
+        options, trust = self._channel_settings()
+        if trust is None:
+            return grpc.insecure_channel(self.gateway, options)
+        return grpc.secure_channel(self.gateway, trust, options)
+
+    def connect_aio(self) -> "grpc.aio.Channel":
+        """The same, for an event loop."""
+        import grpc
+
+        options, trust = self._channel_settings()
+        if trust is None:
+            return grpc.aio.insecure_channel(self.gateway, options)
+        return grpc.aio.secure_channel(self.gateway, trust, options)
+
+    def _channel_settings(self) -> "tuple[list[tuple[str, Any]], grpc.ChannelCredentials | None]":
+        import grpc
+
+        options: list[tuple[str, Any]] = [
+            # By default gRPC's pauses between attempts to connect grow to two minutes, longer than anybody waits here.
+            ("grpc.max_reconnect_backoff_ms", 500),
+            # A proxy that the shell names cannot reach a gateway on this machine.
+            ("grpc.enable_http_proxy", 0),
+            ("grpc.default_authority", self.gateway_name),
+        ]
+        if not self.gateway_server.tls:
+            return options, None
+        return options, grpc.ssl_channel_credentials(self.home.root_certificate.read_bytes())
 
     def _components(self) -> list[Component]:
         """In dependency order."""
@@ -153,7 +200,7 @@ class Mesh:
         )
 
     def _service_env(self, service: str, name: str) -> dict[str, str]:
-        # As the chart has it, but for where things are.
+        # The chart's settings, except for addresses.
         env = self.chart.env(service) | {
             "LISTEN": self.home.address(name),
             "METRICS_LISTEN": self.home.address(f"{name}-metrics"),
@@ -162,7 +209,7 @@ class Mesh:
             "SECRETS_DIR": str(self.home.path / "secrets" / service),
             "STREAM_REPLICAS": str(len(self.home.members("nats"))),
             "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
-            "DRAIN_SECONDS": "0",  # nobody has to notice before the listener closes: Envoy retries what is refused
+            "DRAIN_SECONDS": "0",  # the listener may close at once: Envoy retries refused connections
             "PYTHONUNBUFFERED": "1",
         }
         if service == "reservation":
@@ -173,7 +220,7 @@ class Mesh:
         import grpc
         from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-        # A pool of its own, else the pauses after earlier refused connections count for this attempt too.
+        # With the shared pool this attempt would wait out the pauses after earlier refused connections.
         options = [("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1)]
         with grpc.insecure_channel(self.home.address(name), options) as channel:
             request = health_pb2.HealthCheckRequest(service=service)
@@ -184,7 +231,7 @@ class Mesh:
     def _check_envoy(self) -> None:
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(f"http://{self.home.address('envoy-admin')}/ready", timeout=2):
-            pass  # anything but 200 raises
+            pass  # any status but 200 raises
 
     # Starting
 
@@ -210,7 +257,7 @@ class Mesh:
         self.up([self.component(name).name], report)
 
     def component(self, name: str) -> Component:
-        """By name; MeshError lists the names."""
+        """The component with this name; MeshError lists the names if there is none."""
         if name not in self.components:
             raise MeshError(f"no component {name}; there are {', '.join(self.components)}")
         return self.components[name]
@@ -261,7 +308,7 @@ class Mesh:
         if name not in self.home.external and not self.processes.find(name):
             report(name, "starting")
             component.prepare()
-            # What runs here talks to 127.0.0.1 only: no proxy of the surroundings has a say in it.
+            # The components talk to 127.0.0.1 only, so no proxy of the shell may come between.
             env = {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | component.env()
             logged = log.stat().st_size if log.exists() else 0
             self.processes.launch(name, component.command(), env, component.directory, component.os_user(), lock)
@@ -291,7 +338,7 @@ class Mesh:
 
     def _check(self, component: Component) -> None:
         if component.name not in self.home.external:
-            # Clients pause after a refused connection, pymongo for half a second: ask them only when someone listens.
+            # Clients pause after a refused connection, pymongo for half a second. So they wait for a listener.
             with socket.create_connection(("127.0.0.1", self.home.port(component.listens[0])), timeout=1):
                 pass
         component.check()
@@ -310,7 +357,7 @@ class Mesh:
             return self.processes.stop(name, with_signal or component.stop_signal, component.grace)
 
     def down(self, report: Report = lambda *_: None) -> None:
-        """Stops whatever `up` started, also one that did not finish: services, then Envoy, then stores."""
+        """Stops what `up` started, even if it did not finish: services, then Envoy, then stores."""
         if self.processes.run.exists():
             with self.processes.exclusive():
                 self._stop_all(self.processes.recorded(), report)
@@ -386,11 +433,17 @@ class Mesh:
             return list(pool.map(state, self.components.values()))
 
     def how_to_call(self, hospital: str = "HOSPITAL", day: str = "YYYY-MM-DD") -> str:
-        """Lines for a shell in the repo's folder, to book a place oneself."""
+        """Lines to type in the repository's folder, with which one books a place."""
         dev = "./dev" if self.home.path == DEFAULT_HOME else f"./dev --home {self.home.path}"
         booking = f'{{"request_id": "{uuid.uuid4()}", "hospital_id": "{hospital}", "date": "{day}"}}'
-        grpcurl = 'grpcurl -plaintext -H "authorization: Bearer $TOKEN"'
-        curl, url = 'curl -H "authorization: Bearer $TOKEN"', f"http://{self.gateway}/v1"
+        token, root = '-H "authorization: Bearer $TOKEN"', self.home.root_certificate
+        grpcurl, curl, url = f"grpcurl -plaintext {token}", f"curl {token}", f"http://{self.gateway}/v1"
+        if self.gateway_server.tls:
+            grpcurl, curl, url = f"grpcurl -cacert {root} {token}", f"curl --cacert {root} {token}", f"https{url[4:]}"
+        if "*" not in self.gateway_server.hosts or self.gateway_server.tls:
+            name, port = self.gateway_name, self.home.port("gateway")
+            grpcurl += f" -authority {name}"
+            curl, url = f"{curl} --resolve {name}:{port}:127.0.0.1", url.replace("127.0.0.1", name)
         return f"""\
 [bold]The gateway is {self.gateway}[/]: gRPC with reflection, gRPC-Web, REST. By hand:
   export PATH="$PATH:$PWD/.venv/bin" TOKEN=$({dev} token --customer me)
@@ -409,14 +462,16 @@ Then: {dev} status | logs NAME | down"""
     # Repairing
 
     def rebuild_mypage(self, report: Report = lambda *_: None) -> None:
-        """Has MyPage build its view anew from the stream's first event, beside the one that is read; returns when that
-        is in its place."""
+        """Has MyPage build its view anew from the stream's first event, and returns when the new view is read.
+
+        MeshError: the view was not rebuilt, and the old one is read.
+        """
         import grpc
 
         from vaccination.mypage.v1 import view_service_pb2, view_service_pb2_grpc
 
         token = identity.token(self.home.path, subject="operator", roles=["operator"])
-        with grpc.insecure_channel(self.gateway, [("grpc.enable_http_proxy", 0)]) as channel:
+        with self.connect() as channel:
             rebuild = view_service_pb2_grpc.ViewServiceStub(channel).RebuildView
             try:
                 call = rebuild(

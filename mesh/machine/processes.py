@@ -1,6 +1,6 @@
 """The processes of one home: started in sessions of their own, found again by their records, and stopped exactly.
 
-A record is `run/NAME.json` with pid and start time. A pid alone is not an identity: it may be somebody else's by now.
+A record is `run/NAME.json` with pid and start time. A pid alone does not identify a process, since pids are reused.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ class MeshError(Exception):
 
 
 def package_file(package: str, *parts: str) -> Path:
-    """A file of an installed package, found without importing it: some of these imports have side effects."""
+    """A file of an installed package, found without an import: importing some of these packages has side effects."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MeshError(f"the package {package} is not installed: run ./dev")
@@ -47,7 +47,7 @@ class Process:
 
 
 def _start_of(pid: int) -> int | None:
-    """When the process started, in clock ticks; None if there is none, or only a zombie."""
+    """When the process started, in clock ticks since boot; None if it has ended, also if it is a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
@@ -56,7 +56,7 @@ def _start_of(pid: int) -> int | None:
 
 
 def _reap(pid: int) -> None:
-    """A child of this very process (the Python API) would stay a zombie; anybody else's is not ours to wait for."""
+    """Waits for a process that has ended, if it is a child of this one: otherwise it would stay a zombie."""
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, os.WNOHANG)
 
@@ -72,8 +72,8 @@ class Processes:
     def exclusive(self, patience: float = 120) -> Iterator[int]:
         """One command at a time works on a home. Yields the lock's file descriptor.
 
-        Children inherit the lock until they have recorded themselves, and initdb until it ends: so even after a
-        `kill -9` of `up` in the middle of a start nobody can take it too early and miss a process.
+        Children hold the lock too until they have recorded themselves, and initdb until it ends. So after a `kill -9`
+        of `up` in the middle of a start, the next command waits until every process has its record.
         """
         self.run.mkdir(parents=True, exist_ok=True)
         self.logs.mkdir(exist_ok=True)
@@ -98,7 +98,7 @@ class Processes:
         return sorted(path.stem for path in self.run.glob("*.json"))
 
     def find(self, name: str) -> Process | None:
-        """The process if it lives and is still the one that was started."""
+        """The process, if it lives and is the one that was recorded."""
         try:
             record = json.loads((self.run / f"{name}.json").read_text())
         except FileNotFoundError:
@@ -107,13 +107,16 @@ class Processes:
         return Process(**record) if _start_of(record["pid"]) == record["start"] else None
 
     def log(self, name: str) -> Path:
-        """Where the process writes what it has to say."""
+        """The file that the process' output goes to."""
         return self.logs / f"{name}.log"
 
     def launch(
         self, name: str, command: Sequence[str | Path], env: Mapping[str, str], directory: Path, user: str, lock: int
     ) -> None:
-        """Starts a process in a session of its own, so that no Ctrl-C meant for us reaches it."""
+        """Starts a process in a session of its own, so that a Ctrl-C for this command does not reach it.
+
+        MeshError: it could not be started.
+        """
         record = self.run / f"{name}.json"
         record.unlink(missing_ok=True)
         script = Path(__file__).with_name("launch.py")
@@ -150,7 +153,7 @@ def _end(process: Process, with_signal: signal.Signals, grace: float) -> bool:
     except ProcessLookupError:
         return False
     try:
-        # Asked again now that the descriptor pins the process: from here on a recycled pid cannot be hit.
+        # The descriptor is of whatever process has the pid now; if that is the one that was found, it stays that one.
         if _start_of(process.pid) != process.start:
             return False
         poll = select.poll()
@@ -167,7 +170,7 @@ def _end(process: Process, with_signal: signal.Signals, grace: float) -> bool:
 
 
 def holder_of(port: int) -> str | None:
-    """Who listens on the port of 127.0.0.1, as far as can be told; None: it is free."""
+    """Describes who listens on a port of 127.0.0.1, as far as that can be found out; None if the port is free."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

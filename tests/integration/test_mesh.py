@@ -8,12 +8,14 @@ import os
 import random
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,12 @@ import httpx
 import nats
 import psutil
 import pytest
+import yaml
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
+from mesh import CHART
+from mesh.contracts.generation import IMAGE
 from mesh.machine import Mesh, identity
 from mesh.machine.home import PORTS, STORES
 from mesh.machine.processes import MeshError, holder_of
@@ -215,10 +220,10 @@ def _serve(address: str, service: str, method: str, handler: Any, request: type[
     return server
 
 
-@pytest.fixture(scope="module")
-def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+@contextmanager
+def _envoy_alone(folder: Path, values: dict[str, Any] | None = None) -> Iterator[Mesh]:
     """A real Envoy; behind it an echo in place of mypage, and an Approve that always says yes."""
-    mesh = Mesh(tmp_path_factory.mktemp("proxy"), _free_base_port())
+    mesh = Mesh(folder, _free_base_port(), values=values)
     listing = ("vaccination.mypage.v1.MypageService", "ListMyReservations")
     approving = ("vaccination.approval.v1.ApprovalService", "Approve")
     servers = [
@@ -232,6 +237,21 @@ def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     mesh.down()
     for server in servers:
         server.stop(None)
+
+
+@pytest.fixture(scope="module")
+def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """The gateway of a laptop: plain text, and any host."""
+    with _envoy_alone(tmp_path_factory.mktemp("proxy")) as mesh:
+        yield mesh
+
+
+@pytest.fixture(scope="module")
+def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
+    """The gateway of values-production.yaml: TLS, and one host."""
+    values = yaml.safe_load((CHART / "values-production.yaml").read_text())
+    with _envoy_alone(tmp_path_factory.mktemp("production"), {"gateway": values["gateway"]}) as mesh:
+        yield mesh
 
 
 class TestCommandLine:
@@ -382,3 +402,82 @@ class TestGateway:
         _eventually(lambda: "/v1/my/reservations" in log.read_text(), within=15)
         assert token not in log.read_text()
         assert "a-page" not in log.read_text()
+
+
+class TestGatewayWithTls:
+    """What production's gateway answers, and to whom it does not speak."""
+
+    HOST, OTHER = "booking.example.org", "www.example.org"
+
+    def _listing(self, mesh: Mesh, host: str, name: str, http2: bool = False) -> httpx.Response:
+        """Asks for a host over a connection that was opened for the server name."""
+        token = identity.token(mesh.home.path, subject="C1", roles=["customer"])
+        trust = ssl.create_default_context(cafile=mesh.home.root_certificate)
+        with httpx.Client(verify=trust, http1=not http2, http2=http2, trust_env=False) as client:
+            return client.get(
+                f"https://{mesh.gateway}/v1/my/reservations",
+                headers={"host": host, "authorization": f"Bearer {token}"},
+                extensions={"sni_hostname": name},
+            )
+
+    def _list(self, mesh: Mesh, channel: grpc.Channel) -> mypage.ListMyReservationsResponse:
+        token = identity.token(mesh.home.path, subject="C1", roles=["customer"])
+        metadata = (("authorization", f"Bearer {token}"),)
+        return MypageServiceStub(channel).ListMyReservations(
+            mypage.ListMyReservationsRequest(), metadata=metadata, timeout=20
+        )
+
+    def _channel(self, mesh: Mesh, host: str, name: str) -> grpc.Channel:
+        trust = grpc.ssl_channel_credentials(mesh.home.root_certificate.read_bytes())
+        return grpc.secure_channel(
+            mesh.gateway, trust, [("grpc.default_authority", host), ("grpc.ssl_target_name_override", name)]
+        )
+
+    @pytest.mark.parametrize("http2", [False, True])
+    def test_who_asks_for_its_host_is_served_by_rest(self, production: Mesh, http2: bool) -> None:
+        for host in (self.HOST, f"{self.HOST}:443"):
+            answer = self._listing(production, host, self.HOST, http2)
+            assert (answer.status_code, answer.http_version) == (200, "HTTP/2" if http2 else "HTTP/1.1")
+            (payload,) = json.loads(answer.json()["nextPageToken"])
+            assert _decoded(payload)["sub"] == "C1"
+
+    async def test_who_asks_for_its_host_is_served_by_grpc(self, production: Mesh) -> None:
+        with production.connect() as channel:
+            (payload,) = json.loads((await asyncio.to_thread(self._list, production, channel)).next_page_token)
+        assert _decoded(payload)["sub"] == "C1"
+        async with production.connect_aio() as channel:
+            with pytest.raises(grpc.aio.AioRpcError) as refused:
+                await MypageServiceStub(channel).ListMyReservations(mypage.ListMyReservationsRequest())
+        assert refused.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+    def test_another_host_is_not_found(self, production: Mesh) -> None:
+        for http2 in (False, True):
+            answer = self._listing(production, self.OTHER, self.HOST, http2)
+            assert (answer.status_code, answer.json()["details"][0]["reason"]) == (404, "UNKNOWN_METHOD")
+        with self._channel(production, self.OTHER, self.HOST) as channel, pytest.raises(grpc.RpcError) as refused:
+            self._list(production, channel)
+        assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+    def test_who_opens_a_connection_for_another_host_is_disconnected(self, production: Mesh) -> None:
+        with pytest.raises((httpx.ConnectError, httpx.ReadError)):
+            self._listing(production, self.HOST, self.OTHER)
+        with self._channel(production, self.HOST, self.OTHER) as channel, pytest.raises(grpc.RpcError) as refused:
+            self._list(production, channel)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    def test_who_speaks_plain_text_is_disconnected(self, production: Mesh) -> None:
+        with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
+            httpx.get(f"http://{production.gateway}/openapi.json", headers={"host": self.HOST})
+
+    def test_the_commands_that_are_printed_work(self, production: Mesh) -> None:
+        lines = production.how_to_call().splitlines()
+        [call] = [line for line in lines if line.endswith("ListMyReservations")]
+        [get] = [line for line in lines if line.endswith("/v1/my/reservations")]
+        token = identity.token(production.home.path, subject="C1", roles=["customer"])
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        call = call.replace("grpcurl", f"grpcurl -protoset {IMAGE}", 1)  # the echo has no reflection
+        for command in (call, get):
+            done = subprocess.run(
+                command, shell=True, env={"PATH": path, "TOKEN": token}, capture_output=True, text=True
+            )
+            assert "nextPageToken" in done.stdout, done.stderr

@@ -312,7 +312,7 @@ def test_a_refused_batch_loses_only_its_bad_rows(names: bool, calls: list[int]) 
 
 def test_nothing_to_import_needs_no_connection(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def out(directory: Path, **options: Any) -> str:
-        assert run(directory, "127.0.0.1:1", "token", **options) == 2
+        assert run(directory, lambda: grpc.aio.insecure_channel("127.0.0.1:1"), "token", **options) == 2
         return capsys.readouterr().out
 
     assert "missing is not a directory" in out(tmp_path / "missing")

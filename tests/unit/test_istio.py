@@ -4,7 +4,11 @@
 """
 
 import copy
+import json
 import re
+import subprocess
+import sys
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +16,12 @@ from typing import Any
 import pytest
 import yaml
 
+from mesh import ROOT, gateway
 from mesh.istio import Json, Objects, Untranslatable, duration
+from mesh.istio.kinds import read as read_object
 from mesh.istio.proxy import manager
-from mesh.machine import envoy
+from mesh.machine import chart, envoy
+from mesh.machine.home import Home
 
 HERE = Path(__file__).parent / "istio"
 HOST, PORT = "approval.vaccination.svc.cluster.local", 50052
@@ -106,33 +113,215 @@ def test_a_field_that_is_altered_shows(kind: str) -> None:
         assert found, f"{kind}.{path} makes no difference"
 
 
-def test_a_field_that_nobody_translates_is_named_with_its_object() -> None:
-    places: list[tuple[str, Callable[[Json], Json], Json, str]] = [
-        ("VirtualService", lambda s: s, {"tls": []}, "VirtualService approval: spec.tls is not translated"),
-        ("VirtualService", lambda s: s["http"][0], {"mirror": {}}, "spec.http[0].mirror"),
-        ("VirtualService", lambda s: s["http"][0]["retries"], {"retryRemoteLocalities": True}, "retryRemoteLocalities"),
-        ("VirtualService", lambda s: s["http"][0]["match"][0], {"authority": {"exact": "x"}}, "match[0].authority"),
-        ("DestinationRule", lambda s: s["trafficPolicy"], {"tls": {}}, "trafficPolicy.tls"),
-        ("DestinationRule", lambda s: s["trafficPolicy"]["outlierDetection"], {"minHealthPercent": 1}, "minHealth"),
-        (
-            "DestinationRule",
-            lambda s: s,
-            {"subsets": [{"name": "v2", "labels": {"version": "2"}}]},
-            "subsets[0].labels",
-        ),
-        ("RequestAuthentication", lambda s: s["jwtRules"][0], {"fromCookies": ["a"]}, "jwtRules[0].fromCookies"),
-        ("AuthorizationPolicy", lambda s: s, {"action": "DENY"}, "spec.action: 'DENY' is not translated"),
-        ("AuthorizationPolicy", lambda s: s["rules"][0]["from"][0]["source"], {"ipBlocks": ["::"]}, "source.ipBlocks"),
-        ("AuthorizationPolicy", lambda s: s["rules"][0]["when"][0], {"key": "source.ip"}, "source.ip is not"),
+@pytest.fixture(scope="module")
+def rendered() -> list[Json]:
+    """The chart's Istio objects, with all that production's gateway has."""
+    values = {"auth": {"jwks": "{}"}, "gateway": {"hosts": ["booking.example.org"], "tlsSecret": "booking-tls"}}
+    return [item for item in chart.render(values) if "istio.io/" in item["apiVersion"]]
+
+
+def maps(value: Any, path: str) -> Iterator[tuple[str, Json]]:
+    """Every map in a value, and where it is; indices left out."""
+    if isinstance(value, dict):
+        yield path, value
+        for key, inner in value.items():
+            yield from maps(inner, f"{path}.{key}")
+    elif isinstance(value, list):
+        for inner in value:
+            yield from maps(inner, path)
+
+
+def test_a_field_that_nobody_translates_is_refused_wherever_it_is(rendered: list[Json]) -> None:
+    free = set()
+    for item in [*rendered, *with_ports(objects())]:
+        name = f"{item['kind']} {item['metadata']['name']}"
+        for path, place in maps(item, ""):
+            # Envoy is strict itself with its own configuration. And some maps are by ports or by headers' names.
+            if ".patch.value" in path or path.endswith((".portLevelMtls", ".match.headers", ".match.withoutHeaders")):
+                continue
+            place["unheardOf"] = "x"
+            try:
+                read_object(item)
+                free.add(f"{item['kind']}{path}")
+            except Untranslatable as error:
+                told = re.sub(r"\[\d+\]", "", str(error))
+                assert told == f"{name}: {f'{path}.unheardOf'.removeprefix('.')} is not translated"
+            finally:
+                del place["unheardOf"]
+    assert {path for path in free if ".metadata" not in path} == {
+        # Maps whose keys are the user's.
+        "AuthorizationPolicy.spec.selector.matchLabels",
+        "EnvoyFilter.spec.workloadSelector.labels",
+        "Gateway.spec.selector",
+        "PeerAuthentication.spec.selector.matchLabels",
+        "RequestAuthentication.spec.selector.matchLabels",
+        "Telemetry.spec.selector.matchLabels",
+        "VirtualService.spec.http.headers.response.set",
+    }
+
+
+# Of each: the kind, where in its spec, what is written there, and what is told.
+REFUSED: list[tuple[str, Callable[[Json], Json], Json, str]] = [
+    ("VirtualService", lambda s: s, {"tls": []}, "VirtualService approval: spec.tls is not translated"),
+    ("VirtualService", lambda s: s, {"hosts": ["approval"]}, "spec: approval is not translated: a service's full name"),
+    ("VirtualService", lambda s: s, {"gateways": ["other"]}, "spec.gateways: there is no Gateway other"),
+    ("VirtualService", lambda s: s["http"][0], {"mirror": {}}, "spec.http[0].mirror"),
+    ("VirtualService", lambda s: s["http"][0], {"timeout": "2"}, "spec.http[0].timeout: '2' is no duration"),
+    ("VirtualService", lambda s: s["http"][0]["retries"], {"retryRemoteLocalities": True}, "retryRemoteLocalities"),
+    ("VirtualService", lambda s: s["http"][0]["match"][0], {"authority": {"exact": "x"}}, "match[0].authority"),
+    ("VirtualService", lambda s: s["http"][0]["match"][0]["uri"], {"prefix": "/"}, "uri: has 2 of the fields"),
+    (
+        "VirtualService",
+        lambda s: s["http"][0]["route"][0]["destination"],
+        {"subset": "x"},
+        "a subset x of approval",
+    ),
+    ("DestinationRule", lambda s: s["trafficPolicy"], {"tls": {}}, "trafficPolicy.tls"),
+    ("DestinationRule", lambda s: s, {"host": "*.local"}, "spec.host: *.local is not translated"),
+    ("DestinationRule", lambda s: s["trafficPolicy"]["loadBalancer"], {"simple": "ROUND_ROBIN"}, "warmup is not"),
+    ("DestinationRule", lambda s: s["trafficPolicy"]["outlierDetection"], {"minHealthPercent": 1}, "minHealth"),
+    ("DestinationRule", lambda s: s, {"subsets": [{"name": "v2", "labels": {"version": "2"}}]}, "subsets[0].labels"),
+    (
+        "DestinationRule",
+        lambda s: s,
+        {"subsets": [{"name": "v2", "trafficPolicy": {"outlierDetection": {}}}]},
+        "subsets[0].trafficPolicy.outlierDetection",
+    ),
+    ("RequestAuthentication", lambda s: s["jwtRules"][0], {"fromCookies": ["a"]}, "jwtRules[0].fromCookies"),
+    ("RequestAuthentication", lambda s: s["jwtRules"][0], {"jwksUri": "http://x"}, "jwtRules[0]: has 2 of the fields"),
+    ("AuthorizationPolicy", lambda s: s, {"action": "DENY"}, "spec.action: 'DENY' is not translated"),
+    ("AuthorizationPolicy", lambda s: s["rules"][0]["from"][0]["source"], {"ipBlocks": ["::"]}, "source.ipBlocks"),
+    ("AuthorizationPolicy", lambda s: s["rules"][0]["from"][0]["source"], {"principals": ["a/*"]}, "a/* is not"),
+    ("AuthorizationPolicy", lambda s: s["rules"][0]["to"][0]["operation"], {"paths": ["/{*}/b"]}, "/{*}/b is not"),
+    ("AuthorizationPolicy", lambda s: s["rules"][0]["when"][0], {"key": "source.ip"}, "source.ip is not"),
+]
+
+
+@pytest.mark.parametrize(("kind", "place", "field", "told"), REFUSED)
+def test_what_would_mean_something_else_here_is_named_with_its_object(
+    kind: str, place: Callable[[Json], Json], field: Json, told: str
+) -> None:
+    items = with_ports(objects())
+    [changed] = [item for item in items if item["kind"] == kind]
+    place(changed["spec"]).update(field)
+    with pytest.raises(Untranslatable, match=re.escape(told)):
+        translate(items)
+
+
+def translate(items: list[Json]) -> None:
+    found = Objects(items)
+    found.cluster(HOST, PORT)
+    for route in found.routes("mesh", HOST):
+        found.cluster(HOST, PORT, route["route"]["cluster"].split("|")[2])
+    found.jwt_authn(LABELS), found.rbac(LABELS), found.strict(LABELS, PORT)
+
+
+def made(kind: str, name: str, **spec: Any) -> Json:
+    return {"apiVersion": "x.istio.io/v1", "kind": kind, "metadata": {"name": name, "namespace": "n"}, "spec": spec}
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec"),
+    [
+        ("VirtualService", {"hosts": [HOST], "http": []}),
+        ("DestinationRule", {"host": HOST}),
+        ("PeerAuthentication", {"mtls": {"mode": "STRICT"}}),
+    ],
+)
+def test_of_two_objects_about_the_same_thing_istio_takes_the_older_one_which_is_not_known_here(
+    kind: str, spec: Json
+) -> None:
+    translate([made(kind, "one", **spec)])
+    with pytest.raises(Untranslatable, match=f"{kind} two"):
+        translate([made(kind, "one", **spec), made(kind, "two", **spec)])
+
+
+def test_what_else_istio_reads_of_an_object_is_refused() -> None:
+    with pytest.raises(Untranslatable, match="WasmPlugin x: the kind is not translated"):
+        Objects([made("WasmPlugin", "x")])
+    for where in ("labels", "annotations"):
+        item = made("AuthorizationPolicy", "x")
+        item["metadata"][where] = {"istio.io/dry-run": "true"}
+        with pytest.raises(Untranslatable, match="dry-run is not translated"):
+            Objects([item])
+    item = made("AuthorizationPolicy", "x")
+    item["metadata"]["namespace"] = "istio-system"
+    with pytest.raises(Untranslatable, match="more than one namespace"):
+        Objects([item, made("AuthorizationPolicy", "y")])
+
+
+def test_a_ports_mutual_tls_stands_above_its_workloads_and_that_above_the_namespaces() -> None:
+    def strict(*policies: Json, port: int = 8080) -> bool:
+        named = [made("PeerAuthentication", f"p{i}", **spec) for i, spec in enumerate(policies)]
+        return Objects(named).strict(LABELS, port)
+
+    namespace, selector = {"mtls": {"mode": "STRICT"}}, {"selector": {"matchLabels": LABELS}}
+    opened = {"9090": {"mode": "PERMISSIVE"}}
+    assert not strict()
+    assert strict(namespace)
+    assert not strict(namespace, selector | {"mtls": {"mode": "PERMISSIVE"}})
+    assert strict(namespace, selector | {"portLevelMtls": opened})
+    assert not strict(namespace, selector | {"portLevelMtls": opened}, port=9090)
+    assert strict(selector | {"portLevelMtls": {"8080": {"mode": "STRICT"}}})
+    with pytest.raises(Untranslatable, match=r"spec.portLevelMtls.9090.mode: 'DISABLE' is not translated"):
+        strict(selector | {"portLevelMtls": {"9090": {"mode": "DISABLE"}}})
+    with pytest.raises(Untranslatable, match="portLevelMtls is not translated without a selector"):
+        strict({"portLevelMtls": opened})
+
+
+def test_a_telemetry_about_a_component_is_refused(rendered: list[Json], tmp_path: Path) -> None:
+    everything = chart.render({"auth": {"jwks": "{}"}})
+    envoy.Machine(Home(tmp_path), envoy.Chart(everything)).config()
+    logging = made("Telemetry", "all", accessLogging=[{"providers": [{"name": "envoy"}]}])
+    logging["metadata"]["namespace"] = "vaccination"
+    with pytest.raises(Untranslatable, match="Telemetry"):
+        envoy.Machine(Home(tmp_path), envoy.Chart([*everything, logging])).config()
+
+
+def test_a_gateway_answers_for_its_hosts_and_ends_tls_where_somebody_has_a_certificate(
+    rendered: list[Json], tmp_path: Path
+) -> None:
+    with pytest.raises(Untranslatable, match=r"Gateway gateway: spec.servers\[0\].tls is not translated"):
+        gateway.config(rendered)  # a pod without Istio
+    other = copy.deepcopy(rendered)
+    for item in other:
+        if item["kind"] == "VirtualService":
+            item["spec"]["hosts"] = ["www.example.org"]
+    with pytest.raises(Untranslatable, match=r"spec\.hosts are not the hosts of Gateway gateway"):
+        Objects(other).gateway({"app.kubernetes.io/name": "gateway"})
+
+
+def test_the_gateway_of_the_chart_that_is_released_starts_with_this_version_too(tmp_path: Path) -> None:
+    [released] = (ROOT / "tests" / "cluster").glob("vaccination-*.tgz")
+    with tarfile.open(released) as package:
+        package.extractall(tmp_path, filter="data")
+    helm, folder = Path(sys.executable).parent / "helm", tmp_path / "vaccination"
+    values: list[str | Path] = ["--values", folder / "values-evaluation.yaml", "--set", "auth.jwks=JWKS"]
+    command: list[str | Path] = [helm, "template", "vaccination", folder, *values]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    [found] = [
+        item["data"]["objects.json"]
+        for item in yaml.load_all(done.stdout, yaml.CSafeLoader)
+        if item and item["kind"] == "ConfigMap" and "objects.json" in item["data"]
     ]
-    for kind, place, field, told in places:
-        items = with_ports(copy.deepcopy(objects()))
-        for item in items:
-            if item["kind"] == kind:
-                place(item["spec"]).update(field)
-        found = Objects(items)
-        with pytest.raises(Untranslatable, match=re.escape(told)):
-            found.routes("mesh", HOST), found.cluster(HOST, PORT), found.jwt_authn(LABELS), found.rbac(LABELS)
+    assert gateway.config(json.loads(found))["static_resources"]["listeners"]
+
+
+def test_a_policy_about_a_port_is_about_the_port_that_listens_in_its_place() -> None:
+    rule = {"to": [{"operation": {"ports": ["8080"], "notPorts": ["9090"]}}]}
+    rbac = Objects([made("AuthorizationPolicy", "x", rules=[rule])]).rbac(LABELS, {8080: 18090})
+    assert rbac is not None
+    [policy] = rbac["typed_config"]["rules"]["policies"].values()
+    here, other = policy["permissions"][0]["and_rules"]["rules"]
+    assert here == {"or_rules": {"rules": [{"destination_port": 18090}]}}
+    assert other == {"not_rule": {"or_rules": {"rules": [{"destination_port": 9090}]}}}
+
+
+def test_a_policy_without_rules_lets_nobody_in() -> None:
+    rbac = Objects([made("AuthorizationPolicy", "nobody")]).rbac(LABELS)
+    assert rbac is not None
+    assert rbac["typed_config"]["rules"] == {"policies": {}}
+    assert Objects([]).rbac(LABELS) is None
 
 
 def test_a_route_that_does_not_say_how_often_it_is_tried_is_refused() -> None:
@@ -140,16 +329,8 @@ def test_a_route_that_does_not_say_how_often_it_is_tried_is_refused() -> None:
     for item in items:
         if item["kind"] == "VirtualService":
             del item["spec"]["http"][1]["retries"]
-    with pytest.raises(Untranslatable, match="Istio would retry twice"):
-        Objects(items).routes("mesh", HOST)
-
-
-def test_a_policy_without_rules_lets_nobody_in() -> None:
-    policy = {"kind": "AuthorizationPolicy", "metadata": {"name": "nobody"}, "spec": {}}
-    rbac = Objects([policy]).rbac(LABELS)
-    assert rbac is not None
-    assert rbac["typed_config"]["rules"] == {"policies": {}}
-    assert Objects([]).rbac(LABELS) is None
+    with pytest.raises(Untranslatable, match=r"spec.http\[1\]: retries is missing: Istio would retry twice"):
+        Objects(items)
 
 
 def test_the_way_in_is_as_istiod_makes_it() -> None:
