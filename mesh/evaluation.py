@@ -87,7 +87,7 @@ def main() -> int:
     if store == "nats":
         kind.prepare(store)
         command = [str(part) for part in kind.command(store)]
-        os.execv(command[0], command)  # noqa: S606 - it needs nobody to look after it
+        os.execv(command[0], command)  # noqa: S606 - NATS needs no provisioning, so it takes this process' place
     server: subprocess.Popen[bytes] | None = None
 
     def stop(*_: int | FrameType | None) -> None:
@@ -99,7 +99,7 @@ def main() -> int:
     # Process 1 gets only those signals that it handles.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    READY.unlink(missing_ok=True)  # of a container before this one in the same pod
+    READY.unlink(missing_ok=True)  # an earlier container of the pod may have left it
     kind.prepare(store)
     server = subprocess.Popen(kind.command(store), cwd=home.path)
     said = ""

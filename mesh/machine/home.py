@@ -17,7 +17,7 @@ STORE_OF = {"reservation": "postgres", "approval": "postgres", "vaccinemgmt": "m
 MAX_REPLICAS = 5
 # Servers of a store in a replicated home: as many as it takes for the death of any one to lose nothing.
 MEMBERS = {"postgres": 2, "mongo": 3, "nats": 3}
-# Seconds. No store may keep a test waiting: an attempt to reach it that takes longer is as good as none.
+# Seconds. An attempt that takes longer counts as failed, so that no test waits for a store that hangs.
 ATTEMPT = 2.0
 
 # Every port is the base port plus this, on 127.0.0.1.
@@ -40,12 +40,14 @@ PORTS = (
 class Home:
     """The folder. An argument that is not given is as it was in the last `up`, or else the default.
 
-    `external` are superuser URLs by store's name: servers that are somebody else's. A store without one is embedded.
-    `values` are the chart's, above its own and those that one machine needs. `replicated` stores survive the death of
-    a server, see MEMBERS; a home keeps that choice for good, since NATS' streams cannot follow.
+    `external` has the superuser's URL of each store whose server is there already; the others are started here.
+    `values` are values of the chart; they stand above the chart's own, and above those that one machine needs.
+    `replicated` stores survive the death of a server, see MEMBERS. A home keeps that choice for good, since a stream of
+    one NATS server cannot be carried into a cluster.
     """
 
-    listen = "127.0.0.1"  # the stores do
+    # The stores' listening address. A pod has another one, see mesh.evaluation.
+    listen = "127.0.0.1"
 
     def __init__(
         self,
@@ -99,15 +101,15 @@ class Home:
         return member
 
     @property
-    def root_certificate(self) -> Path:
-        """What clients trust of a gateway that speaks TLS, as PEM; made anew at every start of Envoy."""
-        return self.path / "root.pem"
-
-    @property
     def nats_routes(self) -> list[str]:
         """host:port by which the servers of a cluster reach each other; empty when there is only one."""
         members = self.members("nats")
         return [self.address(f"{member}-routes") for member in members] if len(members) > 1 else []
+
+    @property
+    def root_certificate(self) -> Path:
+        """What clients trust of a gateway that speaks TLS, as PEM; made anew at every start of Envoy."""
+        return self.path / "root.pem"
 
     @cached_property
     def passwords(self) -> dict[str, str]:
@@ -125,7 +127,7 @@ class Home:
         settings |= {"external": self.external, "values": self.values, "replicated": self.replicated}
         write_secret(self._settings, json.dumps(settings))
         self.remembered_port, self.remembered_replicated = self.base_port, self.replicated
-        _ = self.passwords  # made now, before several threads ask for them
+        _ = self.passwords  # they are made here, before several threads ask for them
 
 
 def write_secret(file: Path, text: str) -> None:

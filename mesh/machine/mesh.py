@@ -49,7 +49,7 @@ class Component:
 
     name: str
     listens: tuple[str, ...]  # names of its ports, the one to show first
-    needs: Callable[[], Collection[str]]  # what is ready before it starts
+    needs: Callable[[], Collection[str]]  # components that have to be ready before it starts
     check: Callable[[], None]  # returns when it is ready to serve, raises if it is not
     command: Callable[[], list[str | Path]]
     prepare: Callable[[], None] = lambda: None
@@ -85,7 +85,7 @@ class Mesh:
         replicated: bool | None = None,
     ) -> None:
         self.home = Home(home, base_port, external, replicas, values, replicated)
-        self._launcher = launcher  # a module that runs services as `-m LAUNCHER COMPONENT MODULE`: tests bring faults
+        self._launcher = launcher  # a module of a test, which runs `-m LAUNCHER COMPONENT MODULE` with faults
         self.stores = Stores(self.home)
         self.processes = Processes(self.home.path)
         self.components = {component.name: component for component in self._components()}

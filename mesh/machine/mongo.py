@@ -66,9 +66,9 @@ class Mongo:
         return ""
 
     def prepare(self, member: str) -> None:
-        """The key with which members of a replica set know each other; with it, users have to log in."""
+        """Writes the replica set's key. With a key, mongod has users log in."""
         (self.home.path / member).mkdir(mode=0o700, exist_ok=True)
-        # Written anew each time: mongod refuses it when a volume's owner has let a group in (fsGroup).
+        # At every start, since mongod refuses a key that a group may read, and a volume's fsGroup lets a group in.
         write_secret(self._key, self.home.passwords[self.name] * 2)
 
     @property
@@ -76,15 +76,15 @@ class Mongo:
         return self.home.path / "secrets" / "mongo_key"
 
     def command(self, member: str) -> list[str | Path]:
-        """Journaled, as replica sets always are."""
+        """The command. Replica sets always keep a journal."""
         mongod = package_file("fiftyone", "db", "bin", "mongod")
         options = f"--bind_ip {self.home.listen} --port {self.home.port(member)} --nounixsocket --replSet rs0"
         options += " --wiredTigerCacheSizeGB 0.25 --oplogSize 256 --setParameter diagnosticDataCollectionEnabled=false"
-        # A primary that stops hands over to another member. Where it finds none it would wait for 15 s.
+        # A primary that stops hands over to another member. By default it looks for one for 15 s.
         handover = 1000 if len(self.members) > 1 else 100
         options += f" --setParameter shutdownTimeoutMillisForSignaledShutdown={handover}"
-        # A process that is killed in a transaction leaves it open: with the default, 60 s, nobody else was seen to get
-        # at the lot it had written for 84 s.
+        # A process that is killed in a transaction leaves it open. With the default of 60 s, the lot that it had
+        # written stayed locked for 84 s.
         options += " --setParameter transactionLifetimeLimitSeconds=5"
         return [mongod, *options.split(), "--dbpath", self.home.path / member, "--keyFile", self._key]
 
@@ -125,7 +125,7 @@ class Mongo:
         except OperationFailure as error:
             if error.code != AUTHENTICATION_FAILED:
                 raise
-            # Nobody is there yet, which opens the way in from localhost.
+            # Without any user, mongod lets localhost in.
             with pymongo.MongoClient[dict[str, Any]](**options) as first:
                 self._bootstrap(first, member)
         return client
@@ -142,7 +142,7 @@ class Mongo:
         client.admin.command("createUser", "admin", pwd=self.home.passwords[self.name], roles=["root"])
 
     def _follow_addresses(self, client: "MongoClient[dict[str, Any]]") -> None:
-        """A replica set remembers its members' addresses: after a move no member finds itself in it."""
+        """Tells the replica set its members' addresses, which have changed if the base port has."""
         config = client.local["system.replset"].find_one()
         if config is None:
             raise MeshError("it has not heard of the replica set yet")

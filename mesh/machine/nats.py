@@ -45,7 +45,7 @@ class Nats:
         return ",".join(f"nats://{login}@{self.home.address(member)}" for member in self.members)
 
     def login(self, service: str) -> tuple[str, str]:
-        """User and password. NATS keeps users in its own configuration: on somebody else's server all use the URL's."""
+        """User and password. On a server that was there already all services use those of the URL."""
         if self.name in self.home.external:
             parts = urlsplit(self.url)
             return parts.username or "", parts.password or ""
@@ -67,7 +67,7 @@ class Nats:
         return ""
 
     def prepare(self, member: str) -> None:
-        """A user each service, who publishes its own context's events only."""
+        """Writes the configuration, with a user for each service, who may publish only its own context's events."""
         users: list[dict[str, object]] = [{"user": "admin", "password": self.home.passwords[self.name]}]
         for service in SERVICES:
             own = [f"vaccination.{service}.>", "DEAD_LETTERS.>", "$JS.API.>", "$JS.ACK.>", "_INBOX.>"]
@@ -78,7 +78,7 @@ class Nats:
             "listen": f"{self.home.listen}:{self.home.port(member)}",
             "http": f"{self.home.listen}:{self.home.port(f'{member}-monitor')}",
             "authorization": {"users": users},
-            # An acknowledged event is on the disk, as a commit in the other stores is.
+            # An acknowledged event is on the disk, like a commit of the other stores.
             "jetstream": {"store_dir": str(self.home.path / member), "sync_interval": "always"},
         }
         if routes := self.home.nats_routes:
@@ -95,11 +95,11 @@ class Nats:
         return self.home.path / "secrets" / f"{member}.json"
 
     def command(self, member: str) -> list[str | Path]:
-        """The server beside this interpreter: its wheel installs a plain executable."""
+        """The command. The wheel installs the server beside this interpreter."""
         return [Path(sys.executable).parent / "nats-server", "-c", self._config(member)]
 
     def provision(self, member: str) -> None:
-        """Streams and consumers are the services' own affair: only asks whether the server has caught up with them."""
+        """Raises until the server has caught up with its streams, which the services make themselves."""
         if self.name in self.home.external:
             self._ask_jetstream(lambda jetstream: jetstream.account_info())
             return
@@ -154,7 +154,7 @@ class Nats:
         return self._ask_jetstream(lambda jetstream: jetstream.stream_info(stream)).state.last_seq
 
     def republish(self, stream: str, count: int, seed: int) -> int:
-        """Publishes up to `count` of the stream's messages once more, as new ones, shuffled: for tests of consumers."""
+        """Publishes up to `count` of the stream's messages again as new ones, shuffled, to test consumers."""
 
         async def again(jetstream: "JetStreamContext") -> int:
             last = (await jetstream.stream_info(stream)).state.last_seq
@@ -175,7 +175,7 @@ class Nats:
 
             async def quiet(_: Exception) -> None: ...
 
-            # Its own limits are for one server and one try: it would go on for two minutes.
+            # The client's own timeouts are for each attempt; all its attempts together take two minutes.
             async with asyncio.timeout(ATTEMPT):
                 client = await nats.connect(self.url.split(","), allow_reconnect=False, error_cb=quiet)
             try:
@@ -183,5 +183,5 @@ class Nats:
             finally:
                 await client.close()
 
-        with ThreadPoolExecutor(1) as pool:  # the caller may be in an event loop of its own
+        with ThreadPoolExecutor(1) as pool:  # the caller's thread may have a running event loop
             return pool.submit(asyncio.run, ask()).result()

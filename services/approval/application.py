@@ -31,10 +31,10 @@ class UnitOfWork(Protocol):
     """What one transaction sees and changes."""
 
     async def ledger(self, requests: Sequence[Request]) -> Ledger:
-        """What is known of the requests' days, customers and reservations; it stays so until the end."""
+        """What the books say about the requests; nobody else changes it until the end."""
 
     async def ledger_of_decided(self, reservation_ids: Sequence[ReservationId]) -> Ledger:
-        """The same for bookings that were decided."""
+        """The same about bookings that were decided."""
 
     async def save(self, ledger: Ledger) -> None:
         """Writes what the ledger's events tell of, and the events."""
@@ -49,7 +49,7 @@ class UnitOfWork(Protocol):
         """Writes the hospital; returns whether that changed anything."""
 
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
-        """Every day from first to last, those without places too; they stay as they are until the end."""
+        """Every day from first to last, also without places; nobody else changes them until the end."""
 
     async def set_capacity(self, days: Sequence[Day], capacity: int) -> None:
         """Writes the places of each day."""
@@ -79,7 +79,7 @@ class Approval:
 
     @repeated_after_lost_race
     async def decide(self, requests: Sequence[Request]) -> Sequence[Decision | Exception]:
-        """Says yes or no to each; in place of a decision, why a request cannot be decided at all."""
+        """Says yes or no to each request, or, in place of a decision, why it cannot be decided at all."""
         answers: list[Decision | Exception] = []
         async with self._books.unit_of_work() as work:
             ledger = await work.ledger(requests)
@@ -138,9 +138,9 @@ class Approval:
         """The days that have capacity, and as of when."""
         check_range(first, last)
         await self._known(hospital_id)
-        as_of = self._clock()  # before the look: what is shown is at least as new
+        as_of = self._clock()  # taken before the days are read, so that what is shown is at least as new
         return await self._books.days(hospital_id, first, last), as_of
 
     async def _known(self, hospital_id: str) -> None:
         if await self._books.hospital(hospital_id) is None:
-            raise UnknownHospital(f"no hospital {hospital_id}; see ListHospitals")
+            raise UnknownHospital(f"no hospital {hospital_id}")

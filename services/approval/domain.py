@@ -40,7 +40,7 @@ class DatePassed(ApprovalError):
 
 
 class RequestIdReused(ApprovalError):
-    """A decided request comes again with other content."""
+    """The same reservation id was decided before with other content."""
 
 
 class TooManyRefusals(ApprovalError):
@@ -48,7 +48,7 @@ class TooManyRefusals(ApprovalError):
 
 
 class UnknownTimeZone(ApprovalError):
-    """Not an IANA time zone."""
+    """There is no such IANA time zone."""
 
 
 class DateRange(ApprovalError):
@@ -56,11 +56,11 @@ class DateRange(ApprovalError):
 
 
 class CapacityBelowApproved(ApprovalError):
-    """More is approved on a day than the capacity wanted."""
+    """More places are approved on a day than the capacity that is wanted."""
 
 
 class UnknownDecision(ApprovalError):
-    """A booking to release that was never granted here."""
+    """A booking is to be released that was never granted here."""
 
 
 class Denial(IntEnum):
@@ -136,7 +136,7 @@ class Appointment:
 
 @dataclass(slots=True)
 class Decision:
-    """Made once and never again."""
+    """Approval's answer to a request, which is given once and never changes."""
 
     appointment: Appointment
     denial: Denial | None
@@ -204,7 +204,7 @@ class Ledger:
             return decided
         hospital = self.hospitals.get(request.hospital_id)
         if hospital is None:
-            raise UnknownHospital(f"no hospital {request.hospital_id}; see ListHospitals")
+            raise UnknownHospital(f"no hospital {request.hospital_id}")
         if request.date < (today := hospital.today(now)):
             raise DatePassed(f"{request.date} has passed at the hospital, where it is {today}; choose today or later")
         appointment = Appointment(
@@ -236,7 +236,7 @@ class Ledger:
         return Denial.DAY_FULL if day.approved >= day.capacity else None
 
     def release(self, reservation_id: ReservationId, now: datetime) -> None:
-        """Frees the place of a cancelled booking; what is free already stays so. Raises UnknownDecision."""
+        """Frees the place of a cancelled booking; a repeat changes nothing. Raises UnknownDecision."""
         decision = self.decisions.get(reservation_id)
         if decision is None or decision.denial is not None:
             raise UnknownDecision(f"{reservation_id} was never granted")
@@ -254,7 +254,7 @@ class Ledger:
 def check_range(first: date, last: date) -> None:
     """Raises DateRange unless first..last is 1 to 366 days."""
     if last < first:
-        raise DateRange(f"{last} is before first_date {first}")
+        raise DateRange(f"{last} is before the first day, {first}")
     if (last - first).days >= 366:
         raise DateRange(f"{first} to {last} is more than 366 days")
 

@@ -12,7 +12,7 @@ R = TypeVar("R")
 
 
 class Batcher(Generic[T, R]):
-    """Calls `write` with the items of all callers that wait; a lone caller waits for nobody.
+    """Calls `write` with the items of all callers that wait. A caller who comes alone is served at once.
 
     `write` returns an item's result or exception at its place. When it raises for a batch of several, each item is
     written alone, so that one item cannot spoil the others. `key` gives an item's correlation key, under which the
@@ -44,7 +44,7 @@ class Batcher(Generic[T, R]):
                 batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
                 batch_size.labels(self._name).observe(len(batch))
                 await self._one(batch)
-        finally:  # however it ends: with a dead writer remembered, every later caller would wait for ever
+        finally:  # a writer that has died must be forgotten, or every later caller would wait for it
             self._writer = None
 
     async def _one(self, batch: list[tuple[T, str, asyncio.Future[R]]]) -> None:

@@ -36,7 +36,7 @@ def to_message(value: Any, cls: type[M], **others: Any) -> M:
 
 
 def from_message(message: Message, cls: type[D]) -> D:
-    """The dataclass `cls` from the message's fields of the same names; raises InvalidFields for a date that is none."""
+    """The dataclass `cls` from the message's fields of the same names; raises InvalidFields, see calendar_day."""
     converters = _converters(cls)  # type: ignore[arg-type] # a class is hashable
     return cls(**{name: convert(name, getattr(message, name)) for name, convert in converters})
 
@@ -47,12 +47,12 @@ def canonical_id(text: str) -> str:
 
 
 def calendar_day(field: str, text: str) -> date:
-    """A date of the contract; raises InvalidFields for 2026-02-30."""
+    """A date as the contract writes it; raises InvalidFields for one that does not exist, as 2026-02-30."""
     try:
         day = date.fromisoformat(text)
     except ValueError:
         raise InvalidFields([(field, f"{text} is not a calendar day")]) from None
-    # asyncpg writes the calendar's first and last day as infinity: a series of days up to there never ends.
+    # asyncpg writes the calendar's first and last day as infinity, and a series of days up to there would never end.
     if day in (date.min, date.max):
         raise InvalidFields([(field, f"{text} is out of range")])
     return day

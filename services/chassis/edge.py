@@ -18,7 +18,7 @@ from google.rpc import status_pb2
 from . import tracing
 from .caller import admit, while_valid
 from .contract import violations
-from .errors import Errors, InvalidFields, MalformedRequest, Overloaded, RoleNotAllowed, to_status
+from .errors import Errors, InvalidFields, MalformedRequest, Overloaded, RoleNotAllowed, details_of, to_status
 from .telemetry import log, rpc_refusals, rpc_seconds, traceparent
 
 # What the chassis itself serves: probes and reflection, for anybody who can reach the port.
@@ -170,7 +170,7 @@ class Edge(grpc.aio.ServerInterceptor):
         observed.code = code.name
         if code is grpc.StatusCode.INTERNAL:
             log.error("unexpected error", exc_info=error)
-        await context.abort(code, status.message, _trailers(status, getattr(error, "retry_after", None)))
+        await context.abort(code, status.message, _trailers(status, details_of(error).retry_after))
 
 
 class _Wrapped(NamedTuple):

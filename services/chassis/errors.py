@@ -5,6 +5,7 @@ looked up along the exception's MRO. What nobody maps is a bug: INTERNAL, withou
 
     Exception
     |- (a context's own tree)         -> by the adapter's table
+    |- Refusal                        -> as the error that it is about
     |- InvalidFields                  -> INVALID_ARGUMENT, INVALID_FIELD
     |- MalformedRequest               -> INVALID_ARGUMENT, MALFORMED_REQUEST
     |- Unauthenticated                -> UNAUTHENTICATED, TOKEN_MISSING
@@ -19,6 +20,7 @@ looked up along the exception's MRO. What nobody maps is a bug: INTERNAL, withou
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from google.protobuf.any_pb2 import Any
 from google.protobuf.duration_pb2 import Duration
@@ -28,14 +30,44 @@ from grpc import StatusCode
 from .unit_of_work import LostRace, StoreUnavailable
 
 __all__ = [
-    "Answer", "Errors", "InvalidFields", "InvalidPageToken", "InvalidToken", "LostRace", "MalformedRequest",
-    "OtherScope", "Overloaded", "RoleNotAllowed", "StoreUnavailable", "Unauthenticated", "to_status",
+    "Answer", "Detailed", "Details", "Errors", "InvalidFields", "InvalidPageToken", "InvalidToken", "LostRace",
+    "MalformedRequest", "OtherScope", "Overloaded", "Refusal", "RoleNotAllowed", "StoreUnavailable", "Unauthenticated",
+    "details_of", "to_status",
 ]  # fmt: skip
 
 EDGE = "vaccination.edge"
 # Violations told of one request. A status travels in headers, of which clients take 8 KB: 500 bad deliveries would
 # end in a broken stream.
 TOLD = 10
+
+
+@dataclass(frozen=True)
+class Details:
+    """What an answer can carry beside its reason and its text."""
+
+    violations: Sequence[tuple[str, str]] = ()
+    """(field path in the request, what is wrong there)."""
+    retry_after: float | None = None
+    """Seconds after which to try again."""
+    localized: tuple[str, str] | None = None
+    """(locale, text) for the person who called."""
+
+
+@runtime_checkable
+class Detailed(Protocol):
+    """An exception that brings details."""
+
+    @property
+    def carries(self) -> Details:
+        """What to tell."""
+
+
+class Refusal(Exception):
+    """A domain's error with what its gRPC adapter alone knows: where in the request, in which language, until when."""
+
+    def __init__(self, error: Exception, details: Details) -> None:
+        super().__init__(str(error))
+        self.error, self.carries = error, details
 
 
 class InvalidFields(Exception):
@@ -47,6 +79,11 @@ class InvalidFields(Exception):
         if len(violations) > TOLD:
             problems.append(f"and {len(violations) - TOLD} more")
         super().__init__("; ".join(problems))
+
+    @property
+    def carries(self) -> Details:
+        """See Detailed."""
+        return Details(self.violations)
 
 
 class MalformedRequest(Exception):
@@ -76,8 +113,6 @@ class OtherScope(Exception):
 class InvalidPageToken(Exception):
     """A page token that this listing did not give out."""
 
-    field = "page_token"
-
 
 class Overloaded(Exception):
     """This process has as much in hand as it can take; nothing was begun. Try again after `retry_after` seconds."""
@@ -85,6 +120,11 @@ class Overloaded(Exception):
     def __init__(self, retry_after: float) -> None:
         super().__init__("too many calls at once: try again shortly")
         self.retry_after = retry_after
+
+    @property
+    def carries(self) -> Details:
+        """See Detailed."""
+        return Details(retry_after=self.retry_after)
 
 
 class Stopping(Exception):
@@ -96,16 +136,16 @@ class Stopping(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """The status for an exception class.
-
-    `field` names the request's field in error; an exception's own attribute `field` goes before it.
-    """
+    """The status for an exception class."""
 
     code: StatusCode
     reason: str
     field: str | None = None
+    """The request's field in error, where it is always the same one."""
     message: str | None = None
     """Instead of the exception's own text."""
+    hint: str = ""
+    """After the text: what the caller can do about it."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +165,7 @@ _CHASSIS = Errors(
         OtherScope: Answer(StatusCode.PERMISSION_DENIED, "OTHER_"),
         InvalidFields: Answer(StatusCode.INVALID_ARGUMENT, "INVALID_FIELD"),
         MalformedRequest: Answer(StatusCode.INVALID_ARGUMENT, "MALFORMED_REQUEST"),
-        InvalidPageToken: Answer(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN"),
+        InvalidPageToken: Answer(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN", "page_token"),
         Overloaded: Answer(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
         Stopping: Answer(StatusCode.UNAVAILABLE, "STOPPING"),
         StoreUnavailable: Answer(StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
@@ -142,34 +182,38 @@ def _find(error: Exception, errors: Sequence[Errors]) -> tuple[str, Answer]:
     raise AssertionError("Exception is in the chassis' table")
 
 
-def to_status(error: Exception, *errors: Errors) -> tuple[StatusCode, str, status_pb2.Status]:
-    """The gRPC code, the ErrorInfo reason, and the status with its details.
+def details_of(error: Exception) -> Details:
+    """What an exception brings for its answer."""
+    return error.carries if isinstance(error, Detailed) else Details()
 
-    An exception may bring `retry_after` (seconds) for RetryInfo and `localized` ((locale, text)) for LocalizedMessage.
-    """
-    domain, answer = _find(error, errors)
-    message, reason = answer.message or str(error), answer.reason
-    violations: Sequence[tuple[str, str]] = ()
-    match error:
-        case InvalidFields():
-            violations = error.violations
-        case OtherScope():
-            reason += error.claim.upper()
-        case _ if answer.code is StatusCode.INTERNAL:
-            message = "internal error"
-        case _ if field := getattr(error, "field", None) or answer.field:
-            violations, message = [(field, message)], f"{field}: {message}"
-    details = [_packed(error_details_pb2.ErrorInfo(reason=reason, domain=domain))]
+
+def to_status(error: Exception, *errors: Errors) -> tuple[StatusCode, str, status_pb2.Status]:
+    """The gRPC code, the ErrorInfo reason, and the status with its details."""
+    cause = error.error if isinstance(error, Refusal) else error
+    domain, answer = _find(cause, errors)
+    details = Details() if answer.code is StatusCode.INTERNAL else details_of(error)
+    reason, violations = answer.reason, details.violations
+    message = (answer.message or str(cause)) + answer.hint
+    if answer.code is StatusCode.INTERNAL:
+        message = "internal error"
+    elif isinstance(cause, OtherScope):
+        reason += cause.claim.upper()
+    elif answer.field and not violations:
+        violations = [(answer.field, message)]
+    if violations and not isinstance(cause, InvalidFields):  # whose text has them already
+        message = "; ".join(f"{field}: {problem}" for field, problem in violations)
+    carried = [_packed(error_details_pb2.ErrorInfo(reason=reason, domain=domain))]
     if violations:
         described = [error_details_pb2.BadRequest.FieldViolation(field=f, description=d) for f, d in violations]
-        details.append(_packed(error_details_pb2.BadRequest(field_violations=described)))
-    if (seconds := getattr(error, "retry_after", None)) is not None:
+        carried.append(_packed(error_details_pb2.BadRequest(field_violations=described)))
+    if details.retry_after is not None:
         delay = Duration()
-        delay.FromMilliseconds(int(seconds * 1000))
-        details.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
-    if localized := getattr(error, "localized", None):
-        details.append(_packed(error_details_pb2.LocalizedMessage(locale=localized[0], message=localized[1])))
-    return answer.code, reason, status_pb2.Status(code=answer.code.value[0], message=message, details=details)
+        delay.FromMilliseconds(int(details.retry_after * 1000))
+        carried.append(_packed(error_details_pb2.RetryInfo(retry_delay=delay)))
+    if details.localized:
+        locale, text = details.localized
+        carried.append(_packed(error_details_pb2.LocalizedMessage(locale=locale, message=text)))
+    return answer.code, reason, status_pb2.Status(code=answer.code.value[0], message=message, details=carried)
 
 
 def _packed(

@@ -35,11 +35,11 @@ from . import lease
 from .events.outbox import REFUSED_PAUSE, Outgoing, Refused
 from .unit_of_work import LostRace, StoreUnavailable
 
-# A relay that holds rows longer than this, in seconds, is taken for dead. Longer than a publish may take.
+# Seconds after which a relay that holds rows is taken for dead. A publish takes less.
 LEASE = 15.0
 COMMIT_TRIES = 3
 EPOCH = datetime.fromtimestamp(0, UTC)
-CHECK_WITHIN = 2.0  # seconds
+CHECK_WITHIN = 2.0  # seconds for the primary to answer
 LOCK_WITHIN = 10.0  # seconds to wait for what another replica does exclusively, before the caller is told to come back
 INDEX_WITHIN = 3600.0  # seconds; others read and write meanwhile
 LOCK_POLL = 0.2  # seconds between looks at that lock
@@ -49,7 +49,7 @@ _AWAY = {
     6,  # HostUnreachable
     7,  # HostNotFound
     11,  # UserNotFound: the login is not there yet
-    18,  # AuthenticationFailed: neither is its password
+    18,  # AuthenticationFailed: its password is not there yet
     89,  # NetworkTimeout
     91,  # ShutdownInProgress
     100,  # UnsatisfiableWriteConcern: too few members of the replica set are there
@@ -128,7 +128,7 @@ class Mongo:
                     if error.code != 48:  # a replica of a version that takes no lock has made it meanwhile
                         raise
             elif existing[name] != validator:
-                # Only when it differs: it waits for every transaction, and everybody else waits behind it.
+                # collMod waits for every transaction, and everybody else waits behind it: not without need.
                 await self.database.command("collMod", name, validator=validator)
         with pymongo.timeout(INDEX_WITHIN):
             for name, keys, options in schema.indexes:
@@ -249,7 +249,7 @@ class Mongo:
             try:
                 await self.outbox.update_many({"held_by": lease}, {"$set": {"held_until": EPOCH}})
             except PyMongoError:
-                pass  # the lease runs out by itself; what has happened is the other exception
+                pass  # the lease runs out by itself, and the exception that is raised here says what happened
             raise
         async with self.boundary():
             if rows:
@@ -273,7 +273,7 @@ class Transaction:
 
 
 async def _commit(session: AsyncIOMotorClientSession) -> None:
-    """Commits; asks again what became of it when that is not known, which the server answers without doing it twice."""
+    """Commits. When it is not known what became of that, it is asked for again, which the server never does twice."""
     for _ in range(COMMIT_TRIES - 1):
         try:
             await session.commit_transaction()

@@ -34,16 +34,16 @@ _AWAY = (
     asyncpg.PostgresSystemError,  # the disk failed
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidAuthorizationSpecificationError,  # the role or its password is not there yet
-    asyncpg.InvalidCatalogNameError,  # neither is the database
+    asyncpg.InvalidCatalogNameError,  # the database is not there yet
 )
 # What another transaction did, and not the server.
 _LOST_RACE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
 
 ACQUIRE_WITHIN = 5.0  # seconds for a connection of the pool to be free, or made
 CONNECT_WITHIN = 4.0  # seconds for all hosts of the URL together; a host that is off does not even refuse
-CHECK_WITHIN = 2.0  # seconds
+CHECK_WITHIN = 2.0  # seconds for the server to say whether it takes writes
 CLOSE_WITHIN = 5.0  # seconds for connections in use to be given back
-IDLE_IN_TRANSACTION = 15.0  # seconds; the relay waits for the stream in one, twice 5 s and twice 1 s at most
+IDLE_IN_TRANSACTION = 15.0  # seconds; the relay's transaction waits for the stream, twice 5 s and twice 1 s at most
 LOCK_WITHIN = 10.0  # seconds to wait for what another replica does exclusively, before the caller is told to come back
 EXCLUSIVE = int.from_bytes(b"migrate", "big") % 2**62  # the key of the advisory lock
 
@@ -59,14 +59,15 @@ CREATE TABLE IF NOT EXISTS outbox (
     enqueued    timestamptz NOT NULL DEFAULT now()
 )"""
 
-# Of a row that the stream refuses: how often it did, and until when the relays leave the row alone.
+# How often the stream has refused a row, and until when the relays leave that row alone.
 OUTBOX_REFUSED = """
 ALTER TABLE outbox
     ADD COLUMN refused    integer NOT NULL DEFAULT 0,
     ADD COLUMN held_until timestamptz NOT NULL DEFAULT '-infinity'"""
 
 # Rows that another relay holds are skipped, so replicas share the work; the delete is undone if publishing fails.
-# An array, since a plan may run a subquery of IN several times: each time it would skip and lock others.
+# The rows are gathered into an array first: a plan may run a subquery of IN several times, and each time it would skip
+# some rows and lock others.
 TAKE = """
 DELETE FROM outbox
 WHERE sequence = ANY (ARRAY(
@@ -74,7 +75,7 @@ WHERE sequence = ANY (ARRAY(
 ))
 RETURNING sequence, id, key, subject, time, traceparent, payload, enqueued, refused"""
 
-# Puts a row back that TAKE has taken in the same transaction.
+# Puts back a row that TAKE has taken in the same transaction.
 PUT_OFF = """
 INSERT INTO outbox (sequence, id, key, subject, time, traceparent, payload, enqueued, refused, held_until)
 OVERRIDING SYSTEM VALUE
@@ -112,7 +113,7 @@ class Database:
                     max_inactive_connection_lifetime=0,
                     # A process that hangs in a transaction, or a host that is gone, must not hold its rows for ever.
                     server_settings={"idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION)},
-                    # Nothing here leaves a connection changed; asyncpg's reset is one more round trip for every use.
+                    # Nothing here leaves a connection changed, and asyncpg's reset costs a round trip each time.
                     reset=_nothing_to_reset,
                 )
         async with self.exclusively(), self.connection() as connection:
@@ -183,7 +184,7 @@ class Database:
         """
         settings = {
             "idle_session_timeout": _milliseconds(lease.LEASE),
-            "tcp_keepalives_idle": "10",  # of a host that is gone nothing else would tell
+            "tcp_keepalives_idle": "10",  # nothing else tells the server that the client's host is gone
             "tcp_keepalives_interval": "5",
             "tcp_keepalives_count": "3",
         }
@@ -325,7 +326,7 @@ def _boundary() -> Iterator[None]:
 
 
 def _is_away(error: Exception) -> bool:
-    # Not a URL of Postgres: waiting does not help.
+    # asyncpg says in this way that the URL is not one of Postgres, which waiting does not mend.
     configuration = isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
     return isinstance(error, _AWAY) and not configuration
 
@@ -341,7 +342,7 @@ def _milliseconds(seconds: float) -> str:
 
 
 def columns(items: Sequence[object], *names: str) -> list[list[Any]]:
-    """A list per attribute, as unnest() takes rows; an Enum by its value."""
+    """Gives a list for each attribute, as unnest() takes rows; an Enum becomes its value."""
     return [[v.value if isinstance(v := getattr(item, name), Enum) else v for item in items] for name in names]
 
 

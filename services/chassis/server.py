@@ -155,7 +155,7 @@ class Service:
                 await store.check()
                 answered = time.monotonic()
                 await self._set_ready(True)
-            except StoreUnavailable as error:
+            except Exception as error:  # whatever it is, the store did not answer
                 if time.monotonic() - answered > UNREADY_AFTER:
                     await self._set_ready(False, why=str(error.__cause__ or error))
             await asyncio.sleep(CHECK_EVERY)

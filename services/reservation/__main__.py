@@ -20,30 +20,30 @@ from .application import Followup, ReservationDesk
 
 
 class ReservationSettings(Settings):
-    """And the way to approval."""
+    """The settings of every service, and how reservation reaches approval."""
 
     approval_target: str
-    """host:port of approval, as the mesh offers it."""
+    """The address of approval, host:port, as the mesh offers it."""
     approval_timeout: float = 2.5
     """Seconds for the whole call, retries included: above the mesh's own timeout, so that the mesh answers first."""
     approval_service_config: str = ""
-    """Where there is no mesh: gRPC's own configuration for balancing and retries, JSON. Empty: both are the mesh's."""
+    """gRPC's own configuration for balancing and retries, as JSON; empty where there is a mesh, which does both."""
 
     @property
     def approval_options(self) -> list[tuple[str, Any]]:
-        """Of the channel to approval."""
+        """gRPC's options for the channel to approval."""
         if not self.approval_service_config:
             # A second retrying layer here would multiply the mesh's tries.
             return [("grpc.enable_retries", 0)]
         return [
             ("grpc.service_config", self.approval_service_config),
-            # Which replicas there are is looked up when a connection ends, but so often at most; gRPC's 30 s are longer
-            # than an update takes to replace them all.
+            # gRPC asks DNS for the replicas when a connection ends, but no more often than this. Its default of 30 s
+            # is longer than an update takes to replace all of them.
             ("grpc.dns_min_time_between_resolutions_ms", 1000),
-            # A replica that hangs keeps its connection. Under load it is sent pings, and gets no more calls when one
-            # has had no answer for 5 s.
+            # A replica that hangs keeps its connection open. It is sent pings while calls wait for it, and gets no
+            # more calls when a ping has had no answer for 5 s.
             ("grpc.keepalive_time_ms", 6 * 1000),
-            ("grpc.http2.ping_timeout_ms", 5 * 1000),  # grpc.keepalive_timeout_ms is not heard
+            ("grpc.http2.ping_timeout_ms", 5 * 1000),  # gRPC ignores grpc.keepalive_timeout_ms here
             ("grpc.http2.max_pings_without_data", 0),
         ]
 
@@ -54,7 +54,7 @@ async def reservation() -> None:
     service = Service("reservation", settings, inbound.ERRORS)
     database = Database(settings.database_url.get_secret_value())
     relay = Relay(database, service.bus.publish)
-    reservations = PostgresReservations(database, relay.wake)
+    reservations = PostgresReservations(database, relay.wake, clock.now)
     channel = grpc.aio.insecure_channel(settings.approval_target, options=settings.approval_options)
     desk = ReservationDesk(reservations, GrpcApproval(channel, settings.approval_timeout), clock.now)
     inbound.register(service.server, desk)

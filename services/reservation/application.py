@@ -76,10 +76,10 @@ class ReservationDesk:
         self._reservations, self._approval, self._clock = reservations, approval, clock
 
     async def create(self, request: Request) -> Reservation:
-        """Asks approval and stores its answer; the reservation as it was decided.
+        """Asks approval and stores its answer; returns the reservation as it was decided.
 
-        If this process dies between the two, approval's event makes the same reservation. The answer to a repeat comes
-        from approval as well, and from here only when approval cannot answer: one look less for everybody else.
+        If this process dies between the two, approval's event makes the same reservation. A repeat is answered by
+        approval too, and from this store only when approval cannot answer: that saves every first request a read.
         """
         try:
             appointment, rejection = await self._approval.decide(request)
@@ -131,14 +131,14 @@ def _own(customer_id: str, reservation_id: ReservationId, found: Reservation | N
 
 
 class Followup:
-    """What reservation does when others report. Every event brings its appointment, so order does not matter."""
+    """What reservation does when it hears from others. Every event brings its appointment, so order does not matter."""
 
     def __init__(self, reservations: Reservations) -> None:
         self._reservations = reservations
 
     @repeated_after_lost_race
     async def decided(self, decisions: Sequence[tuple[Appointment, RejectionReason | None]]) -> None:
-        """Approval decided: if the process that asked has died, this makes the reservation in its place."""
+        """Approval decided. If the process that asked it has died, this makes the reservation instead."""
         async with self._reservations.unit_of_work() as work:
             await work.add([Reservation.decided(a, rejection) for a, rejection in decisions])
 

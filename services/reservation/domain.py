@@ -8,7 +8,7 @@ from typing import NewType
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-# Made for this purpose: a reservation's id is a UUIDv5 in it.
+# The UUIDv5 namespace of reservation ids. It was made for them and never changes.
 NAMESPACE = UUID("6f7c9e0a-5d1b-5c53-9d0e-1f0a7a3c2b44")
 
 ReservationId = NewType("ReservationId", str)
@@ -34,15 +34,15 @@ class ReservationError(Exception):
 
 
 class ApprovalBusy(ReservationError):
-    """Approval cannot answer now: nothing is stored, the customer is told to try again after `retry_after` seconds."""
+    """Approval cannot answer now. Nothing is stored, and the customer may try again after `retry_after` seconds."""
 
     def __init__(self, retry_after: float) -> None:
-        super().__init__("approval is busy: try again shortly with the same request_id")
+        super().__init__("approval is busy: try again shortly")
         self.retry_after = retry_after
 
 
 class RequestIdReused(ReservationError):
-    """A request comes again with other content."""
+    """The same request id came before with other content."""
 
 
 class TooManyRefusals(ReservationError):
@@ -101,7 +101,7 @@ version has no name for is carried on as it was told."""
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What the customer chose; the same request_id is the same request."""
+    """What the customer chose. The same request_id of the same customer is the same request."""
 
     customer_id: str
     request_id: RequestId
@@ -136,7 +136,7 @@ class Appointment:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An approved reservation is stored."""
+    """Approval granted the request, and the reservation is stored."""
 
     appointment: Appointment
     at: datetime
@@ -144,7 +144,7 @@ class Placed:
 
 @dataclass(frozen=True, slots=True)
 class WasRejected:
-    """A refused one is stored."""
+    """Approval refused the request, and the rejected reservation is stored."""
 
     appointment: Appointment
     at: datetime
@@ -153,7 +153,7 @@ class WasRejected:
 
 @dataclass(frozen=True, slots=True)
 class CancellationRequested:
-    """The customer gave it up."""
+    """The customer asked to cancel."""
 
     appointment: Appointment
     at: datetime
@@ -180,7 +180,7 @@ class Reservation:
         return cls(appointment, Status.REJECTED, rejection, [WasRejected(appointment, at, rejection)])
 
     def is_about(self, request: Request) -> bool:
-        """Whether it is the answer to this request."""
+        """Whether it was made for a request with this content."""
         a = self.appointment
         return (a.hospital_id, a.date, a.vaccine_code) == (request.hospital_id, request.date, request.vaccine_code)
 
@@ -191,7 +191,7 @@ class Reservation:
         return self.status not in (Status.REJECTED, Status.CANCELLED) and not self.appointment.has_passed(now)
 
     def request_cancellation(self, now: datetime) -> None:
-        """The customer gives it up; a repeat changes nothing.
+        """The customer asks to cancel; a repeat changes nothing.
 
         Raises Rejected, AppointmentPassed or UnknownStatus.
         """
@@ -200,7 +200,9 @@ class Reservation:
         if self.status is Status.REJECTED:
             raise Rejected("the reservation was rejected: there is nothing to cancel")
         if self.status not in (Status.APPROVED, Status.COMPLETED):
-            raise UnknownStatus(f"a newer version gave the reservation the status {self.status.value}")
+            raise UnknownStatus(
+                f"the reservation is in status {self.status} of a newer version: cancel it when the update is over"
+            )
         if self.appointment.has_passed(now):
             raise AppointmentPassed(
                 f"the appointment's day, {self.appointment.date}, has passed: it can no longer be cancelled"
@@ -209,12 +211,15 @@ class Reservation:
         self.events.append(CancellationRequested(self.appointment, now))
 
     def complete(self) -> None:
-        """A dose is set aside. When the customer gave up before that was known, it changes nothing."""
+        """A dose is set aside. A completion that arrives after the customer cancelled changes nothing."""
         if self.status is Status.APPROVED:
             self.status = Status.COMPLETED
 
     def cancel(self) -> None:
-        """Dose and place are given back; a status that a newer version gave stays. Raises Rejected: there were none."""
+        """Dose and place are given back. A status that a newer version gave stays.
+
+        Raises Rejected, since a rejected reservation had neither.
+        """
         if self.status is Status.REJECTED:
             raise Rejected("the reservation was rejected: there is nothing to give back")
         if self.status in (Status.APPROVED, Status.COMPLETED, Status.CANCEL_REQUESTED):

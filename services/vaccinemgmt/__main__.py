@@ -17,7 +17,7 @@ from .application import Vaccines
 
 
 async def serve_waiting(vaccines: Vaccines) -> None:
-    """Serves the waiting list when doses become free, and looks by itself: they may have in another replica."""
+    """Serves the waiting list when doses become free, and regularly since another replica may have freed some."""
     while True:
         try:
             async with asyncio.timeout(LOOK_EVERY):
@@ -29,7 +29,7 @@ async def serve_waiting(vaccines: Vaccines) -> None:
                 log.info("waiting list served", doses=served)
         except StoreUnavailable:
             log.warning("store away: the waiting list waits")
-        except Exception as error:  # one hospital's trouble must not end the service for all
+        except Exception as error:  # trouble at one hospital must not end the service for all of them
             log.error("the waiting list was not served", exc_info=error)
 
 

@@ -88,7 +88,10 @@ class Vaccines:
 
     @repeated_after_lost_race
     async def admit(self, appointments: Sequence[Appointment]) -> None:
-        """Approval granted these: each gets a dose if one suits, else waits visibly; what is known already stays."""
+        """Approval granted these. Each gets a dose if one suits, and otherwise joins the waiting list.
+
+        A vaccination that is there already stays as it is.
+        """
         async with self._stock.unit_of_work() as work:
             known = await work.vaccinations([a.reservation_id for a in appointments])
             new = {a.reservation_id: Vaccination(a) for a in appointments if a.reservation_id not in known}
@@ -101,19 +104,21 @@ class Vaccines:
                 touched += lots
             for vaccination in new.values():
                 if vaccination.dose is None:
-                    vaccination.wait()
+                    vaccination.wait(self._clock())
             await work.save(list((changed | new).values()), touched)
 
     @repeated_after_lost_race
     async def cancel(self, appointments: Sequence[Appointment]) -> None:
-        """The customers gave these up: doses go back. A cancellation that comes before approval's word leaves a
-        cancelled vaccination for the word to find."""
+        """The customers cancelled these, and their doses go back.
+
+        A cancellation that arrives before the approval leaves a cancelled vaccination, which the approval then finds.
+        """
         async with self._stock.unit_of_work() as work:
             known = await work.vaccinations([a.reservation_id for a in appointments])
             given_up = {a.reservation_id: known.get(a.reservation_id) or Vaccination(a) for a in appointments}
             lots = await work.lots(list({v.dose.lot_id for v in given_up.values() if v.dose}))
             for vaccination in given_up.values():
-                if back := vaccination.cancel():
+                if back := vaccination.cancel(self._clock()):
                     lots[back].put_back()
             await work.save([v for v in given_up.values() if v.events], list(lots.values()))
         self._freed.set()
@@ -121,18 +126,16 @@ class Vaccines:
     @repeated_after_lost_race
     async def register(self, hospital_id: str, deliveries: Sequence[Delivery]) -> tuple[Sequence[Lot], int]:
         """Takes deliveries into stock, all or none; returns the lots as they are, and how many are new."""
-        arrived = [Lot.of(hospital_id, d, f"deliveries[{i}]") for i, d in enumerate(deliveries)]
+        arrived = [Lot.of(hospital_id, delivery) for delivery in deliveries]
         async with self._stock.unit_of_work() as work:
             lots = await work.lots([lot.lot_id for lot in arrived])
             new: dict[LotId, Lot] = {}
-            for i, lot in enumerate(arrived):
+            for delivery, lot in zip(deliveries, arrived, strict=True):
                 present = lots.setdefault(lot.lot_id, lot)
                 if present is lot:
                     new[lot.lot_id] = lot
                 elif not present.is_same_delivery(lot):
-                    raise LotConflict(
-                        f"deliveries[{i}]", f"lot {lot.lot_number} is registered with another quantity or other dates"
-                    )
+                    raise LotConflict(delivery)
             await work.save([], list(new.values()))
         self._freed.set()
         return [lots[lot.lot_id] for lot in arrived], len(new)
@@ -150,7 +153,7 @@ class Vaccines:
             lots = await work.lots(list({lot_id, present}))
             if lot_id not in lots or lots[lot_id].hospital_id != hospital_id:
                 raise UnknownLot(f"no such lot at hospital {hospital_id}")
-            vaccination.assign(lots[lot_id], lots[present] if vaccination.dose else None)
+            vaccination.assign(lots[lot_id], lots[present] if vaccination.dose else None, self._clock())
             if vaccination.events:
                 await work.save([vaccination], list(lots.values()))
         self._freed.set()  # of the lot it had before
@@ -210,7 +213,10 @@ class Vaccines:
     async def _serve(
         self, work: UnitOfWork, hospital_id: str, newcomers: Sequence[Vaccination]
     ) -> tuple[list[Vaccination], Sequence[Lot]]:
-        """Newcomers queue behind those who wait. Who got a dose, and the lots it came from."""
+        """Gives free doses to those who wait and to newcomers, first come first served.
+
+        Returns who got a dose, and the lots that the doses came from.
+        """
         lots = await work.free_lots(hospital_id)
         if not lots:
             return [], []
@@ -223,7 +229,7 @@ class Vaccines:
             if len(page) < GIVE_OUT:
                 break
             behind = page[-1].place_in_queue
-        else:  # behind these more may wait, whom nobody may overtake
+        else:  # more may wait behind these, and nobody may overtake them
             newcomers = [v for v in newcomers if v.place_in_queue < page[-1].place_in_queue]
         before = {lot.lot_id: lot.free for lot in lots}
         served = give_out([*waiting, *newcomers], lots, now)
@@ -231,5 +237,6 @@ class Vaccines:
 
 
 def _earliest(now: datetime) -> date:
-    """Today somewhere on earth, or before: the domain knows where. Whose day is earlier waits for nothing."""
+    """A day on which it is today somewhere on earth, or the day before. Appointments of earlier days have passed
+    everywhere; about the others the domain decides, by each hospital's own time zone."""
     return (now - timedelta(days=1)).date()

@@ -9,7 +9,7 @@ from typing import NewType
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
-# Made for this purpose: a lot's id is a UUIDv5 in it.
+# The UUIDv5 namespace of lot ids. It was made for them and never changes.
 NAMESPACE = UUID("0b9d5b0e-8a57-5f0c-8b7e-6a1f3c2d4e5f")
 
 ReservationId = NewType("ReservationId", str)
@@ -31,28 +31,29 @@ class VaccineError(Exception):
     |- VaccinationCancelled
     |- LotEmpty
     |- LotNotValid
-    `- LotOtherVaccine
+    |- LotOtherVaccine
+    `- UnknownStatus
     """
 
 
 class ExpiryBeforeProduction(VaccineError):
-    """A lot that would expire before it was made; `field` names where in the request."""
+    """A delivery would expire before it was made."""
 
-    def __init__(self, place: str, message: str) -> None:
-        super().__init__(message)
-        self.field = place
+    def __init__(self, delivery: "Delivery") -> None:
+        super().__init__(f"{delivery.expiry_date} is before production_date {delivery.production_date}")
+        self.delivery = delivery
 
 
 class LotConflict(VaccineError):
-    """The lot is registered with other content; `field` names where in the request."""
+    """A delivery's lot is registered with other content."""
 
-    def __init__(self, place: str, message: str) -> None:
-        super().__init__(message)
-        self.field = place
+    def __init__(self, delivery: "Delivery") -> None:
+        super().__init__(f"lot {delivery.lot_number} is registered with another quantity or other dates")
+        self.delivery = delivery
 
 
 class UnknownVaccination(VaccineError):
-    """Vaccine management has not heard of the reservation, or not yet."""
+    """Vaccine management does not know the reservation, perhaps because its approval has not arrived yet."""
 
 
 class UnknownLot(VaccineError):
@@ -73,6 +74,13 @@ class LotNotValid(VaccineError):
 
 class LotOtherVaccine(VaccineError):
     """The customer asked for another vaccine."""
+
+
+class UnknownStatus(VaccineError):
+    """The vaccination is in a status of a newer version, and what may become of it there is not known here."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"the vaccination is in status {status} of a newer version: try again when the update is over")
 
 
 class Status(Enum):
@@ -141,13 +149,11 @@ class Lot:
     used: int
 
     @classmethod
-    def of(cls, hospital_id: str, delivery: Delivery, place: str) -> "Lot":
-        """A lot with all its doses free. Raises ExpiryBeforeProduction, naming `place` in the request."""
+    def of(cls, hospital_id: str, delivery: Delivery) -> "Lot":
+        """A lot with all its doses free. Raises ExpiryBeforeProduction."""
         d = delivery
         if d.expiry_date < d.production_date:
-            raise ExpiryBeforeProduction(
-                f"{place}.expiry_date", f"{d.expiry_date} is before production_date {d.production_date}"
-            )
+            raise ExpiryBeforeProduction(d)
         name = "\n".join((hospital_id, d.vaccine_code, d.manufacturer, d.lot_number))
         lot_id = LotId(str(uuid.uuid5(NAMESPACE, name)))
         return cls(
@@ -189,6 +195,7 @@ class Completed:
     """A dose is set aside, or another one than before."""
 
     appointment: Appointment
+    at: datetime
     dose: Dose
     version: int
 
@@ -198,6 +205,7 @@ class Waiting:
     """No suitable dose yet."""
 
     appointment: Appointment
+    at: datetime
     version: int
 
 
@@ -206,6 +214,7 @@ class Cancelled:
     """The dose, if there was one, is back in its lot."""
 
     appointment: Appointment
+    at: datetime
     version: int
 
 
@@ -240,30 +249,29 @@ class Vaccination:
         """The same with nobody's name, for the account of its lot's doses. Nobody is told."""
         return replace(self, appointment=replace(self.appointment, customer_id=pseudonym))
 
-    def wait(self) -> None:
-        """Joins the waiting list, for all to see."""
+    def wait(self, now: datetime) -> None:
+        """Joins the waiting list, which customer and managers can see."""
         self.version += 1
-        self.events.append(Waiting(self.appointment, self.version))
+        self.events.append(Waiting(self.appointment, now, self.version))
 
-    def complete(self, lot: Lot) -> None:
+    def complete(self, lot: Lot, now: datetime) -> None:
         """Sets a dose of the lot aside."""
         self.dose, self.status, self.version = lot.take(), Status.COMPLETED, self.version + 1
-        self.events.append(Completed(self.appointment, self.dose, self.version))
+        self.events.append(Completed(self.appointment, now, self.dose, self.version))
 
-    def cancel(self) -> LotId | None:
-        """Gives it up: vaccine type, shelf life and production date are reset, the quantity is 0.
+    def cancel(self, now: datetime) -> LotId | None:
+        """Cancels it: vaccine type, shelf life and production date are reset, and the quantity is 0.
 
-        Returns the lot to put the dose back into. A repeat changes nothing. Before approval's word has come, this
-        leaves the cancelled vaccination that the word will find.
+        Returns the lot that the dose goes back to, if there was one. A repeat changes nothing.
         """
         if self.status is Status.CANCELLED:
             return None
         back = self.dose.lot_id if self.dose else None
         self.dose, self.status, self.version = None, Status.CANCELLED, self.version + 1
-        self.events.append(Cancelled(self.appointment, self.version))
+        self.events.append(Cancelled(self.appointment, now, self.version))
         return back
 
-    def assign(self, lot: Lot, present: Lot | None) -> None:
+    def assign(self, lot: Lot, present: Lot | None, now: datetime) -> None:
         """Gives it a dose of the lot that a manager chose; the dose it had goes back to `present`.
 
         Raises VaccinationCancelled, LotNotValid, LotOtherVaccine or LotEmpty; then nothing has changed.
@@ -281,7 +289,7 @@ class Vaccination:
             raise LotOtherVaccine(
                 f"the customer asked for vaccine {wanted.vaccine_code}, lot {lot.lot_number} is {lot.vaccine_code}"
             )
-        self.complete(lot)
+        self.complete(lot, now)
         if present is not None:
             present.put_back()
 
@@ -290,7 +298,7 @@ def give_out(queue: Iterable[Vaccination], lots: Sequence[Lot], now: datetime) -
     """Gives free doses to those who wait, first come first served; returns who got one.
 
     Each gets a dose of the lot that expires first among those that suit (FEFO), so that none expires on the shelf
-    while a fresher one is used. Whose day has passed gets none: it could no longer be given or cancelled.
+    while a fresher one is used. An appointment whose day has passed gets none: the dose could not be given any more.
     """
     served = []
     shelf = sorted((lot for lot in lots if lot.free), key=lambda lot: (lot.expiry_date, lot.lot_id))
@@ -299,6 +307,6 @@ def give_out(queue: Iterable[Vaccination], lots: Sequence[Lot], now: datetime) -
             continue
         lot = next((lot for lot in shelf if lot.free and lot.suits(vaccination.appointment)), None)
         if lot is not None:
-            vaccination.complete(lot)
+            vaccination.complete(lot, now)
             served.append(vaccination)
     return served

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from mesh import ROOT
 from mesh.machine.home import STORE_OF
-
 from tests.e2e.conftest import World
 from tests.releases import extract
 

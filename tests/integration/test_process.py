@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -22,6 +23,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from nats.js import JetStreamContext
 
 from mesh import ROOT
+from services.chassis import server
 from services.chassis.caller import CLAIMS_HEADER
 from services.chassis.edge import status_of
 from services.chassis.events import STREAM
@@ -188,33 +190,84 @@ async def test_a_service_starts_before_its_stores_and_serves_when_they_are_there
     assert await service.ends() == 0
 
 
-async def test_a_store_is_brought_up_to_date_without_the_stream_and_beside_who_serves(
-    service: Service, tmp_path: Path
-) -> None:
-    env = os.environ | {
-        "METRICS_LISTEN": f"127.0.0.1:{free_port()}",
-        "NATS_URL": "nats://127.0.0.1:1",
-        "NATS_USER": "nobody",
-        "SECRETS_DIR": str(tmp_path),
+def approval_env(service: Service, secrets: Path) -> dict[str, str]:
+    """For another process of the same service."""
+    return {
+        "METRICS_LISTEN": "127.0.0.1:0",
+        "NATS_URL": f"nats://127.0.0.1:{service.nats.port}",
+        "NATS_USER": "approval",
+        "SECRETS_DIR": str(secrets),
     }
 
+
+async def test_the_migration_job_makes_the_schema_and_the_consumer_before_and_beside_who_serves(
+    service: Service, tmp_path: Path, jetstream: JetStreamContext
+) -> None:
     async def migrate() -> int:
-        command = [sys.executable, "-m", "services.approval", "migrate"]
-        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=env)
+        command, env = [sys.executable, "-m", "services.approval", "migrate"], approval_env(service, tmp_path)
+        process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, env=os.environ | env)
         return await asyncio.wait_for(process.wait(), 60)
 
+    service.process.send_signal(signal.SIGSTOP)
     await service.postgres.open()
+    await service.nats.open()
     assert await migrate() == 0
     connection = await asyncpg.connect(service.database_url)
     try:
         assert await connection.fetchval("SELECT count(*) FROM migrations") > 1
     finally:
         await connection.close()
-    await service.nats.open()
+    config = (await jetstream.consumer_info(STREAM, "approval")).config
+    assert config.filter_subjects or config.filter_subject
+    service.process.send_signal(signal.SIGCONT)
     await service.becomes("approval", SERVING)
     await service.offer(1)
     assert await migrate() == 0
     assert await service.approve("c1") == 0
+
+
+async def test_a_service_whose_store_is_away_is_alive_and_not_ready_until_it_is_back(service: Service) -> None:
+    await service.postgres.open()
+    await service.nats.open()
+    await service.becomes("approval", SERVING)
+    await service.postgres.shut()
+    await service.becomes("approval", NOT_SERVING)
+    assert await service.health("") == SERVING
+    await service.postgres.open()
+    await service.becomes("approval", SERVING)
+    assert service.process.returncode is None
+
+
+async def test_a_changed_secret_restarts_a_replica_and_one_that_lets_nobody_in_does_not(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await service.postgres.open()
+    await service.nats.open()
+    await service.becomes("approval", SERVING)
+    for name, value in (approval_env(service, tmp_path) | {"PYTHONPATH": str(ROOT)}).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(server, "SECRETS_EVERY", 0.2)
+    monkeypatch.setattr(server, "SECRETS_SPREAD", 0.0)
+    monkeypatch.setattr(server, "SECRETS_WITHIN", 5.0)
+    tried: list[bool] = []
+    works = server._changed_and_works
+
+    async def changed_and_works(*arguments: Any) -> bool:
+        tried.append(await works(*arguments))
+        return tried[-1]
+
+    monkeypatch.setattr(server, "_changed_and_works", changed_and_works)
+    stop, right = asyncio.Event(), (tmp_path / "nats_password").read_text()
+    watching = asyncio.create_task(server._until_secrets_change("approval", stop))
+    try:
+        (tmp_path / "nats_password").write_text("wrong")
+        before = len(tried)
+        await within(60, lambda: len(tried) > before + 1)
+        assert not any(tried)
+        (tmp_path / "nats_password").write_text(right + "\n")  # another content, and the same password
+        await asyncio.wait_for(stop.wait(), 60)
+    finally:
+        watching.cancel()
 
 
 async def test_a_service_that_is_still_waiting_for_its_stores_stops_when_told(service: Service) -> None:

@@ -180,7 +180,7 @@ class TestNats:
         async def quiet(_: Exception) -> None: ...
 
         client = await nats.connect(mesh.stores.nats_url.split(","), error_cb=quiet, reconnect_time_wait=0.1)
-        jetstream = client.jetstream()
+        jetstream = client.jetstream(timeout=30)
         await jetstream.add_stream(name=STREAM, subjects=["kept"], num_replicas=3)
 
         async def write(number: int) -> None:

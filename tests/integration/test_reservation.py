@@ -109,7 +109,7 @@ def appointment(customer: str = "c1", seconds: int = 0) -> Appointment:
 async def shelf(open_database: OpenDatabase) -> Shelf:
     woken = list[None]()
     databases = [await open_database("reservation") for _ in range(2)]
-    replicas = [PostgresReservations(database, lambda: woken.append(None)) for database in databases]
+    replicas = [PostgresReservations(database, lambda: woken.append(None), lambda: NOW) for database in databases]
     return Shelf(replicas, databases[0], woken)
 
 

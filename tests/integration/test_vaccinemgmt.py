@@ -223,7 +223,7 @@ async def test_every_order_of_admission_stock_and_the_managers_choice_ends_with_
     for i, order in enumerate(orders):
         hospital_id = f"h{i}"
         a = appointment(hospital_id=hospital_id)
-        chosen = Lot.of(hospital_id, delivery("chosen"), "")
+        chosen = Lot.of(hospital_id, delivery("chosen"))
         for what in (*order, "admit", "assign"):  # what came too early is tried again
             if what == "admit":
                 await store.vaccines.admit([a])
@@ -312,8 +312,8 @@ async def test_a_delivery_registered_at_once_and_again_is_one_lot(store: Store) 
 async def test_a_lot_with_other_content_is_refused_with_all_its_deliveries(store: Store) -> None:
     await store.vaccines.register("h1", [delivery()])
     with pytest.raises(LotConflict) as refusal:
-        await store.vaccines.register("h1", [delivery("L2"), delivery(quantity=4)])
-    assert refusal.value.field == "deliveries[1]"
+        await store.vaccines.register("h1", [delivery("L2"), other := delivery(quantity=4)])
+    assert refusal.value.delivery is other
     assert await store.free() == {"L1": 3}
 
 
@@ -348,7 +348,7 @@ async def test_a_write_conflict_runs_the_work_again_from_the_start(store: Store)
             if len(seen) == 1:  # somebody else takes one in between, and commits
                 await store.replicas[1].admit([appointment()])
             vaccination = Vaccination(appointment(1))
-            vaccination.complete(lot)
+            vaccination.complete(lot, NOW)
             await work.save([vaccination], [lot])
         return lot.free
 
@@ -361,8 +361,8 @@ async def test_an_error_in_the_work_leaves_nothing_behind(store: Store) -> None:
     async def breaks() -> None:
         async with MongoStock(store.mongo, lambda: None).unit_of_work() as work:
             vaccination = Vaccination(appointment())
-            vaccination.wait()
-            await work.save([vaccination], [Lot.of("h1", DELIVERY, "")])
+            vaccination.wait(NOW)
+            await work.save([vaccination], [Lot.of("h1", DELIVERY)])
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):

@@ -37,12 +37,14 @@ from services.chassis.convert import calendar_day, canonical_id, from_message, t
 from services.chassis.edge import Edge, status_of, time_left
 from services.chassis.errors import (
     Answer,
+    Details,
     Errors,
     InvalidFields,
     InvalidPageToken,
     InvalidToken,
     OtherScope,
     Overloaded,
+    Refusal,
     RoleNotAllowed,
     StoreUnavailable,
     Unauthenticated,
@@ -138,31 +140,31 @@ class TestPaging:
                 paging.decode("lots", tampered, date.fromisoformat, canonical_id)
 
 
-class Refusal(Exception):
+class Refused(Exception):
     pass
 
 
-class NearerRefusal(Refusal):
+class NearerRefused(Refused):
     pass
 
 
-class FieldRefusal(Refusal):
-    field = "deliveries[3].expiry_date"
+class FieldRefused(Refused):
+    pass
 
 
 ERRORS = Errors(
     "vaccination.test",
     {
-        Refusal: Answer(StatusCode.FAILED_PRECONDITION, "REFUSED"),
-        FieldRefusal: Answer(StatusCode.INVALID_ARGUMENT, "BAD_FIELD", "field"),
-        KeyError: Answer(StatusCode.NOT_FOUND, "NO_SUCH_KEY", "key"),
+        Refused: Answer(StatusCode.FAILED_PRECONDITION, "REFUSED"),
+        FieldRefused: Answer(StatusCode.INVALID_ARGUMENT, "BAD_FIELD", "field"),
+        KeyError: Answer(StatusCode.NOT_FOUND, "NO_SUCH_KEY", "key", hint="; see the list"),
     },
 )
 
 
 class TestErrors:
     def test_a_subclass_answers_as_its_nearest_ancestor_in_the_table(self) -> None:
-        code, reason, status = to_status(NearerRefusal("no more"), ERRORS)
+        code, reason, status = to_status(NearerRefused("no more"), ERRORS)
         assert (code, reason, status.message) == (StatusCode.FAILED_PRECONDITION, "REFUSED", "no more")
         info = details(status)["ErrorInfo"]
         assert info == error_details_pb2.ErrorInfo(reason="REFUSED", domain="vaccination.test")
@@ -176,11 +178,19 @@ class TestErrors:
 
     def test_a_refusal_names_the_field_of_its_answer_or_its_own(self) -> None:
         _, _, by_answer = to_status(KeyError("k"), ERRORS)
-        _, _, own = to_status(FieldRefusal("too early"), ERRORS)
+        place = Details([("deliveries[3].expiry_date", "too early")])
+        _, reason, own = to_status(Refusal(FieldRefused("too early"), place), ERRORS)
         [violation] = details(by_answer)["BadRequest"].field_violations  # type: ignore[attr-defined]
-        assert (violation.field, by_answer.message) == ("key", "key: 'k'")
+        assert (violation.field, by_answer.message) == ("key", "key: 'k'; see the list")
         [violation] = details(own)["BadRequest"].field_violations  # type: ignore[attr-defined]
         assert (violation.field, violation.description) == ("deliveries[3].expiry_date", "too early")
+        assert (reason, own.message) == ("BAD_FIELD", "deliveries[3].expiry_date: too early")
+
+    def test_what_a_bug_brings_along_does_not_leave_the_process(self) -> None:
+        bug = Refusal(RuntimeError("hunter2"), Details([("field", "hunter2")], 1.0, ("en", "hunter2")))
+        code, _, status = to_status(bug, ERRORS)
+        assert code is StatusCode.INTERNAL
+        assert b"hunter2" not in status.SerializeToString()
 
     def test_invalid_fields_are_all_told(self) -> None:
         code, reason, status = to_status(InvalidFields([("a", "is empty"), ("b[1].c", "too long")]), ERRORS)
@@ -189,8 +199,8 @@ class TestErrors:
         assert [(v.field, v.description) for v in found] == [("a", "is empty"), ("b[1].c", "too long")]
 
     def test_when_to_try_again_and_the_callers_language_come_along(self) -> None:
-        busy = Refusal("busy")
-        busy.retry_after, busy.localized = 1.25, ("ko", "잠시 후")  # type: ignore[attr-defined]
+        busy = Refusal(Refused("busy"), Details(retry_after=1.25, localized=("ko", "잠시 후")))
+        assert to_status(busy, ERRORS)[:2] == to_status(busy.error, ERRORS)[:2]
         found = details(to_status(busy, ERRORS)[2])
         assert found["RetryInfo"] == error_details_pb2.RetryInfo(retry_delay=Duration(seconds=1, nanos=250_000_000))
         assert found["LocalizedMessage"] == error_details_pb2.LocalizedMessage(locale="ko", message="잠시 후")
@@ -407,7 +417,7 @@ class Screen(mypage_service_pb2_grpc.MypageServiceServicer):
         self, request: Any, context: Any
     ) -> AsyncIterator[mypage_service_pb2.WatchMyReservationsResponse]:
         yield mypage_service_pb2.WatchMyReservationsResponse()
-        raise NearerRefusal(f"{caller().subject} has seen enough")
+        raise NearerRefused(f"{caller().subject} has seen enough")
 
 
 @asynccontextmanager
@@ -624,7 +634,7 @@ class Store:
             raise StoreUnavailable("away")
         if 66 in items:
             return []
-        return [Refusal(str(i)) if i < 0 else 10 * i for i in items]
+        return [Refused(str(i)) if i < 0 else 10 * i for i in items]
 
 
 async def outcomes(tasks: Sequence[asyncio.Task[int]]) -> list[Any]:
@@ -648,7 +658,7 @@ class TestBatcher:
         store.may.set()
         call: Batcher[int, int] = Batcher("test", store.write, str)
         first, bad, last = await outcomes([asyncio.create_task(call(i)) for i in (1, -1, 2)])
-        assert (first, type(bad), last) == (10, Refusal, 20)
+        assert (first, type(bad), last) == (10, Refused, 20)
         assert len(store.batches) == 1
 
     async def test_one_item_that_makes_the_write_fail_does_not_spoil_the_others(self) -> None:

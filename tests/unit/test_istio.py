@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
-from mesh import ROOT, gateway
+from mesh import gateway
 from mesh.istio import Json, Objects, Untranslatable, duration
 from mesh.istio.kinds import read as read_object
 from mesh.istio.proxy import manager
 from mesh.machine import chart, envoy
 from mesh.machine.home import Home
+from tests.releases import extract
 
 HERE = Path(__file__).parent / "istio"
 HOST, PORT = "approval.vaccination.svc.cluster.local", 50052
@@ -292,10 +292,7 @@ def test_a_gateway_answers_for_its_hosts_and_ends_tls_where_somebody_has_a_certi
 
 
 def test_the_gateway_of_the_chart_that_is_released_starts_with_this_version_too(tmp_path: Path) -> None:
-    [released] = (ROOT / "tests" / "cluster").glob("vaccination-*.tgz")
-    with tarfile.open(released) as package:
-        package.extractall(tmp_path, filter="data")
-    helm, folder = Path(sys.executable).parent / "helm", tmp_path / "vaccination"
+    helm, folder = Path(sys.executable).parent / "helm", extract("0.2.0", tmp_path / "released") / "helm/vaccination"
     values: list[str | Path] = ["--values", folder / "values-evaluation.yaml", "--set", "auth.jwks=JWKS"]
     command: list[str | Path] = [helm, "template", "vaccination", folder, *values]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from mesh.machine.home import SERVICES
 
+from mesh.machine.home import SERVICES
 from tests.releases import FOLDER, extract
 
 VERSIONS = [file.name.removesuffix(".tar.xz") for file in FOLDER.glob("*.tar.xz")]

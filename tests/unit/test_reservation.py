@@ -11,7 +11,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from services.reservation.adapters.approval import HALF_LIFE, LONGEST, Crowd
+from services.reservation.adapters.approval import HALF_LIFE, LONGEST, RetryAdvice
 from services.reservation.domain import (
     NAMESPACE,
     Appointment,
@@ -209,9 +209,9 @@ class Clock:
         return self.now
 
 
-def crowd(jitter: float = 0.0) -> tuple[Crowd, Clock]:
+def crowd(jitter: float = 0.0) -> tuple[RetryAdvice, Clock]:
     clock = Clock()
-    return Crowd(clock, lambda: jitter), clock
+    return RetryAdvice(clock, lambda: jitter), clock
 
 
 def test_the_more_are_turned_away_the_longer_and_within_bounds() -> None:

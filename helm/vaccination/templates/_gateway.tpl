@@ -60,8 +60,9 @@ Keys: root, name, component. */ -}}
 {{- $restPath := dict "prefix" (printf "%s%s/" $operations.path $name) }}
 {{- $rest := dict "uri" $uri "headers" (dict "x-envoy-original-path" $restPath) }}
 {{- range $rpc := $operations.endless }}
-{{- $exactly := dict "uri" (dict "exact" (printf "/%s/%s" $operations.service $rpc)) }}
-{{- $once := dict "name" (printf "%s.%s" $name $rpc) "match" (list (merge $exactly $grpc) (merge $exactly $rest)) }}
+{{- $exactly := dict "exact" (printf "/%s/%s" $operations.service $rpc) }}
+{{- $match := list (dict "uri" $exactly "headers" $grpc.headers) (dict "uri" $exactly "headers" $rest.headers) }}
+{{- $once := dict "name" (printf "%s.%s" $name $rpc) "match" $match }}
 {{ include "vaccination.route" (unset (merge (set $once "retries" (dict "attempts" 0)) $common) "timeout") }}
 {{- end }}
 {{- $shortName := splitList "." $operations.service | last }}

@@ -21,7 +21,9 @@ from ..domain import Decision, Hospital, Request
 ERRORS = Errors(
     "vaccination.approval",
     {
-        domain.UnknownHospital: Answer(StatusCode.NOT_FOUND, "UNKNOWN_HOSPITAL", "hospital_id"),
+        domain.UnknownHospital: Answer(
+            StatusCode.NOT_FOUND, "UNKNOWN_HOSPITAL", "hospital_id", hint="; see ListHospitals"
+        ),
         domain.DatePassed: Answer(StatusCode.INVALID_ARGUMENT, "DATE_PASSED", "date"),
         domain.RequestIdReused: Answer(StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", "request_id"),
         domain.TooManyRefusals: Answer(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REFUSALS", "request_id"),
@@ -35,7 +37,7 @@ ANYBODY = ("customer", "manager", "operator")
 
 
 class ApprovalServicer(approval_service_pb2_grpc.ApprovalServiceServicer):
-    """For reservation alone."""
+    """Decides requests; only reservation may call it."""
 
     def __init__(self, approval: Approval) -> None:
         self._decide: Batcher[Request, Decision] = Batcher("approve", approval.decide, lambda r: r.reservation_id)

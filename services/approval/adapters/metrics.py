@@ -22,7 +22,7 @@ FROM days WHERE date >= $1 AND date < $2 GROUP BY date"""
 
 
 def outlook(database: Database, now: Callable[[], datetime]) -> Probe:
-    """Sets both; days are counted from UTC's day on, wherever a hospital is."""
+    """Sets both gauges. Days are counted from the present day in UTC, whatever the hospital's time zone."""
 
     async def ask() -> None:
         today = now().date()

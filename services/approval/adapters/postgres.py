@@ -17,8 +17,8 @@ from .events import outgoing
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
 
-# Locks are always taken in this order, days before customers before new decisions, each sorted: no two transactions can
-# deadlock.
+# Locks are always taken in this order: days, then customers, then new decisions, each of them sorted. So no two
+# transactions can block each other.
 LOCK_DAYS = """
 SELECT hospital_id, date, capacity, approved FROM days
 WHERE (hospital_id, date) IN (SELECT * FROM unnest($1::text[], $2::date[]))
@@ -49,7 +49,8 @@ INSERT INTO decisions (reservation_id, customer_id, hospital_id, hospital_name, 
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date[], $7::text[],
                      $8::timestamptz[], $9::smallint[])"""
 
-# A booking whose day has passed gives way; a current one does not: then the rule was decided on what is no longer so.
+# A booking whose day has passed gives way to the new one. Any other one does not: another transaction has made it since
+# this decision read the books, so the decision has to be made again.
 ACTIVATE = """
 INSERT INTO active_bookings (customer_id, reservation_id)
 SELECT * FROM unnest($1::text[], $2::uuid[]) AS a (customer_id, reservation_id) ORDER BY customer_id

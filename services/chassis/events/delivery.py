@@ -58,13 +58,14 @@ class Subscription(Generic[T]):
     `read` takes from an event what the handler needs; what it raises means that this version cannot read the event,
     except Unprocessable and NothingToDo. `handle` gets all of a batch in one call, and order does not matter to it; it
     returns when their effect is committed. Subscriptions with the same handler share its calls. `never` are the
-    handler's errors that no repetition mends.
+    handler's errors that no repetition mends, and `not_yet` those that a newer version may not have.
     """
 
     event: type[Message]
     read: Callable[[Event], T]
     handle: Callable[[Sequence[T]], Awaitable[None]]
     never: tuple[type[Exception], ...] = ()
+    not_yet: tuple[type[Exception], ...] = ()
 
 
 class Arrived(Protocol):
@@ -214,6 +215,6 @@ def _fate_of(error: Exception, subscription: Subscription[Any]) -> Fate:
     if isinstance(error, (Unprocessable, *subscription.never)):
         return Fate.UNPROCESSABLE
     # An event that follows from this one would break the contract as this version knows it.
-    if isinstance(error, NotUnderstood | BrokenContract):
+    if isinstance(error, (NotUnderstood, BrokenContract, *subscription.not_yet)):
         return Fate.WAITS_FOR_VERSION
     return Fate.FAILED

@@ -10,6 +10,7 @@ import nats
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
+from ..errors import StoreUnavailable
 from ..telemetry import log
 from .outbox import PublishFailed
 from .stream import STREAM, Bus
@@ -34,11 +35,11 @@ GROUP = "replicas"
 
 
 async def quietly(doing: Awaitable[R]) -> R | None:
-    """None, and a warning, when the stream cannot be reached: whoever asks tries again later."""
+    """None, and a warning, when the stream or the store cannot be reached: whoever asks tries again later."""
     try:
         return await doing
-    except (nats.errors.Error, PublishFailed, OSError, TimeoutError) as error:
-        log.warning("stream not reached", error=type(error).__name__, detail=str(error))
+    except (nats.errors.Error, PublishFailed, StoreUnavailable, OSError, TimeoutError) as error:
+        log.warning("not reached", error=type(error).__name__, detail=str(error))
         return None
 
 

@@ -1,6 +1,7 @@
 """Events that were set aside come back by themselves: when their pause is over, or a version comes that knows them."""
 
 import asyncio
+import time
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -56,15 +57,13 @@ class Redrive:
     async def run(self) -> None:
         """Looks until `stop`."""
         while not self._stopping:
-            more = False
+            begun, more = time.monotonic(), False
             try:
                 more = bool(await quietly(self._look()))
-            except StoreUnavailable:
-                pass
             except Exception as error:  # one letter's trouble must not end the looks for all
                 log.error("what was set aside was not looked at", exc_info=error)
-            if not more:
-                await asyncio.sleep(LOOK_EVERY)
+            # Half of the time is left to the events that nothing is wrong with.
+            await asyncio.sleep(time.monotonic() - begun if more else LOOK_EVERY)
 
     async def put_aside(self, letter: Letter, outcome: Outcome) -> None:
         """Keeps a letter where its outcome says; raises what the client of the stream raises when it cannot."""

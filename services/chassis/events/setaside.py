@@ -112,7 +112,7 @@ class SetAside:
         try:
             return await self._js.delete_msg(SET_ASIDE, letter.sequence)
         except APIError as error:
-            if error.err_code != 10057:  # no such message
+            if error.err_code not in (10043, 10057):  # there is no such message, or no more
                 raise
             return False
 

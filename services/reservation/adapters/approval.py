@@ -1,4 +1,4 @@
-"""The way to approval, through the mesh."""
+"""The client of approval, through the mesh."""
 
 import random
 import time
@@ -35,20 +35,22 @@ REFUSALS: dict[str, type[ReservationError]] = {
     "REQUEST_ID_REUSED": RequestIdReused,
     "TOO_MANY_REFUSALS": TooManyRefusals,
 }
-# No answer: breaker open, shed, no connection, too slow. Whether it was decided is not known; a repeat will tell.
+# The codes of a call without an answer: the breaker is open, the call was shed, there is no connection, or it took too
+# long. Whether approval has decided is not known then, and a repeat of the request finds out.
 NO_ANSWER = {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED}
-# Seconds in which what was seen of the load loses half its weight.
+# Seconds after which a refusal or an answer counts half as much.
 HALF_LIFE = 10.0
-# Answers that a single refusal is always weighed against: three of them in a quiet hour are no crowd.
+# As many answers are always assumed, so that three refusals in a quiet hour do not look like overload.
 QUIET = 50
-LONGEST = 30.0  # seconds; who is sent away for longer does not come back
+LONGEST = 30.0  # seconds; a customer who is sent away for longer does not come back
 
 
-class Crowd:
-    """How long to send a customer away who could not be served: until the crowd could have been.
+class RetryAdvice:
+    """After how many seconds a customer who could not be served should try again.
 
-    Those turned away lately, over the pace of the answers, is the time in which all of them could be answered. A pace
-    and not a count: the same for a large installation and a small one. `clock` is in seconds, monotonic.
+    It is the time in which everybody who was turned away lately could be answered: their number, divided by the pace
+    of the answers. A pace gives a large installation and a small one the same advice for the same share of refusals.
+    `clock` is in seconds and monotonic, `jitter` gives a number from 0 to 1.
     """
 
     def __init__(self, clock: Callable[[], float], jitter: Callable[[], float]) -> None:
@@ -57,12 +59,12 @@ class Crowd:
         self._at = clock()
 
     def answered(self) -> None:
-        """Somebody was."""
+        """Approval answered somebody."""
         self._fade()
         self._answered += 1
 
     def refused(self) -> float:
-        """Somebody was not; for how many seconds to send them away, jittered so that they do not come back together."""
+        """Approval did not answer somebody. Returns the seconds to wait, with jitter so that not all come at once."""
         self._fade()
         self._refused += 1
         pace = (self._answered + QUIET) / (HALF_LIFE / log(2))
@@ -88,7 +90,7 @@ class GrpcApproval:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._stub = approval_service_pb2_grpc.ApprovalServiceStub(channel)
-        self._timeout, self._crowd = timeout, Crowd(clock, jitter)
+        self._timeout, self._advice = timeout, RetryAdvice(clock, jitter)
 
     async def decide(self, request: Request) -> tuple[Appointment, RejectionReason | None]:
         """See Approval."""
@@ -104,7 +106,7 @@ class GrpcApproval:
             raise self._refusal(error) from error
         finally:
             span.end(code.name, failed=code is not StatusCode.OK)
-        self._crowd.answered()
+        self._advice.answered()
         return from_message(answer.appointment, Appointment), rejection(answer.denial_reason)
 
     def _refusal(self, error: AioRpcError) -> Exception:
@@ -115,4 +117,4 @@ class GrpcApproval:
         refusal = REFUSALS.get(info.reason)
         if refusal and bad.field_violations:
             return refusal(bad.field_violations[0].description)
-        return ApprovalBusy(retry_after=self._crowd.refused()) if error.code() in NO_ANSWER else error
+        return ApprovalBusy(retry_after=self._advice.refused()) if error.code() in NO_ANSWER else error

@@ -8,7 +8,7 @@ from grpc.aio import Server, ServicerContext
 from services.chassis import paging
 from services.chassis.caller import allow, caller
 from services.chassis.convert import calendar_day, canonical_id, to_message
-from services.chassis.errors import Answer, Errors
+from services.chassis.errors import Answer, Details, Errors, Refusal
 from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2_grpc
 from vaccination.reservation.v1 import reservation_service_pb2 as pb
 
@@ -19,7 +19,7 @@ from ..domain import ApprovalBusy, Request, RequestId, Reservation, ReservationI
 ERRORS = Errors(
     "vaccination.reservation",
     {
-        domain.ApprovalBusy: Answer(StatusCode.RESOURCE_EXHAUSTED, "APPROVAL_BUSY"),
+        domain.ApprovalBusy: Answer(StatusCode.RESOURCE_EXHAUSTED, "APPROVAL_BUSY", hint=" with the same request_id"),
         domain.RequestIdReused: Answer(StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", "request_id"),
         domain.TooManyRefusals: Answer(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REFUSALS", "request_id"),
         domain.UnknownHospital: Answer(StatusCode.NOT_FOUND, "UNKNOWN_HOSPITAL", "hospital_id"),
@@ -27,6 +27,7 @@ ERRORS = Errors(
         domain.UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id"),
         domain.Rejected: Answer(StatusCode.FAILED_PRECONDITION, "REJECTED"),
         domain.AppointmentPassed: Answer(StatusCode.FAILED_PRECONDITION, "APPOINTMENT_PASSED"),
+        domain.UnknownStatus: Answer(StatusCode.FAILED_PRECONDITION, "UNKNOWN_STATUS"),
     },
 )
 BUSY = {
@@ -53,8 +54,8 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
             reservation = await self._desk.create(wanted)
         except ApprovalBusy as busy:
             language = _language(context)
-            busy.localized = (language, BUSY[language])  # type: ignore[attr-defined]
-            raise
+            told = Details(retry_after=busy.retry_after, localized=(language, BUSY[language]))
+            raise Refusal(busy, told) from busy
         return pb.CreateReservationResponse(reservation=_message(reservation))
 
     @allow("customer")

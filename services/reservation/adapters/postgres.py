@@ -7,11 +7,10 @@ from dataclasses import fields
 import asyncpg
 from prometheus_client import Histogram
 
-from services.chassis import clock
 from services.chassis.postgres import OUTBOX_COLUMNS, Database, Transaction, columns
 from services.chassis.retention import Retention, Rule
 
-from ..application import Position
+from ..application import Clock, Position
 from ..domain import Appointment, Reservation, ReservationId, Status
 from .events import outgoing
 
@@ -88,8 +87,8 @@ def rules(database: Database, retention: Retention) -> list[Rule]:
 class PostgresReservations:
     """See application.Reservations."""
 
-    def __init__(self, database: Database, wake: Callable[[], None]) -> None:
-        self._database, self._wake = database, wake
+    def __init__(self, database: Database, wake: Callable[[], None], clock: Clock) -> None:
+        self._database, self._wake, self._clock = database, wake, clock
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator["PostgresUnitOfWork"]:
@@ -98,7 +97,7 @@ class PostgresReservations:
             work = PostgresUnitOfWork(transaction)
             yield work
         for reservation in work.completed:
-            took = clock.now() - reservation.appointment.decide_time
+            took = self._clock() - reservation.appointment.decide_time
             completion_seconds.observe(max(0.0, took.total_seconds()))
 
     async def get(self, reservation_id: ReservationId) -> Reservation | None:

@@ -6,7 +6,6 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf.message import Message
 
-from services.chassis import clock
 from services.chassis.convert import calendar_day, canonical_id, from_message, to_message
 from services.chassis.events import Event as Received
 from services.chassis.events import NotUnderstood, Outgoing, Subscription
@@ -16,7 +15,7 @@ from vaccination.reservation.v1 import reservation_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccination_pb2, vaccinemgmt_events_pb2
 
 from ..application import Vaccines
-from ..domain import Appointment, Cancelled, Completed, Event, Waiting
+from ..domain import Appointment, Cancelled, Completed, Event, UnknownStatus, Waiting
 
 
 def outgoing(event: Event) -> Outgoing:
@@ -33,14 +32,16 @@ def outgoing(event: Event) -> Outgoing:
             body = vaccinemgmt_events_pb2.ReservationWaiting(appointment=appointment, version=event.version)
         case Cancelled():
             body = vaccinemgmt_events_pb2.CancellationCompleted(appointment=appointment, version=event.version)
-    return Outgoing.of(appointment.reservation_id, clock.now(), body, quoted=("appointment",))
+    return Outgoing.of(appointment.reservation_id, event.at, body, quoted=("appointment",))
 
 
 def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:
     """What vaccine management does when it hears of something."""
     return [
-        Subscription(approval_events_pb2.ApprovalGranted, _appointment, vaccines.admit),
-        Subscription(reservation_events_pb2.CancellationRequested, _appointment, vaccines.cancel),
+        Subscription(approval_events_pb2.ApprovalGranted, _appointment, vaccines.admit, not_yet=(UnknownStatus,)),
+        Subscription(
+            reservation_events_pb2.CancellationRequested, _appointment, vaccines.cancel, not_yet=(UnknownStatus,)
+        ),
     ]
 
 
@@ -55,6 +56,6 @@ def _appointment(event: Received) -> Appointment:
     canonical_id(appointment.reservation_id)  # one of another kind could be found by nobody
     try:
         ZoneInfo(appointment.time_zone)
-    except (LookupError, ValueError, OSError):  # stored, it would stop whoever looks at the waiting list
+    except (LookupError, ValueError, OSError):  # once stored, it would stop every reader of the waiting list
         raise NotUnderstood(f"no IANA time zone {appointment.time_zone!r} here") from None
     return appointment

@@ -1,5 +1,6 @@
 """Vaccine management over gRPC."""
 
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -9,7 +10,7 @@ from grpc.aio import Server, ServicerContext
 from services.chassis import paging
 from services.chassis.caller import allow, caller
 from services.chassis.convert import canonical_id, from_message, to_message
-from services.chassis.errors import Answer, Errors, InvalidFields
+from services.chassis.errors import Answer, Details, Errors, InvalidFields, Refusal
 from vaccination.vaccinemgmt.v1 import lot_pb2, vaccination_pb2, vaccinemgmt_service_pb2_grpc
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as pb
 
@@ -28,6 +29,7 @@ ERRORS = Errors(
         domain.LotEmpty: Answer(StatusCode.FAILED_PRECONDITION, "LOT_EMPTY"),
         domain.LotNotValid: Answer(StatusCode.FAILED_PRECONDITION, "LOT_NOT_VALID"),
         domain.LotOtherVaccine: Answer(StatusCode.FAILED_PRECONDITION, "LOT_OTHER_VACCINE"),
+        domain.UnknownStatus: Answer(StatusCode.FAILED_PRECONDITION, "UNKNOWN_STATUS"),
     },
 )
 Context = ServicerContext[Any, Any]
@@ -43,7 +45,7 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
     @MANAGERS
     async def RegisterLots(self, request: pb.RegisterLotsRequest, context: Context) -> pb.RegisterLotsResponse:
         _own(request.hospital_id)
-        deliveries = []
+        deliveries: list[Delivery] = []
         for i, delivery in enumerate(request.deliveries):
             try:
                 deliveries.append(from_message(delivery, Delivery))
@@ -51,7 +53,13 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
                 raise InvalidFields(
                     [(f"deliveries[{i}].{field}", problem) for field, problem in error.violations]
                 ) from None
-        lots, created = await self._vaccines.register(request.hospital_id, deliveries)
+        try:
+            lots, created = await self._vaccines.register(request.hospital_id, deliveries)
+        except domain.ExpiryBeforeProduction as error:
+            place = f"{_place_of(error.delivery, deliveries)}.expiry_date"
+            raise Refusal(error, Details([(place, str(error))])) from error
+        except domain.LotConflict as error:
+            raise Refusal(error, Details([(_place_of(error.delivery, deliveries), str(error))])) from error
         return pb.RegisterLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in lots], lots_created=created)
 
     @MANAGERS
@@ -82,6 +90,11 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
         lot_id = LotId(canonical_id(request.lot_id))
         vaccination = await self._vaccines.assign(_id(request.reservation_id), lot_id, _own)
         return pb.AssignLotResponse(vaccination=_message(vaccination))
+
+
+def _place_of(delivery: Delivery, deliveries: Sequence[Delivery]) -> str:
+    """Where in the request a delivery stands, and not another one like it."""
+    return next(f"deliveries[{i}]" for i, other in enumerate(deliveries) if other is delivery)
 
 
 def _id(text: str) -> ReservationId:

@@ -10,17 +10,17 @@ from services.chassis.mongo import Mongo
 
 from ..domain import Status
 
-SOON = 2  # days until the appointment: then a delivery has to be on its way already
+SOON = 2  # days until the appointment; a delivery for it has to be on its way by then
 WITHIN = (7, 30)  # days until a lot expires
 
 waiting = Gauge("vaccinemgmt_waiting", "Vaccinations that wait for a dose, by how soon they are due.", ["due"])
 hospitals = Gauge("vaccinemgmt_waiting_hospitals", "Hospitals where somebody of these waits.", ["due"])
-doses = Gauge("vaccinemgmt_doses_free", "Doses that are nobody's yet, by when they expire.", ["expires"])
+doses = Gauge("vaccinemgmt_doses_free", "Doses that nobody has yet, by when they expire.", ["expires"])
 lots = Gauge("vaccinemgmt_lots", "Lots with a free dose, by when they expire.", ["expires"])
 
 
 def stock(mongo: Mongo, now: Callable[[], datetime]) -> Probe:
-    """Sets all four; days are UTC's, wherever a hospital is."""
+    """Sets all four gauges. Days are those of UTC, whatever the hospital's time zone."""
 
     async def ask() -> None:
         today = now().date()

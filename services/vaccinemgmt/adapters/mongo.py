@@ -12,7 +12,7 @@ from services.chassis.mongo import Mongo, Schema, Transaction
 from services.chassis.retention import Retention, Rule
 from services.chassis.telemetry import traces_by_key
 
-from ..domain import Appointment, Dose, Lot, LotId, PlaceInQueue, ReservationId, Status, Vaccination
+from ..domain import Appointment, Dose, Lot, LotId, PlaceInQueue, ReservationId, Status, UnknownStatus, Vaccination
 from .events import outgoing
 
 Document = dict[str, Any]
@@ -29,7 +29,7 @@ VALIDATORS: dict[str, Document] = {
         }
     },
     "vaccinations": {
-        "$expr": {  # a dose exactly when completed, and then exactly one
+        "$expr": {  # a completed vaccination has exactly one dose, any other has none
             "$and": [
                 {"$in": ["$status", [s.value for s in Status]]},
                 {
@@ -175,7 +175,8 @@ class MongoUnitOfWork:
         """See UnitOfWork."""
         if lots:
             await self._lots.bulk_write([_put(_lot_document(lot)) for lot in lots], session=self._session)
-        # Who has waited goes on in the trace of the request, whoever's delivery or cancellation it is that ends it.
+        # What happens to a customer who has waited belongs to the trace of that customer's request, and not to the
+        # trace of the delivery or of the cancellation that freed the dose.
         traces = self._traces | {key: trace for key, trace in traces_by_key.get().items() if trace}
         if vaccinations:
             documents = [_vaccination_document(v) for v in vaccinations]
@@ -236,7 +237,11 @@ def _vaccination(row: Document) -> Vaccination:
     dose = row["dose"]
     if dose is not None:
         dose = Dose(**dose | _dates(dose, "production_date", "expiry_date"))
-    return Vaccination(appointment, Status(row["status"]), dose, row["version"])
+    try:
+        status = Status(row["status"])
+    except ValueError:
+        raise UnknownStatus(row["status"]) from None
+    return Vaccination(appointment, status, dose, row["version"])
 
 
 def _dates(row: Document, *names: str) -> dict[str, date]:
