@@ -107,7 +107,7 @@ async def test_reservation_erases_nothing_while_something_may_become_of_a_reserv
     open_database: OpenDatabase, clock: Clock
 ) -> None:
     database = await open_database("reservation")
-    store, unasked = PostgresReservations(database, lambda: None), Any
+    store, unasked = PostgresReservations(database, lambda: None, lambda: NOW), Any
     desk = ReservationDesk(store, unasked, clock)  # type: ignore[arg-type]
 
     def appointment(customer: str) -> Appointment:
@@ -303,7 +303,7 @@ async def test_an_erasure_ends_when_the_events_of_before_are_published(
 ) -> None:
     monkeypatch.setattr(operations, "draining", asyncio.Event())
     database, bus = await open_database("reservation"), await open_bus("reservation")
-    store = PostgresReservations(database, lambda: None)
+    store = PostgresReservations(database, lambda: None, lambda: NOW)
     appointment = Appointment(Id(new_id()), "c1", "h1", "Clinic", "Asia/Seoul", TODAY, "", NOW)
     async with store.unit_of_work() as work:
         await work.add([Reservation.decided(appointment, RejectionReason(1))])

@@ -231,7 +231,7 @@ async def test_reservation_forgets_what_is_over(
     database = await open_database("reservation")
     rules = reservation_store.rules(database, retention)
     passed, refused, ahead = appointment(), appointment(TODAY + 90 * DAY), appointment(TODAY + 90 * DAY)
-    async with reservation_store.PostgresReservations(database, lambda: None).unit_of_work() as work:
+    async with reservation_store.PostgresReservations(database, lambda: None, lambda: NOW).unit_of_work() as work:
         await work.add(
             [
                 Reservation.decided(passed, None),
@@ -253,7 +253,7 @@ async def test_a_decision_made_anew_replaces_a_refusal_that_is_not_deleted_yet_a
     open_database: OpenDatabase,
 ) -> None:
     database = await open_database("reservation")
-    store = reservation_store.PostgresReservations(database, lambda: None)
+    store = reservation_store.PostgresReservations(database, lambda: None, lambda: NOW)
     first = appointment(TODAY + 90 * DAY)
     anew = appointment(TODAY + 91 * DAY, NOW + 31 * DAY, first.reservation_id)
     for decided, reason in ((first, RejectionReason(1)), (anew, None), (anew, None), (first, RejectionReason(1))):
