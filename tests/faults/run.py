@@ -26,7 +26,7 @@ from tests.conftest import free_base_port
 from tests.e2e.conftest import World, eventually
 from vaccination.approval.v1 import hospital_service_pb2
 
-from . import checks
+from . import checks, variant
 from .drive import PATIENCE, Driver, History, Person
 from .nemesis import Nemesis
 from .proxy import Proxy
@@ -203,11 +203,12 @@ async def roll(plan: Plan, at: Stage, nemesis: Nemesis) -> None:
     at.next_version.write_text(" ".join(f"{service}-migrate" for service in SERVICES))
     if plan.mutation != "widen-late":
         await again_while_away(lambda: asyncio.to_thread(mesh.migrate))
-    await become(True, replicas(producers, first))
+    # Of vaccine management's replicas one is at work and the others stand by: half of them would change nothing.
+    await become(True, [*replicas(("vaccinemgmt",), everything), *replicas(("approval",), first)])
     await asyncio.sleep(pause / 2)
     await become(True, replicas(readers, first))
     await asyncio.sleep(pause / 2)
-    await become(True, replicas((*producers, *readers), others))
+    await become(True, replicas(("approval", *readers), others))
     await asyncio.sleep(pause / 2)
     for which in (first, others):
         await become(False, replicas((*readers, *producers), which))
@@ -310,6 +311,8 @@ async def account(world: World, history: History, report: Report) -> None:
         "cancelled": sum(r["status"] == checks.CANCELLED for r in books.reservations.values()),
         "waiting": sum(v["status"] == checks.WAITING for v in books.vaccinations.values()),
         "doses held": sum(v["dose"] is not None for v in books.vaccinations.values()),
+        "closed by the next version": len(books.closed),
+        "refused for its reason": sum(d["denial"] == variant.FULL_FOR_GOOD for d in books.decisions.values()),
     }
     for name in world.mesh.components:
         if process := world.mesh.processes.find(name):
