@@ -215,7 +215,7 @@ async def mypage(
 ) -> AsyncIterator[Replica]:
     for module in (rebuild, operations):
         monkeypatch.setattr(module, "draining", asyncio.Event())
-    monkeypatch.setattr("services.chassis.events.erasure.REPORT_EVERY", 10)
+    monkeypatch.setattr("services.chassis.events.erasure.BATCH", 10)
     database, bus = await open_database("mypage"), await open_bus("mypage")
     consumer = Consumer(bus, "mypage", View(database).subscriptions(FOR_EVER), database)
     async with serving(database, bus, consumer, erasure.eraser(database, bus)) as channel:
