@@ -37,7 +37,12 @@ _AWAY = (
     asyncpg.InvalidCatalogNameError,  # the database is not there yet
 )
 # What another transaction did, and not the server.
-_LOST_RACE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
+_LOST_RACE = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidCachedStatementError,  # it has migrated a table that this session read before
+)
 
 ACQUIRE_WITHIN = 5.0  # seconds for a connection of the pool to be free, or made
 CONNECT_WITHIN = 4.0  # seconds for all hosts of the URL together; a host that is off does not even refuse
@@ -100,6 +105,7 @@ class Database:
         self._urls = _url_per_host(url)  # the host that took writes last comes first
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._probe: asyncpg.Connection[asyncpg.Record] | None = None
+        self._checking = asyncio.Lock()
 
     async def open(self, migrations: Path) -> None:
         """Connects and brings the schema up to date; raises StoreUnavailable when the server is not there."""
@@ -133,8 +139,9 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection without a transaction: for single statements. Raises StoreUnavailable.
 
-        A session in which the server turned out to be away is thrown away, and so are the idle ones beside it, which
-        are on the same server: a session that was read-only once stays so after the server takes writes again.
+        A session in which the server turned out to be away is thrown away. When it was the server that said so, all
+        others to it are thrown away too once they are idle: a session that was read-only once stays so after the
+        server takes writes again.
         """
         with _boundary():
             if self._pool is None:
@@ -145,7 +152,8 @@ class Database:
                 except Exception as error:
                     if _is_away(error):
                         connection.terminate()
-                        await self._pool.expire_connections()
+                        if not isinstance(error, TimeoutError):  # a slow statement says nothing of the other sessions
+                            await self._pool.expire_connections()
                     raise
 
     @asynccontextmanager
@@ -160,7 +168,7 @@ class Database:
         It is asked on a connection of its own, so that a pool in which all are busy is not taken for an absent server.
         """
         with _boundary():
-            async with asyncio.timeout(CHECK_WITHIN):
+            async with self._checking, asyncio.timeout(CHECK_WITHIN):
                 if self._probe is None or self._probe.is_closed():
                     self._probe = await self._connect()
                 try:
@@ -205,6 +213,8 @@ class Database:
         problem: Exception = OSError("no host")
         within, read_write = CONNECT_WITHIN / len(self._urls), SessionAttribute.read_write
         for url in list(self._urls):
+            # Last from now on, unless it answers: also if the caller has no time left for the next host.
+            self._urls.sort(key=lambda other: other == url)
             try:
                 connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
                     url, timeout=within, target_session_attrs=read_write, **options

@@ -235,13 +235,14 @@ async def _changed_and_works(name: str, folder: str, known: Mapping[str, bytes])
         return False
     env = os.environ | {"METRICS_LISTEN": "127.0.0.1:0"}
     command = [sys.executable, "-m", f"services.{name}", "migrate"]
-    trying = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.DEVNULL)
+    trying: asyncio.subprocess.Process | None = None
     try:
+        trying = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.DEVNULL)
         works = await asyncio.wait_for(trying.wait(), SECRETS_WITHIN) == 0
-    except TimeoutError:
+    except (OSError, TimeoutError):
         works = False
     finally:
-        if trying.returncode is None:
+        if trying is not None and trying.returncode is None:
             trying.kill()
     if not works:
         log.error("a secret has changed, and the service cannot start with it: this replica goes on with the old one")
@@ -250,7 +251,7 @@ async def _changed_and_works(name: str, folder: str, known: Mapping[str, bytes])
 
 def _secrets(folder: str) -> Mapping[str, bytes]:
     try:
-        return {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()} if folder else {}
     except OSError:
         return {}
 

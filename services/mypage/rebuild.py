@@ -1,6 +1,7 @@
 """The view built anew beside the one that is read, and then put in its place."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -55,6 +56,10 @@ class RebuildRunning(Exception):
     """Another rebuild is at work."""
 
 
+class NewerEvents(Exception):
+    """This version does not know all the events that the present view is made of: it would leave some out."""
+
+
 class _Migrated(Exception):
     """The tables that are read have got another shape since those beside them were made."""
 
@@ -93,6 +98,9 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
         self, request: pb.RebuildViewRequest, context: ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.RebuildViewResponse]:
         since, progress = request.since.ToDatetime(UTC) if request.HasField("since") else None, Progress()
+        unknown = await self._live.foreign()
+        if unknown and not request.without_newer_events:
+            raise NewerEvents(f"a newer version has handled {', '.join(sorted(unknown))}, which this one does not know")
         # A task of its own is cancelled once. This call may be cancelled several times, also while it cleans up.
         work = asyncio.create_task(self._rebuild(since, progress))
         ending = asyncio.create_task(draining.wait())
@@ -152,9 +160,14 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
         return True
 
     async def _unhandled_since(self) -> datetime:
-        """When the stream took the first event that the present view may not have yet. Every event before it is in."""
+        """When the stream took the first event that the present view may not have yet. Every event before it is in.
+
+        What was set aside is acknowledged and not in. The floor is read first: an event that is set aside between the
+        two questions is behind it.
+        """
         floor = (await self._live.info()).ack_floor
-        first = await self._live.time_of((floor.stream_seq if floor else 0) + 1)
+        aside = await self._live.set_aside.first()
+        first = await self._live.time_of(min((floor.stream_seq if floor else 0) + 1, aside or sys.maxsize))
         return first or datetime.now(UTC)
 
     async def _prepare(self, copy: bool) -> int:

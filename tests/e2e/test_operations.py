@@ -229,7 +229,7 @@ async def test_a_person_is_erased_everywhere_as_the_runbook_says_and_a_rebuild_b
     booked = await person.create(hospital, day)
     for who, reservation in ((other, kept), (person, booked)):
         await who.reaches(reservation.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
-    with pytest.raises(AssertionError, match="PERSON_ACTIVE|FailedPrecondition"):
+    with pytest.raises(AssertionError, match=r"PERSON_ACTIVE|FailedPrecondition"):
         await typed(world, runbook("erase-a-person.md"), SUBJECT=name)
     assert len(await person.screen()) == 1
 

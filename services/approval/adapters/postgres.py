@@ -16,6 +16,8 @@ from ..domain import Appointment, Day, Decision, Denial, Granted, Hospital, Ledg
 from .events import outgoing
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
+# Named, since a newer version may add a column while this one reads.
+DECISION = ", ".join([*APPOINTMENT, "denial", "released_at"])
 
 # Locks are always taken in this order: days, then customers, then new decisions, each of them sorted. So no two
 # transactions can block each other.
@@ -27,7 +29,7 @@ ORDER BY hospital_id, date FOR UPDATE"""
 LOCK_ACTIVE = """
 SELECT customer_id, reservation_id FROM active_bookings WHERE customer_id = ANY ($1) ORDER BY customer_id FOR UPDATE"""
 
-DECISIONS = "SELECT * FROM decisions WHERE reservation_id = ANY ($1)"
+DECISIONS = f"SELECT {DECISION} FROM decisions WHERE reservation_id = ANY ($1)"  # noqa: S608 - constants
 
 REFUSALS = """
 SELECT customer_id, count(*) AS n FROM decisions WHERE customer_id = ANY ($1) AND denial IS NOT NULL
@@ -61,7 +63,7 @@ RELEASE = """
 UPDATE decisions SET released_at = r.at FROM unnest($1::uuid[], $2::timestamptz[]) AS r (reservation_id, at)
 WHERE decisions.reservation_id = r.reservation_id"""
 
-DECISIONS_OF = "SELECT * FROM decisions WHERE customer_id = $1 ORDER BY reservation_id FOR UPDATE"
+DECISIONS_OF = f"SELECT {DECISION} FROM decisions WHERE customer_id = $1 ORDER BY reservation_id FOR UPDATE"  # noqa: S608
 
 FORGET = "DELETE FROM decisions WHERE reservation_id = ANY ($1)"
 

@@ -71,10 +71,11 @@ class Bus:
 
     async def forget(self, consumer: str) -> None:
         """Deletes a durable consumer: made again, it begins at the stream's beginning."""
-        try:
-            await self.js.delete_consumer(STREAM, consumer)
-        except NotFoundError:
-            pass
+        with boundary():
+            try:
+                await self.js.delete_consumer(STREAM, consumer)
+            except NotFoundError:
+                pass
 
     async def first_since(self, stream: str, moment: datetime) -> int:
         """The number of the first message that a stream took at that moment or later, or one behind the last."""

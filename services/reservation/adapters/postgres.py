@@ -22,6 +22,8 @@ completion_seconds = Histogram(
 )
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
+# Named, since a newer version may add a column while this one reads.
+COLUMNS = ", ".join([*APPOINTMENT, "status", "rejection"])
 
 # State and events in one statement, so one round trip and one commit: the events only of what is new.
 ADD = """
@@ -48,9 +50,11 @@ SELECT o.* FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5
     AS o (id, key, subject, time, traceparent, payload)
 JOIN (TABLE added UNION ALL TABLE replaced) AS new ON new.reservation_id = o.key::uuid"""
 
-HOLD = "SELECT * FROM reservations WHERE reservation_id = ANY ($1) ORDER BY reservation_id FOR UPDATE"
+GET = f"SELECT {COLUMNS} FROM reservations WHERE reservation_id = $1"  # noqa: S608 - constants
 
-HOLD_OF = "SELECT * FROM reservations WHERE customer_id = $1 ORDER BY reservation_id FOR UPDATE"
+HOLD = f"SELECT {COLUMNS} FROM reservations WHERE reservation_id = ANY ($1) ORDER BY reservation_id FOR UPDATE"  # noqa: S608
+
+HOLD_OF = f"SELECT {COLUMNS} FROM reservations WHERE customer_id = $1 ORDER BY reservation_id FOR UPDATE"  # noqa: S608
 
 FORGET = "DELETE FROM reservations WHERE reservation_id = ANY ($1)"
 
@@ -59,10 +63,10 @@ UPDATE reservations SET status = c.status
 FROM unnest($1::uuid[], $2::smallint[]) AS c (reservation_id, status)
 WHERE reservations.reservation_id = c.reservation_id"""
 
-PAGE = """
-SELECT * FROM reservations
+PAGE = f"""
+SELECT {COLUMNS} FROM reservations
 WHERE customer_id = $1 AND ($2::timestamptz IS NULL OR (decide_time, reservation_id) < ($2, $3::uuid))
-ORDER BY decide_time DESC, reservation_id DESC LIMIT $4"""
+ORDER BY decide_time DESC, reservation_id DESC LIMIT $4"""  # noqa: S608
 
 
 FORGET_PASSED = """
@@ -103,7 +107,7 @@ class PostgresReservations:
     async def get(self, reservation_id: ReservationId) -> Reservation | None:
         """See Reservations."""
         async with self._database.connection() as connection:
-            row = await connection.fetchrow("SELECT * FROM reservations WHERE reservation_id = $1", reservation_id)
+            row = await connection.fetchrow(GET, reservation_id)
         return _reservation(row) if row else None
 
     async def page(self, customer_id: str, after: Position | None, limit: int) -> Sequence[Reservation]:
