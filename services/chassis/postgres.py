@@ -50,6 +50,7 @@ CHECK_WITHIN = 2.0  # seconds for the server to say whether it takes writes
 CLOSE_WITHIN = 5.0  # seconds for connections in use to be given back
 IDLE_IN_TRANSACTION = 15.0  # seconds; the relay's transaction waits for the stream, twice 5 s and twice 1 s at most
 LOCK_WITHIN = 10.0  # seconds to wait for what another replica does exclusively, before the caller is told to come back
+LOCK_POLL = 0.2  # seconds between tries of that lock
 EXCLUSIVE = int.from_bytes(b"migrate", "big") % 2**62  # the key of the advisory lock
 
 OUTBOX = """
@@ -199,7 +200,11 @@ class Database:
         with _boundary():
             connection = await self._connect(server_settings=settings)
             try:
-                await connection.execute("SELECT pg_advisory_lock($1)", EXCLUSIVE, timeout=LOCK_WITHIN)
+                async with asyncio.timeout(LOCK_WITHIN):
+                    # Asked again and again: a statement that waits has a snapshot, and an index that the lock's holder
+                    # makes with CREATE INDEX CONCURRENTLY waits for the end of every snapshot.
+                    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", EXCLUSIVE):
+                        await asyncio.sleep(LOCK_POLL)
                 async with lease.renewed(lambda: connection.execute("SELECT 1", timeout=lease.LEASE / 6)):
                     yield
             finally:
@@ -368,7 +373,7 @@ async def _migrate(connection: Connection, folder: Path) -> None:
 
     A file is one transaction, but for those whose name ends with `concurrently`: CREATE INDEX CONCURRENTLY, which lets
     others write meanwhile, cannot be in one. Such a file's statements run one by one, and all of them again after a
-    process that died among them. A replica that waits for its turn to migrate holds the index up, for LOCK_WITHIN.
+    process that died among them.
     """
     await connection.execute(
         "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"

@@ -428,6 +428,15 @@ async def test_an_index_is_made_again_after_a_process_that_died_while_it_made_it
     assert {"decisions_by_date", "decisions_refused", "decisions_of_a_customer"} <= {r["name"] for r in found}
 
 
+async def test_replicas_that_start_together_do_not_hold_up_the_index_that_one_of_them_makes(
+    open_database: OpenDatabase,
+) -> None:
+    replicas = [await open_database("approval") for _ in range(4)]
+    async with replicas[0].connection() as connection:
+        await connection.execute("DELETE FROM migrations WHERE name LIKE '%concurrently.sql'")
+    await asyncio.gather(*(replica.open(MIGRATIONS["approval"]) for replica in replicas))
+
+
 WAITING = """
 SELECT FROM pg_stat_activity
 WHERE query LIKE '%INDEX CONCURRENTLY%decisions_by_date%' AND wait_event_type = 'Lock' AND pid <> pg_backend_pid()"""
