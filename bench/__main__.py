@@ -1,9 +1,9 @@
-"""How fast bookings are: `python -m bench`, on a mesh of its own in a temporary folder.
+"""Measures how fast bookings are: `python -m bench`, on a mesh of its own in a temporary folder.
 
-The real path (gateway, reservation, Envoy, approval, their stores) and the same two hops with handlers that do nothing
-take turns under the same load, so that a slow spell of the machine meets both: the ratio of a pair says more than the
-figures. Before the other's turn everything that the load has set off is completed. All processes share the machine's
-cores, load generator included. Times are in milliseconds.
+Two paths take turns under the same load: the real one (gateway, reservation, Envoy, approval, their stores), and the
+same two hops with handlers that do nothing. Because they take turns, a slow phase of the machine affects both, so the
+ratio of a pair says more than the figures. Before the other path's turn, everything that the load has set off is
+completed. All processes share the machine's cores, including the load generator. Times are in milliseconds.
 """
 
 import argparse
@@ -45,12 +45,12 @@ from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2,
 from vaccination.vaccinemgmt.v1 import lot_pb2, vaccinemgmt_service_pb2, vaccinemgmt_service_pb2_grpc
 
 Json = dict[str, Any]
-# Below the range from which the kernel takes ports for outgoing connections, of which there are many here.
+# These are below the range from which the kernel takes ports for outgoing connections, because the load opens many.
 BASE_PORT, NULL_BASE_PORT = 14000, 14100
 SLICE = 15.0  # seconds of one turn
 IDLE = 10.0  # seconds of sampling without load
-SAMPLES = 5.0  # bookings per second that are followed to COMPLETED: too few to be a load
-PATIENCE = 120.0  # seconds until everything has to be completed
+SAMPLES = 5.0  # bookings per second that are followed to COMPLETED: too few to add to the load
+PATIENCE = 120.0  # seconds within which everything has to be completed
 HOSPITALS = [f"bench-{i:02}" for i in range(20)]
 DAYS = [date.today() + timedelta(days=2 + i) for i in range(30)]
 PLENTY = 1_000_000  # places on a day, doses in a lot: nobody is turned away
@@ -59,21 +59,21 @@ COMPLETED = reservation_pb2.RESERVATION_STATUS_COMPLETED
 
 @dataclass(frozen=True)
 class Turn:
-    """What came of one turn."""
+    """The result of one turn."""
 
     per_second: float
     ms: dict[str, float]  # p50, p90, p99, max
     answers: int
     errors: dict[str, int]
     cpu: dict[str, float]  # seconds by component, from the first request until all is completed
-    foreign: float  # cores that processes which are none of ours kept busy meanwhile: the noise
+    foreign: float  # cores that other processes kept busy meanwhile: the noise
     waiting: int = 0  # events on their way when the load ended
     drain: float = 0.0  # seconds from then until all was completed
-    completed: Sequence[float | None] = ()  # from request to COMPLETED of those followed; None: it failed
+    completed: Sequence[float | None] = ()  # ms from request to COMPLETED of each booking followed; None: it failed
 
 
 def null_mesh(home: Path, real: Mesh) -> Mesh:
-    """Envoy with the real one's configuration and keys, and before it the handlers that do nothing."""
+    """A mesh of Envoy, with the real mesh's configuration and keys, and of the handlers that do nothing."""
     home.mkdir()
     (home / "keys").symlink_to(real.home.path / "keys")
     mesh = Mesh(home, NULL_BASE_PORT)
@@ -86,7 +86,7 @@ def null_mesh(home: Path, real: Mesh) -> Mesh:
 
 
 def measured(mesh: Mesh, measure: Callable[[psutil.Process], float]) -> dict[str, float]:
-    """The measure of every component, its children included."""
+    """The measure of every component, including its child processes."""
     found: dict[str, float] = defaultdict(float)
     for name in mesh.components:
         if running := mesh.processes.find(name):
@@ -103,7 +103,7 @@ def cpu(mesh: Mesh) -> dict[str, float]:
 
 
 def memory(mesh: Mesh) -> dict[str, float]:
-    """MB in RAM of every component; what processes share is divided among them (PSS)."""
+    """MB in RAM of every component; memory that processes share is divided among them (PSS)."""
     return measured(mesh, lambda process: process.memory_full_info().pss / 1e6)
 
 
@@ -119,7 +119,7 @@ class Bench:
         self._customers = self.approved = 0
 
     def customers(self, count: int, name: str = "customer") -> list[str]:
-        """Tokens of people whom nobody has met."""
+        """Tokens of customers who have not called before."""
         self._customers += count
         who = range(self._customers - count, self._customers)
         return [identity.token(self.real.home.path, subject=f"{name}-{i:07}", roles=["customer"]) for i in who]
@@ -151,7 +151,7 @@ class Bench:
     async def load(
         self, script: str, mesh: Mesh, tokens: list[str], began: Callable[[int], None], **settings: str
     ) -> Json:
-        """Runs k6 with a script of this folder; `began` gets its process id when the load begins. What it found."""
+        """Runs k6 with a script and returns its result; `began` gets k6's process id when the load begins."""
         file, result = self.folder / "tokens.json", self.folder / "k6.json"
         file.write_text(json.dumps(tokens))
         env = os.environ | {
@@ -164,7 +164,7 @@ class Bench:
         process = await asyncio.create_subprocess_exec(k6, "run", *options, path, env=env, stdout=PIPE, stderr=STDOUT)
         assert process.stdout is not None
         try:
-            output = await process.stdout.readline()  # setup's: from now on there is load
+            output = await process.stdout.readline()  # the line that setup() prints: the load begins now
             began(process.pid)
             output += await process.stdout.read()
             if await process.wait() or b"level=error" in output:
@@ -177,7 +177,7 @@ class Bench:
         return found
 
     async def turn(self, mesh: Mesh, tokens: list[str], seconds: float) -> Turn:
-        """Load on one path; on the real one some bookings are followed meanwhile, and all is completed in the end."""
+        """Loads one path. On the real path also follows some bookings, and waits in the end until all are completed."""
         before, begin, real = dict[str, float](), 0.0, mesh is self.real
         following: asyncio.Task[list[float | None]] | None = None
 
@@ -200,7 +200,7 @@ class Bench:
         return Turn(rate, load["ms"], approved, errors, spent, foreign, waiting, drain, completed)
 
     def used(self, mesh: Mesh, running: int | None = None) -> dict[str, float]:
-        """CPU seconds so far, of the machine too. `running` is a child that the kernel does not add up yet."""
+        """CPU seconds so far by component and of the machine; the kernel counts `running` (k6) only at its end."""
         tools, machine = resource.getrusage(resource.RUSAGE_CHILDREN), psutil.cpu_times()
         return cpu(mesh) | {
             "k6": tools.ru_utime + tools.ru_stime + (sum(psutil.Process(running).cpu_times()[:2]) if running else 0),
@@ -210,14 +210,14 @@ class Bench:
         }
 
     def spent(self, mesh: Mesh, before: dict[str, float], seconds: float) -> tuple[dict[str, float], float]:
-        """CPU seconds by component since `before`, and the cores that others' processes have kept busy."""
+        """CPU seconds by component since `before`, and the number of cores that other processes kept busy."""
         spent = {name: used - before[name] for name, used in self.used(mesh).items()}
         foreign = (spent.pop("machine") - sum(spent.values())) / seconds
         del spent["idle path"]
         return spent, foreign
 
     async def follow(self, seconds: float) -> list[float | None]:
-        """Bookings at a fixed rate, each followed to COMPLETED; None: it failed."""
+        """Makes bookings at a fixed rate and follows each to COMPLETED; the ms that each took, None if it failed."""
         loop, tasks = asyncio.get_running_loop(), []
         begin = loop.time()
         for i, token in enumerate(self.customers(round(seconds * SAMPLES), "followed")):
@@ -226,7 +226,7 @@ class Bench:
         return list(await asyncio.gather(*tasks))
 
     async def _follow(self, token: str, hospital_id: str) -> float | None:
-        """From sending CreateReservation until MyPage's stream, opened before, shows COMPLETED."""
+        """The ms from sending CreateReservation until MyPage's stream, opened before, shows COMPLETED."""
         metadata = [("authorization", f"Bearer {token}")]
         watched = mypage_service_pb2.WatchMyReservationsRequest()
         stream = self.mypage.WatchMyReservations(watched, metadata=metadata, timeout=PATIENCE)
@@ -241,7 +241,7 @@ class Bench:
             request_id=str(uuid.uuid4()), hospital_id=hospital_id, date=str(DAYS[0])
         )
         try:
-            await stream.read()  # nothing yet
+            await stream.read()  # the first message, which has no reservations yet
             begin = time.perf_counter()
             create = self.reservation.CreateReservation(request, metadata=metadata, timeout=15)
             seen, _ = await asyncio.gather(completed(), create)
@@ -263,7 +263,7 @@ class Bench:
         database = await asyncpg.connect(self.real.stores.postgres_url, database="mypage")
         try:
             count = "SELECT count(*) FROM my_reservations WHERE status = $1 AND customer_id LIKE 'customer-%'"
-            # An event may still be in an outbox, where no consumer counts it: hence both.
+            # Both conditions are needed, because no consumer counts an event that is still in an outbox.
             while left or await database.fetchval(count, COMPLETED) < self.approved:
                 if time.monotonic() - begin > PATIENCE:
                     raise MeshError(f"not all bookings were completed within {PATIENCE} s; {left} events are waiting")
@@ -293,7 +293,7 @@ async def run(real: Mesh, null: Mesh, arguments: argparse.Namespace, folder: Pat
         turns = []
         for i in range(pairs):
             say(f"pair {i + 1} of {pairs}")
-            tokens = bench.customers(round(3 * max(warm.per_second, 100) * seconds))  # a spell may be faster
+            tokens = bench.customers(round(3 * max(warm.per_second, 100) * seconds))  # it may be faster later
             turns.append((await bench.turn(real, tokens, seconds), await bench.turn(null, tokens, seconds)))
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),

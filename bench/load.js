@@ -1,5 +1,5 @@
-// VUS customers at a time for SECONDS, each asking as soon as the one before has an answer: a closed model. Every
-// iteration is another customer, so that the rule of one active booking per person is never in the way.
+// VUS customers at a time book for SECONDS. Each starts as soon as the one before has an answer, which is a closed model.
+// Every iteration is another customer, so that the rule of one active booking per person refuses nobody.
 import grpc from 'k6/net/grpc';
 import exec from 'k6/execution';
 import { SharedArray } from 'k6/data';
@@ -28,7 +28,7 @@ const client = new grpc.Client();
 client.loadProtoset(__ENV.IMAGE);
 let connected = false;
 
-// What is on the other end of our output waits for this line: what costs before it is no load.
+// The program that reads our output waits for this line, because CPU time used before it does not belong to the load.
 export function setup() {
   console.log('ready');
 }

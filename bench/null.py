@@ -1,4 +1,4 @@
-"""The yardstick: the same two hops with handlers that do nothing, on plain grpc.aio, without chassis or stores.
+"""The baseline: the same two hops with handlers that do nothing, on plain grpc.aio, without chassis or stores.
 
 Run as `python -m bench.null reservation|approval`, with the environment of the service it stands for.
 """
@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from vaccination.approval.v1 import appointment_pb2, approval_service_pb2, approval_service_pb2_grpc
 from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2, reservation_service_pb2_grpc
 
-# Constants of the size of the real messages, so that the wire and the proxies have the same to do.
+# These constants are as large as the real messages, so that the network and the proxies have the same work.
 ID = "6f7c9e0a-5d1b-5c53-9d0e-1f0a7a3c2b44"
 ASKED = approval_service_pb2.ApproveRequest(
     reservation_id=ID, customer_id="customer-0000000", hospital_id="bench-00", date="2030-01-01"
@@ -42,14 +42,14 @@ PLACED = reservation_service_pb2.CreateReservationResponse(reservation=RESERVATI
 
 
 class Approval(approval_service_pb2_grpc.ApprovalServiceServicer):
-    """Says yes."""
+    """Grants every request with the same answer."""
 
     async def Approve(self, request: Any, context: Any) -> approval_service_pb2.ApproveResponse:  # noqa: N802
         return GRANTED
 
 
 class Reservation(reservation_service_pb2_grpc.ReservationServiceServicer):
-    """Asks approval and says the same as always."""
+    """Asks approval and then gives the same answer to every request."""
 
     def __init__(self, channel: grpc.aio.Channel) -> None:
         self._approval = approval_service_pb2_grpc.ApprovalServiceStub(channel)
@@ -62,7 +62,7 @@ class Reservation(reservation_service_pb2_grpc.ReservationServiceServicer):
 
 
 async def serve(name: str) -> None:
-    """Until it is killed: there is nothing to drain."""
+    """Serves until it is killed, because there is nothing to drain."""
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
     if name == "approval":
         approval_service_pb2_grpc.add_ApprovalServiceServicer_to_server(Approval(), server)

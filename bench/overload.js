@@ -1,5 +1,6 @@
-// RATE customers a second for SECONDS, whether those before have an answer or not: an open model, as a crowd is. Every
-// iteration is another customer. VUS bounds the calls in flight; what that keeps from being sent is told as dropped.
+// RATE customers a second book for SECONDS, whether those before have an answer or not, which is an open model: a crowd does
+// not wait. Every iteration is another customer. VUS limits the calls in flight. Calls that the limit prevents are counted as
+// dropped.
 import grpc from 'k6/net/grpc';
 import exec from 'k6/execution';
 import { SharedArray } from 'k6/data';
@@ -33,12 +34,12 @@ const client = new grpc.Client();
 client.loadProtoset(__ENV.IMAGE);
 let connected = false;
 
-// What is on the other end of our output waits for this line: what costs before it is no load.
+// The program that reads our output waits for this line, because CPU time used before it does not belong to the load.
 export function setup() {
   console.log('ready');
 }
 
-// A refusal as it should be says who refuses and when to come back; any other is told by its code.
+// A proper refusal says who refuses and when to come back. Any other refusal is counted by its code.
 function refusal(answer) {
   if (answer.status !== grpc.StatusResourceExhausted) return null;
   const details = answer.error.details || [];

@@ -1,15 +1,16 @@
-"""What happens when many more come than can be served: `python -m bench.overload`, on a mesh of its own.
+"""Shows what happens when many more come than can be served: `python -m bench.overload`, on a mesh of its own.
 
-An open model offers multiples of the capacity, and in the last and largest crowd's wake half of it: how soon is all as
-if nothing had been? Meanwhile MyPage is read and every service's health asked, as a kubelet would. The capacity, that
-is what a closed model gets through, is measured anew before each step, so that a slow spell of the machine meets both.
+An open model offers multiples of the capacity. After the last and largest of them it offers half the capacity, to see
+how soon the mesh has recovered. Meanwhile the study reads MyPage and checks every service's health, as a kubelet would.
+The capacity is what a closed model gets through. It is measured again before each step, so that a slow phase of the
+machine affects both.
 
-The breaker before reservation is set to what the mesh's cores can do: so many bookings in flight that the last of them
-is answered in a fraction of a second. That is how an operator sets it, from a figure like the first column's.
+The breaker before reservation is set to what the mesh's cores can do: it admits as many bookings at once as are
+answered in a fraction of a second. An operator sets it in the same way, from a figure like the one in the first column.
 
-The load generator and Envoy share a core, the services and stores have all others, as a gateway in a cluster has
-resources of its own: what a refusal costs is not taken from those who are served. With `--one-host` Envoy stands beside
-the services. Times are in milliseconds.
+The load generator and Envoy share a core, and the services and stores have all the others, because a gateway in a
+cluster has resources of its own. So the CPU time that refusals cost is not taken from the customers who are served.
+With `--one-host` Envoy shares the services' cores. Times are in milliseconds.
 """
 
 import argparse
@@ -46,25 +47,25 @@ from vaccination.reservation.v1 import reservation_service_pb2
 Json = dict[str, Any]
 BASE_PORT = 14200
 MULTIPLES = (0.5, 1.0, 2.0, 5.0, 10.0)
-# RESOURCE_EXHAUSTED with RetryInfo: by the fallback; by whoever is full.
+# Both are RESOURCE_EXHAUSTED with RetryInfo: from reservation's fallback, and from whichever component is overloaded.
 REFUSED = ("REFUSED_BUSY", "REFUSED_OVERLOADED")
-# Calls in flight that the generator can hold: what is served takes up to a second, what is refused milliseconds.
+# Calls that the generator can have in flight. A served call takes up to a second, a refused one milliseconds.
 FLIGHT = 400
 READS = 5.0  # of MyPage, a second
 PROBES = 2.0  # of each service's health, a second
 PROBE_TIMEOUT = 1.0  # the kubelet's default
-AFTER = 12.0  # seconds of load in the wake of the largest crowd
-WINDOW = 0.5  # seconds of which it is said whether all was normal
+AFTER = 12.0  # seconds of load after the largest multiple
+WINDOW = 0.5  # seconds of the windows that are judged normal or not
 
 
 @dataclass(frozen=True)
 class Step:
-    """What came of one multiple of the capacity."""
+    """The result of one multiple of the capacity."""
 
     multiple: float
-    capacity: float  # a second, just before
-    offered: float  # a second, as really sent
-    dropped: int  # could not be sent: the generator had too much in flight
+    capacity: float  # bookings a second, measured just before
+    offered: float  # bookings a second that were really sent
+    dropped: int  # not sent, because the generator had too many calls in flight
     goodput: float  # approved a second
     refused: int
     outcomes: dict[str, int]
@@ -78,12 +79,12 @@ class Step:
     probes_failed: int
     probes_ms: dict[str, float]
     cpu: dict[str, float]  # cores kept busy by component
-    foreign: float  # cores kept busy by processes which are none of ours: the noise
+    foreign: float  # cores kept busy by other processes: the noise
     memory_mb: float  # of all services, afterwards
 
 
 def spread(times: list[float]) -> dict[str, float]:
-    """p50, p99 and max; of nothing: zeros."""
+    """p50, p99 and max; zeros if there are no times."""
     cuts = quantiles(times, n=100, method="inclusive") if len(times) > 1 else [*times, 0.0][:1] * 99
     return {"p50": cuts[49], "p99": cuts[98], "max": max(times, default=0.0)}
 
@@ -96,7 +97,7 @@ class Times:
         self.failed = 0
 
     async def call(self, call: Callable[[], Any]) -> None:
-        """Makes one."""
+        """Makes one call and records it."""
         begin = time.perf_counter()
         try:
             answer = await call()
@@ -107,7 +108,7 @@ class Times:
 
 
 async def regularly(rate: float, act: Callable[[], Any]) -> None:
-    """Begins `rate` a second, whether those before have ended or not; until it is cancelled, then waits for them."""
+    """Begins `act` `rate` times a second, whether or not earlier ones have ended. When cancelled, waits for them."""
     tasks: set[asyncio.Task[None]] = set()
     loop = asyncio.get_running_loop()
     begin, i = loop.time(), 0
@@ -127,9 +128,9 @@ class Study(Bench):
     """One run against a mesh that is up."""
 
     async def step(self, multiple: float, seconds: float) -> Step:
-        """The capacity, and a multiple of it."""
+        """Measures the capacity and then offers a multiple of it."""
         turn = await self.turn(self.real, self.customers(round(1000 * seconds / 2)), seconds / 2)
-        if turn.errors:  # who is refused comes back at once in a closed model: a crowd, and no measure of anything
+        if turn.errors:  # in a closed model the refused come back at once, so the figure would measure nothing
             raise MeshError(f"{self.vus} at a time are too many to measure the capacity: {turn.errors}; see --vus")
         capacity = turn.per_second
         rate = max(1, round(multiple * capacity))
@@ -195,8 +196,8 @@ class Study(Bench):
         )
 
     async def wake(self, rate: float) -> list[tuple[float, float | None]]:
-        """Half the capacity, in the wake of a crowd; of each call when it began, in seconds from now, and how long it
-        took; None: it was not served."""
+        """Offers `rate` bookings a second after the largest multiple. Returns for each when it began, in seconds from
+        now, and how many ms it took; None: it was not served."""
         calls: list[tuple[float, float | None]] = []
         tokens = iter(self.customers(round(rate * AFTER * 1.1) + 10))
         begin = time.perf_counter()
@@ -220,7 +221,7 @@ class Study(Bench):
 
 
 def recovery(calls: list[tuple[float, float | None]], normal: float) -> float:
-    """Seconds until all windows from then on were normal: everybody served, the median within `normal` ms."""
+    """Seconds until all later windows are normal: everybody is served, and the median is within `normal` ms."""
     windows: dict[int, list[float | None]] = {}
     for at, took in calls:
         windows.setdefault(int(at / WINDOW), []).append(took)
@@ -229,7 +230,7 @@ def recovery(calls: list[tuple[float, float | None]], normal: float) -> float:
 
 
 async def run(mesh: Mesh, arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> Json:
-    """The whole study; returns what is written."""
+    """The whole study; returns what is written to overload.json."""
     async with grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_http_proxy", 0)]) as channel:
         nobody = Mesh(folder / "nobody", BASE_PORT)  # never started: there is no other path here
         study = Study(mesh, nobody, channel, arguments.vus, folder)
@@ -258,7 +259,7 @@ async def run(mesh: Mesh, arguments: argparse.Namespace, folder: Path, say: Call
 
 
 def goals(result: Json) -> list[tuple[str, str, bool]]:
-    """What the study has to show: (the goal, the figure, whether it is reached)."""
+    """The goals of the study: (the goal, the figure, whether it is reached)."""
     steps = result["steps"]
     one, last = next(s for s in steps if s["multiple"] == 1), steps[-1]
     peak = max(1.0, *(s["goodput"] / s["capacity"] for s in steps))  # of the capacity
@@ -284,7 +285,7 @@ def goals(result: Json) -> list[tuple[str, str, bool]]:
 
 
 def table(result: Json) -> str:
-    """Markdown."""
+    """The result as Markdown."""
     columns = (
         "offered", "of", "per s", "dropped", "served/s", "refused/s", "other", "p50", "p99", "refused p50", "p99",
         "retry after s", "MyPage p99", "failed", "health p99", "failed", "MB", "Envoy", "reservation", "approval", "k6",
@@ -324,7 +325,7 @@ def table(result: Json) -> str:
 
 
 def plot(result: Json, file: Path) -> None:
-    """Goodput and latency over what is offered."""
+    """Plots goodput and latency over the offered load."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""The real servers, once for the whole run, in a folder of its own."""
+"""Starts the real servers once for the whole run, in a folder of their own."""
 
 import os
 import random
@@ -21,7 +21,7 @@ def pytest_report_header() -> str:
 
 @pytest.fixture
 def seeded() -> random.Random:
-    """Random, and the same for the same seed."""
+    """A random generator that the run's seed determines."""
     return random.Random(SEED)
 
 

@@ -1,4 +1,4 @@
-"""Real stores of these tests' own, apart from the e2e tests'; and for each test its own database and streams."""
+"""Integration tests have real stores of their own, and each test has its own database and streams."""
 
 import asyncio
 import random
@@ -54,7 +54,7 @@ FOR_EVER = Retention(Days(), clock.now)
 
 
 class Servers:
-    """The three stores, and how to get into them as superuser."""
+    """The three stores, and their URLs for a superuser."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh, self.stores = mesh, mesh.stores
@@ -69,7 +69,7 @@ class Servers:
         return urlsplit(self.stores.mongo_url)._replace(path=f"/{database}").geturl()
 
     async def hurry(self) -> None:
-        """Nothing here asks what survives a power cut, and each clone would wait for the disk."""
+        """Switches flushing to disk off: no test here is about a power cut, and each clone would wait for the disk."""
         admin = await asyncpg.connect(self.stores.postgres_url)
         try:
             for setting in ("fsync", "full_page_writes"):
@@ -79,7 +79,7 @@ class Servers:
             await admin.close()
 
     async def clone(self, service: str) -> str:
-        """The URL of a new database with the service's schema: copied from one that was migrated once."""
+        """The URL of a new database with the service's schema, copied from a database that was migrated once."""
         admin = await asyncpg.connect(self.stores.postgres_url)
         try:
             if service not in self._templates:
@@ -100,7 +100,7 @@ class Servers:
         await asyncio.to_thread(self.mesh.stop, name)
 
     async def start(self, name: str) -> None:
-        """Starts it again, as it was."""
+        """Starts a stopped store again, with its data."""
         await asyncio.to_thread(self.mesh.start, name)
 
 
@@ -113,7 +113,7 @@ def _free_base_port() -> int:
 
 @pytest.fixture(scope="session", autouse=True)
 def _plain_logs() -> None:
-    """As the services write them: structlog's own default draws each traceback, which took a third of the run."""
+    """Logs as the services do, because structlog's default draws each traceback, which took a third of the run."""
     structlog.configure(
         processors=[structlog.processors.format_exc_info, structlog.processors.JSONRenderer()],
         logger_factory=structlog.PrintLoggerFactory(),
@@ -124,9 +124,9 @@ def _plain_logs() -> None:
 def servers() -> Iterator[Servers]:
     """Postgres, MongoDB and NATS for all integration tests.
 
-    In memory if there is room, since each test's database is 300 files to make and to remove, and each commit is
-    flushed. Not in pytest's folder: each session that begins takes away the others' way in there, and Postgres is
-    another user.
+    They are in memory if there is room, because each test's database is 300 files to make and to remove, and each
+    commit is flushed. They are not in pytest's folder, because Postgres runs as another user, and each pytest session
+    that begins takes other users' access to that folder away.
     """
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 * 2**30
@@ -138,7 +138,7 @@ def servers() -> Iterator[Servers]:
             asyncio.run(found.hurry())
             yield found
         finally:
-            mesh.stop("postgres", signal.SIGQUIT)  # at once: nobody needs on the disk what a checkpoint would write
+            mesh.stop("postgres", signal.SIGQUIT)  # an immediate end, because nobody needs a checkpoint here
             mesh.down()
 
 
@@ -182,7 +182,7 @@ async def open_mongo(servers: Servers) -> AsyncIterator[OpenMongo]:
 
 @pytest.fixture
 async def nats_admin(servers: Servers) -> AsyncIterator[Client]:
-    """NATS' superuser, who finds no streams and no consumers of earlier tests."""
+    """NATS' superuser, after all streams and consumers of earlier tests were deleted."""
 
     async def quiet(_: Exception) -> None: ...
 
@@ -204,7 +204,7 @@ def jetstream(nats_admin: Client) -> JetStreamContext:
 
 @pytest.fixture
 async def open_bus(servers: Servers, nats_admin: Client) -> AsyncIterator[OpenBus]:
-    """Connects to the streams, newly made, as a service."""
+    """Connects as a service; the streams are made anew for each test."""
     opened: list[Bus] = []
 
     async def open_one(service: str) -> Bus:
@@ -219,7 +219,7 @@ async def open_bus(servers: Servers, nats_admin: Client) -> AsyncIterator[OpenBu
 
 
 async def within(seconds: float, holds: Callable[[], bool]) -> None:
-    """Waits until something in this process holds."""
+    """Waits until a condition in this process holds."""
     deadline = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > deadline:

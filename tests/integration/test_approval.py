@@ -1,4 +1,4 @@
-"""Approval's books in a real Postgres: what holds when many write at once, and what the store itself refuses."""
+"""Approval's books in a real Postgres stay exact when many write at once, and the store itself guards them."""
 
 import asyncio
 import random
@@ -63,7 +63,10 @@ class Office:
         return await self.replicas[replica % len(self.replicas)].decide(requests)
 
     async def answers(self, *requests: Request) -> list[Denial | None]:
-        """One transaction each, all at once, by all replicas in turn; repeated, as clients do, if the store is busy."""
+        """Decides all requests at once, each in its own transaction, on alternating replicas.
+
+        A request is repeated, as clients do, if the store is busy.
+        """
 
         async def answer(number: int, request: Request) -> Denial | None:
             for _ in range(10):
@@ -85,7 +88,7 @@ class Office:
         return int(row["approved"])
 
     async def events(self) -> Counter[str]:
-        """The outbox, by what it tells."""
+        """The number of events in the outbox, by their type."""
         return Counter(row["subject"].split(".")[-1] for row in await self.rows("SELECT subject FROM outbox"))
 
     async def offer(self, capacity: int, *days: date) -> None:
@@ -151,13 +154,13 @@ async def test_a_request_repeated_at_once_is_decided_once(office: Office) -> Non
 
 
 async def test_a_refused_request_repeated_at_once_is_refused_once(office: Office) -> None:
-    request = asks("same")  # the day is not offered: there is no row that could be locked
+    request = asks("same")  # the day is not offered, so there is no row that could be locked
     answers = await office.answers(*[request] * 20)
     assert set(answers) == {Denial.DAY_NOT_OFFERED}
     assert await office.events() == {"ApprovalDenied": 1}
 
 
-async def test_one_id_for_two_days_at_once_is_decided_for_one_of_them(office: Office) -> None:
+async def test_one_id_used_for_two_days_at_once_is_decided_for_one_of_them(office: Office) -> None:
     days = [DAY + timedelta(i) for i in range(6)]
     await office.offer(5, *days)
     key = new_id()
@@ -190,9 +193,9 @@ async def test_a_booking_whose_day_has_passed_gives_way_to_one_and_only_one(offi
     assert await office.approved(TODAY) == 1
 
 
-async def test_batches_that_share_requests_in_other_orders_all_get_their_answers(office: Office) -> None:
+async def test_batches_that_share_requests_in_different_orders_all_get_their_answers(office: Office) -> None:
     await office.offer(500, DAY)
-    for day in (DAY, DAY + timedelta(1)):  # offered, and not: then no row of the day keeps them apart
+    for day in (DAY, DAY + timedelta(1)):  # the second day is not offered, so no row of the day is locked
         requests = [asks(f"{day}-{i}", day) for i in range(200)]
         answers = await asyncio.gather(
             *(office.decide(*(requests if i % 2 else requests[::-1]), replica=i) for i in range(6))
@@ -202,7 +205,7 @@ async def test_batches_that_share_requests_in_other_orders_all_get_their_answers
     assert await office.events() == {"ApprovalGranted": 200, "ApprovalDenied": 200}
 
 
-async def test_what_cannot_be_decided_does_not_spoil_the_rest_of_its_batch(office: Office) -> None:
+async def test_a_request_that_cannot_be_decided_does_not_spoil_the_rest_of_its_batch(office: Office) -> None:
     await office.offer(5)
     good, twice = asks("good"), asks("twice")
     nowhere, late = replace(asks("nowhere"), hospital_id="nowhere"), asks("late", TODAY - timedelta(1))
@@ -227,7 +230,7 @@ async def test_two_requests_of_one_person_in_one_batch_get_one_place(office: Off
     assert [denial_of(a) for a in answers] == [None, Denial.ACTIVE_BOOKING]
 
 
-async def test_a_released_place_is_free_once_however_often_and_at_once_it_is_released(office: Office) -> None:
+async def test_a_place_released_many_times_at_once_is_freed_once(office: Office) -> None:
     await office.offer(2)
     kept, given_back = asks("kept"), asks("given back")
     assert await office.answers(kept, given_back) == [None, None]
@@ -256,7 +259,7 @@ async def test_releases_and_requests_at_once_leave_the_count_of_places_exact(
     assert len(await office.rows("SELECT 1 FROM active_bookings")) == 4 + granted
 
 
-async def test_the_event_of_a_cancellation_releases_and_that_of_an_unknown_booking_is_not_tried_again(
+async def test_the_event_of_a_cancellation_releases_the_place_and_one_of_an_unknown_booking_is_not_tried_again(
     office: Office,
 ) -> None:
     await office.offer(1)
@@ -277,7 +280,7 @@ async def test_the_event_of_a_cancellation_releases_and_that_of_an_unknown_booki
     for unknown in (asks("unknown"), denied):
         with pytest.raises(cancelled.never):
             await handle([told(booked), told(unknown)])
-    assert await office.approved() == 1  # all or nothing
+    assert await office.approved() == 1  # nothing of the batch was released
     await handle([told(booked)])
     assert await office.approved() == 0
     with pytest.raises(UnknownDecision):
@@ -368,7 +371,7 @@ async def test_a_connection_lost_before_the_commit_leaves_neither_decision_nor_e
         async def waiting() -> list[asyncpg.Record]:
             return await office.rows("SELECT pid FROM pg_locks WHERE NOT granted AND relation = 'outbox'::regclass")
 
-        [victim] = await eventually(waiting, bool)  # everything but the outbox is written by now
+        [victim] = await eventually(waiting, bool)  # everything but the outbox has been written
         assert await office.rows("SELECT pg_terminate_backend($1)", victim["pid"])
         with pytest.raises(StoreUnavailable):
             await deciding
@@ -396,4 +399,4 @@ async def test_an_error_in_the_unit_of_work_leaves_nothing_behind(office: Office
         await breaks()
     assert await office.approved() == 0
     assert await office.events() == {}
-    assert await office.answers(asks(1)) == [None]  # and no connection is stuck
+    assert await office.answers(asks(1)) == [None]  # no connection has been left in the transaction

@@ -1,4 +1,4 @@
-"""The figures of capacity and stock that services show, from real stores."""
+"""Services show the figures of capacity and stock that real stores have."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ def shown(name: str, **labels: str) -> float | None:
 
 
 def day(ahead: int) -> str:
-    """Days from NOW's."""
+    """The day that is so many days after NOW's."""
     return (NOW.date() + timedelta(days=ahead)).isoformat()
 
 

@@ -1,6 +1,6 @@
-"""Tokens of an identity provider that publishes its keys at a URL: what the gateway accepts while they change.
+"""The gateway accepts the right tokens while an identity provider changes the keys that it publishes at a URL.
 
-A real Envoy with no service behind it: a token is good when the call gets past the gateway, and finds nobody there.
+Envoy is real and has no service behind it. A token is good if the call gets past the gateway and finds nobody there.
 """
 
 import base64
@@ -29,7 +29,7 @@ SUBJECT: dict[str, Any] = {"subject": "C1", "roles": ["customer"]}
 
 
 class Provider:
-    """The local issuer, its keys published over HTTP. `port` 0: any that is free."""
+    """The local issuer, which publishes its keys over HTTP; `port` 0 takes a free one."""
 
     def __init__(self, home: Path, port: int = 0) -> None:
         provider = self
@@ -54,18 +54,18 @@ class Provider:
         self._thread.start()
 
     def stop(self) -> None:
-        """Nobody answers at the port any more."""
+        """Stops answering at the port."""
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
 
     def token(self, **others: Any) -> str:
-        """Of the key that signs now."""
+        """A token that is signed by the current key."""
         return identity.token(self.home, **SUBJECT | others)
 
 
 class Gateway:
-    """Envoy in front of nothing."""
+    """Envoy with nothing behind it."""
 
     def __init__(self, mesh: Mesh) -> None:
         self.mesh = mesh
@@ -81,7 +81,7 @@ class Gateway:
         return True
 
     def failed_fetches(self) -> int:
-        """How often the provider's keys could not be read, by Envoy's own count."""
+        """How often Envoy could not read the provider's keys, by its own count."""
         stats = httpx.get(f"http://{self.mesh.home.address('envoy-admin')}/stats?filter=jwks_fetch_failed").text
         return sum(int(line.rpartition(":")[2]) for line in stats.splitlines())
 
@@ -111,7 +111,7 @@ def gateway(provider: Provider, tmp_path_factory: pytest.TempPathFactory) -> Ite
 
 
 def eventually(holds: Callable[[], bool], always: Callable[[], bool] = lambda: True, within: float = 30.0) -> None:
-    """Returns once it `holds`; fails after `within` seconds, or as soon as what is so `always` is not."""
+    """Returns once `holds` is true; fails after `within` seconds, or as soon as `always` is false."""
     deadline = time.monotonic() + within
     while not holds():
         assert always()
@@ -159,7 +159,7 @@ def test_while_its_provider_is_away_a_gateway_goes_on_with_the_keys_it_has(tmp_p
         token = provider.token()
         assert gateway.accepts(token)
         provider.stop()
-        # One failure every second or so: longer than the keys are cached when they are fetched on demand.
+        # Envoy fails about once a second, so this is longer than keys that are fetched on demand stay in the cache.
         eventually(lambda: gateway.failed_fetches() >= 8, always=lambda: gateway.accepts(token))
         identity.rotate(provider.home, keep=0)
         back = Provider(provider.home, provider.port)
@@ -174,7 +174,7 @@ def encoded(part: bytes) -> bytes:
 
 
 def bad_tokens(provider: Provider, elsewhere: str) -> dict[str, str]:
-    """Tokens that mistake one key for another, by how; at `elsewhere` are the attacker's keys."""
+    """Tokens that try to pass one key off as another, by the kind of attack; the attacker's keys are at `elsewhere`."""
     key_id, key = identity.signing_key(provider.home)
     assert isinstance(key, rsa.RSAPrivateKey)
     published = {k["alg"]: k["kid"] for k in json.loads(identity.jwks(provider.home))["keys"]}
@@ -209,7 +209,7 @@ def bad_tokens(provider: Provider, elsewhere: str) -> dict[str, str]:
     }
 
 
-def test_no_key_can_be_mistaken_for_another(gateway: Gateway, provider: Provider, tmp_path: Path) -> None:
+def test_no_token_can_pass_one_key_off_as_another(gateway: Gateway, provider: Provider, tmp_path: Path) -> None:
     identity.rotate(provider.home, algorithm="ES256", keep=0)
     identity.rotate(provider.home, algorithm="RS256")
     eventually(lambda: gateway.accepts(provider.token()))
@@ -227,8 +227,8 @@ def test_no_key_can_be_mistaken_for_another(gateway: Gateway, provider: Provider
 
 def test_clocks_may_differ_by_a_few_seconds(gateway: Gateway, provider: Provider) -> None:
     eventually(lambda: gateway.accepts(provider.token()))
-    # A fresh one each time: on a busy machine one may have become too old on its way.
+    # Each try has a new token, because on a busy machine a token may have become too old on its way.
     eventually(lambda: gateway.accepts(provider.token(expires_in=-1)))
     assert gateway.accepts(provider.token(nbf=int(time.time()) + 2))
-    # Istio's allowance is 60 s and cannot be set; services hold a token to its end more closely (chassis.caller).
+    # Istio allows 60 s, which cannot be changed. The services allow less (services/chassis/caller.py).
     assert not gateway.accepts(provider.token(expires_in=-70))

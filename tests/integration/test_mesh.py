@@ -1,4 +1,4 @@
-"""The mesh on one machine keeps its promises: what it starts, what it stops, and whom its gateway lets through."""
+"""The mesh on one machine starts and stops what it should, and its gateway lets through whom it should."""
 
 import asyncio
 import base64
@@ -48,7 +48,7 @@ def _free_base_port() -> int:
 
 
 def _processes_of(home: Path) -> list[psutil.Process]:
-    """Whatever still runs with the home in its command line."""
+    """All running processes that have the home in their command lines."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -68,7 +68,7 @@ def _eventually(condition: Callable[[], bool], within: float = 20) -> None:
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Mesh]:
-    """A mesh of its own, of which nothing runs yet."""
+    """A mesh of the test's own, of which nothing runs yet."""
     mesh = Mesh(tmp_path / "home", _free_base_port())
     yield mesh
     mesh.down()
@@ -93,14 +93,14 @@ class TestProcesses:
         assert not _processes_of(home)
         assert not Mesh(home).processes.recorded()
 
-    def test_the_next_up_completes_one_that_was_killed(self, machine: Mesh) -> None:
+    def test_the_next_up_completes_an_up_that_was_killed(self, machine: Mesh) -> None:
         with self._up(machine) as up:
-            _eventually((machine.home.path / "postgres.unfinished" / "PG_VERSION").exists)  # in the middle of initdb
+            _eventually((machine.home.path / "postgres.unfinished" / "PG_VERSION").exists)  # initdb is running
             up.kill()
         machine.up(only=STORES)
         assert {s.name for s in machine.status() if s.state == "ready"} >= {*STORES}
 
-    def test_a_port_in_use_is_named_with_who_wants_it_and_who_has_it(self, machine: Mesh) -> None:
+    def test_a_port_in_use_is_named_with_the_component_that_wants_it_and_its_owner(self, machine: Mesh) -> None:
         with socket.socket() as other:
             other.bind(("127.0.0.1", machine.home.port("nats")))
             other.listen()
@@ -133,7 +133,7 @@ class TestProcesses:
         machine.stop("nats")
         bystander = subprocess.Popen(["sleep", "60"])
         try:
-            # As if the kernel had given nats' pid to somebody who started later.
+            # This is as if the kernel had given nats' pid to a process that started later.
             record = {"pid": bystander.pid, "start": 1}
             (machine.processes.run / "nats.json").write_text(json.dumps(record))
             assert machine.processes.find("nats") is None
@@ -204,7 +204,7 @@ class TestProcesses:
 def _echo(
     request: mypage.ListMyReservationsRequest, context: grpc.ServicerContext
 ) -> mypage.ListMyReservationsResponse:
-    """Answers with what reached it of the caller's identity, in a field that holds text."""
+    """Answers with the caller's identity as it reached the service, in a field that holds text."""
     payloads = [value for name, value in context.invocation_metadata() if name == "x-jwt-payload"]
     return mypage.ListMyReservationsResponse(next_page_token=json.dumps([str(p) for p in payloads]))
 
@@ -222,7 +222,7 @@ def _serve(address: str, service: str, method: str, handler: Any, request: type[
 
 @contextmanager
 def _envoy_alone(folder: Path, values: dict[str, Any] | None = None) -> Iterator[Mesh]:
-    """A real Envoy; behind it an echo in place of mypage, and an Approve that always says yes."""
+    """A real Envoy. Behind it are an echo instead of mypage, and an Approve that grants everything."""
     mesh = Mesh(folder, _free_base_port(), values=values)
     listing = ("vaccination.mypage.v1.MypageService", "ListMyReservations")
     approving = ("vaccination.approval.v1.ApprovalService", "Approve")
@@ -241,21 +241,21 @@ def _envoy_alone(folder: Path, values: dict[str, Any] | None = None) -> Iterator
 
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    """The gateway of a laptop: plain text, and any host."""
+    """A laptop's gateway, which takes plain text and any host."""
     with _envoy_alone(tmp_path_factory.mktemp("proxy")) as mesh:
         yield mesh
 
 
 @pytest.fixture(scope="module")
 def production(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    """The gateway of values-production.yaml: TLS, and one host."""
+    """The gateway of values-production.yaml, which takes TLS and one host."""
     values = yaml.safe_load((CHART / "values-production.yaml").read_text())
     with _envoy_alone(tmp_path_factory.mktemp("production"), {"gateway": values["gateway"]}) as mesh:
         yield mesh
 
 
 class TestCommandLine:
-    """What scripts rely on."""
+    """Scripts rely on the command line."""
 
     def _mesh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "mesh", *arguments], capture_output=True, text=True)
@@ -270,7 +270,7 @@ class TestCommandLine:
         states = {line.split()[0]: line.split()[3] for line in status.stdout.splitlines()[1:]}
         assert (states["envoy"], states["nats"]) == ("ready", "down")
 
-    def test_down_where_nothing_is_makes_nothing(self, tmp_path: Path) -> None:
+    def test_down_in_an_empty_folder_makes_nothing(self, tmp_path: Path) -> None:
         assert self._mesh("down", "--home", str(tmp_path / "none")).returncode == 0
         assert not (tmp_path / "none").exists()
 
@@ -281,10 +281,10 @@ def _decoded(token_payload: str) -> dict[str, Any]:
 
 
 class TestGateway:
-    """Who gets in, and as whom."""
+    """The gateway lets the right callers in, with the right identity."""
 
     def _payloads(self, proxy: Mesh, **headers: str) -> list[str]:
-        """What the service is told over gRPC, which has to be the same over REST."""
+        """The identity that reaches the service over gRPC, which has to be the same over REST."""
         with grpc.insecure_channel(proxy.gateway) as channel:
             request = mypage.ListMyReservationsRequest()
             stub = MypageServiceStub(channel)
@@ -300,7 +300,7 @@ class TestGateway:
         (payload,) = self._payloads(proxy, authorization=f"Bearer {token}")
         assert _decoded(payload).items() >= {"sub": "M1", "roles": roles, "hospital": "H1"}.items()
 
-    def test_claims_that_the_caller_sends_himself_do_not(self, proxy: Mesh) -> None:
+    def test_claims_that_the_caller_sends_do_not_reach_the_service(self, proxy: Mesh) -> None:
         forged = {"x-jwt-payload": base64.urlsafe_b64encode(b'{"sub": "C2"}').decode()}
         self._refused(proxy, **forged)
         token = identity.token(proxy.home.path, subject="C1", roles=["customer"])
@@ -367,7 +367,7 @@ class TestGateway:
         with grpc.insecure_channel(proxy.gateway) as channel, pytest.raises(grpc.RpcError) as refused:
             ApprovalServiceStub(channel).Approve(request)
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-        # Nor around a corner.
+        # Another spelling of the path does not reach it either.
         for path in ("vaccination.approval.v1.HospitalService/..", "/", "vaccination.approval.v1.HospitalService%2f.."):
             url = f"http://{proxy.gateway}/{path}/vaccination.approval.v1.ApprovalService/Approve"
             answer = httpx.post(url, content=bytes(5), headers={"content-type": "application/grpc"})
@@ -385,7 +385,7 @@ class TestGateway:
             ("GET", "/v1/reservations", "", 503, 14),  # reservation is not running
         ],
     )
-    def test_what_the_gateway_answers_itself_has_the_form_of_every_error(
+    def test_the_gateways_own_errors_have_the_same_form_as_the_services(
         self, proxy: Mesh, method: str, path: str, body: str, status: int, code: int
     ) -> None:
         token = identity.token(proxy.home.path, subject="C1", roles=["customer"])
@@ -405,7 +405,7 @@ class TestGateway:
 
 
 class TestGatewayWithTls:
-    """What production's gateway answers, and to whom it does not speak."""
+    """Production's gateway answers its own host only, and only by TLS."""
 
     HOST, OTHER = "booking.example.org", "www.example.org"
 
@@ -434,14 +434,14 @@ class TestGatewayWithTls:
         )
 
     @pytest.mark.parametrize("http2", [False, True])
-    def test_who_asks_for_its_host_is_served_by_rest(self, production: Mesh, http2: bool) -> None:
+    def test_a_client_that_asks_for_the_gateways_host_is_served_by_rest(self, production: Mesh, http2: bool) -> None:
         for host in (self.HOST, f"{self.HOST}:443"):
             answer = self._listing(production, host, self.HOST, http2)
             assert (answer.status_code, answer.http_version) == (200, "HTTP/2" if http2 else "HTTP/1.1")
             (payload,) = json.loads(answer.json()["nextPageToken"])
             assert _decoded(payload)["sub"] == "C1"
 
-    async def test_who_asks_for_its_host_is_served_by_grpc(self, production: Mesh) -> None:
+    async def test_a_client_that_asks_for_the_gateways_host_is_served_by_grpc(self, production: Mesh) -> None:
         with production.connect() as channel:
             (payload,) = json.loads((await asyncio.to_thread(self._list, production, channel)).next_page_token)
         assert _decoded(payload)["sub"] == "C1"
@@ -458,14 +458,14 @@ class TestGatewayWithTls:
             self._list(production, channel)
         assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
-    def test_who_opens_a_connection_for_another_host_is_disconnected(self, production: Mesh) -> None:
+    def test_a_client_that_opens_a_connection_for_another_host_is_disconnected(self, production: Mesh) -> None:
         with pytest.raises((httpx.ConnectError, httpx.ReadError)):
             self._listing(production, self.HOST, self.OTHER)
         with self._channel(production, self.HOST, self.OTHER) as channel, pytest.raises(grpc.RpcError) as refused:
             self._list(production, channel)
         assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
-    def test_who_speaks_plain_text_is_disconnected(self, production: Mesh) -> None:
+    def test_a_client_that_speaks_plain_text_is_disconnected(self, production: Mesh) -> None:
         with pytest.raises((httpx.ReadError, httpx.RemoteProtocolError)):
             httpx.get(f"http://{production.gateway}/openapi.json", headers={"host": self.HOST})
 

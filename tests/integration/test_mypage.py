@@ -1,4 +1,4 @@
-"""The customer's screen: the same rows whatever the order of events, and watchers who miss nothing."""
+"""The customer's screen has the same rows in whatever order events arrive, and its watchers miss nothing."""
 
 import asyncio
 import base64
@@ -83,7 +83,7 @@ def journey(a: appointment_pb2.Appointment) -> dict[str, Message]:
 
 
 def long_journey(a: appointment_pb2.Appointment) -> dict[str, Message]:
-    """With a wait, and a manager's choice of another lot."""
+    """The same journey with a wait, and with a manager's choice of another lot."""
     return {
         "granted": approval.ApprovalGranted(appointment=a),
         "placed": reservation.ReservationPlaced(appointment=a),
@@ -94,13 +94,13 @@ def long_journey(a: appointment_pb2.Appointment) -> dict[str, Message]:
 
 
 def event(message: Any, at: int = 0) -> Event:
-    """As the consumer hands it over."""
+    """The event as the consumer hands it over."""
     kind = message.DESCRIPTOR.full_name
     return Event(str(uuid.uuid4()), message.appointment.reservation_id, kind, NOW + timedelta(seconds=at), message)
 
 
 async def project(database: Database, events: Sequence[Event]) -> None:
-    """As the consumer has them projected: what it reads of each, all in one call."""
+    """Projects events as the consumer does: it reads each, and projects all in one call."""
     await View(database).project([entry(e) for e in events])
 
 
@@ -114,7 +114,7 @@ async def rows(database: Database, sql: str, *arguments: object) -> list[asyncpg
 
 
 async def contents(database: Database) -> dict[str, tuple[Any, ...]]:
-    """All that the view tells of each reservation."""
+    """Everything that the view has of each reservation."""
     found = await rows(
         database,
         """
@@ -214,7 +214,7 @@ async def test_a_rejected_request_shows_why(view: Database) -> None:
         assert (shown.status, shown.rejection_reason) == (Status.RESERVATION_STATUS_REJECTED, reason)
 
 
-async def test_what_a_newer_version_tells_is_shown_by_its_number(view: Database) -> None:
+async def test_values_of_a_newer_version_are_shown_by_their_numbers(view: Database) -> None:
     newer: Any = 77  # a reason, a status and a number of doses that this version has no name for
     await project(view, [event(approval.ApprovalDenied(appointment=appointment(), denial_reason=newer))])
     await rows(view, "UPDATE my_reservations SET status = 77, quantity = 2")
@@ -261,7 +261,7 @@ def running(work: Any) -> Iterator[asyncio.Task[None]]:
 
 
 async def heard(changed: asyncio.Event) -> None:
-    """Waits for the watcher to be woken, and makes it ready for the next time."""
+    """Waits until the watcher is woken, and clears the event for the next time."""
     await asyncio.wait_for(changed.wait(), 10)
     changed.clear()
 
@@ -278,7 +278,7 @@ async def test_a_change_wakes_the_customers_watchers_in_every_replica_and_nobody
         replicas[0].of("c2") as theirs,
     ):
         for changed in (mine, mine_too, theirs):
-            await heard(changed)  # listening begins: something may have been missed before
+            await heard(changed)  # a watcher is also woken when listening begins, because it may have missed a change
         await project(view, [event(journey(appointment())["granted"])])
         await heard(mine)
         await heard(mine_too)
@@ -286,7 +286,7 @@ async def test_a_change_wakes_the_customers_watchers_in_every_replica_and_nobody
 
 
 async def listener(view: Database) -> int:
-    """The server's process of the connection that listens."""
+    """The id of the server's process for the connection that listens."""
 
     async def look() -> list[asyncpg.Record]:
         return await rows(
@@ -319,16 +319,16 @@ async def test_a_listening_connection_that_keeps_quiet_for_ever_is_noticed(
     with running(changes.run()), changes.of("c1") as changed:
         await heard(changed)
         pid = await listener(view)
-        with frozen(pid):  # as after a cable is cut: open, and silent
+        with frozen(pid):  # as after a cable was cut, the connection stays open and silent
             await project(writer, [event(journey(appointment())["granted"])])
-            await heard(changed)  # on another connection
+            await heard(changed)  # it now listens on another connection
             await project(writer, [event(journey(appointment())["placed"])])
             await heard(changed)
 
 
 @contextmanager
 def frozen(pid: int) -> Iterator[None]:
-    """A process of the tests' own Postgres that does nothing for a while."""
+    """Stops a process of the tests' own Postgres for the time of the block."""
     os.kill(pid, signal.SIGSTOP)
     try:
         yield
@@ -337,7 +337,7 @@ def frozen(pid: int) -> Iterator[None]:
 
 
 def token(valid_for: float = 2**31) -> tuple[tuple[str, str], ...]:
-    """The claims of customer c1 as the gateway hands them on, of a token that ends in so many seconds."""
+    """The claims of customer c1 as the gateway hands them on; the token ends in `valid_for` seconds."""
     claims = {"sub": "c1", "roles": ["customer"], "exp": time.time() + valid_for}
     return ((CLAIMS_HEADER, base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()),)
 
@@ -356,7 +356,7 @@ async def watching(view: Database, changes: Changes, valid_for: float = 2**31) -
 
 @pytest.fixture
 def never_draining(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The process' own event belongs to another event loop, that of an earlier test."""
+    """Replaces the process' event, which belongs to the event loop of an earlier test."""
     monkeypatch.setattr(server, "draining", asyncio.Event())
 
 
@@ -366,7 +366,7 @@ async def told(call: Any) -> dict[int, my_reservation_pb2.MyReservation]:
     return {uuid.UUID(r.reservation_id).int: r for r in message.reservations}
 
 
-async def test_a_watcher_gets_all_at_first_then_what_changed_and_a_good_end_when_the_replica_stops(
+async def test_a_watcher_gets_everything_then_each_change_and_an_end_without_error_when_the_replica_stops(
     view: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     draining = asyncio.Event()
@@ -394,11 +394,11 @@ async def test_a_watcher_gets_all_at_first_then_what_changed_and_a_good_end_when
 async def test_a_watcher_who_leaves_is_forgotten(view: Database) -> None:
     changes, before = Changes(view), asyncio.all_tasks()
     async with watching(view, changes) as call:
-        assert (await asyncio.wait_for(call.read(), 10)).reservations == []  # nothing yet, and it says so
+        assert (await asyncio.wait_for(call.read(), 10)).reservations == []  # there is nothing yet
         await within(10, lambda: bool(changes._watchers))
         call.cancel()
         await within(10, lambda: not changes._watchers)
-    # Nothing goes on waiting for changes that it will never hear of.
+    # No task goes on waiting for changes that nobody will tell it of.
     await within(10, lambda: not [t for t in asyncio.all_tasks() - before if "Event.wait" in repr(t)])
 
 
@@ -438,7 +438,7 @@ async def test_a_watcher_hears_of_every_reservation_that_changes_however_old_it_
 
 
 class Open:
-    """A transaction of another writer that stays open: an older version's, or an operator's."""
+    """A transaction of another writer (an older version, or an operator) that stays open."""
 
     def __init__(self, view: Database) -> None:
         self._view, self._end = view, asyncio.Event()
@@ -455,8 +455,8 @@ class Open:
 
     async def _run(self, begun: asyncio.Event) -> None:
         async with self._view.transaction() as connection:
-            await connection.execute("CREATE TEMPORARY TABLE numbered (x integer) ON COMMIT DROP")  # has its number now
-            async with connection.transaction():  # a savepoint, whose writes have numbers of their own
+            await connection.execute("CREATE TEMPORARY TABLE numbered (x integer) ON COMMIT DROP")  # takes a number
+            async with connection.transaction():  # a savepoint's writes have numbers of their own
                 await connection.execute(WRITE, uuid.UUID(int=1))
             begun.set()
             await self._end.wait()
@@ -467,11 +467,11 @@ WRITE = "UPDATE my_reservations SET hospital_name = 'Another Name' WHERE reserva
 
 
 async def news(watch: Watch) -> list[int]:
-    """What a watcher is told now, by the reservations' numbers."""
+    """The numbers of the reservations that a watcher is told of now."""
     return [uuid.UUID(r.reservation_id).int async for message in watch.news() for r in message]
 
 
-async def test_a_change_that_commits_after_a_later_one_is_told_too_and_none_is_told_twice(view: Database) -> None:
+async def test_a_change_that_commits_after_a_later_one_is_told_too_and_no_change_is_told_twice(view: Database) -> None:
     await project(view, [event(journey(appointment(n, seconds=n))["granted"]) for n in (1, 2, 3)])
     watch = Watch(view, "c1")
     assert await news(watch) == [3, 2, 1]
@@ -511,14 +511,14 @@ async def test_a_watch_misses_no_commit_of_many_at_once(
     assert screen == {r.reservation_id: r for r in shown}
 
 
-async def test_a_watch_tells_everything_again_when_the_server_may_count_its_transactions_anew(view: Database) -> None:
+async def test_a_watch_tells_everything_again_when_transaction_numbers_may_have_started_again(view: Database) -> None:
     await project(view, [event(journey(appointment(n, seconds=n))["granted"]) for n in range(1, 151)])
     assert await news(Watch(view, "c1", since=Position("another server's", 2**40))) == list(range(150, 0, -1))
     assert await news(watch := Watch(view, "c2")) == []
     assert await news(watch) == []
 
 
-async def test_what_changes_while_a_watcher_does_not_read_is_told_as_it_is_in_the_end(view: Database) -> None:
+async def test_a_watcher_that_does_not_read_for_a_while_is_told_only_the_latest_state(view: Database) -> None:
     watch = Watch(view, "c1")
     assert await news(watch) == []
     for told in events_of(long_journey(appointment())).values():

@@ -1,4 +1,4 @@
-"""What is committed is in the stream, once, whoever dies in between: the relay, both stores and a real JetStream."""
+"""A committed event gets into the stream once, whoever dies in between. Relay, both stores and JetStream are real."""
 
 import asyncio
 import time
@@ -45,11 +45,11 @@ def rows(count: int, start: int = 0) -> list[Outgoing]:
 
 
 def nobody_waits() -> None:
-    """There is no relay to wake."""
+    """Does nothing, because there is no relay to wake."""
 
 
 async def began(work: postgres_module.Transaction | mongo_module.Transaction) -> None:
-    """Postgres' begins by itself with the first rows that are held, and here none are."""
+    """Begins Postgres' transaction, which otherwise begins with the first rows that it holds: here it holds none."""
     if isinstance(work, postgres_module.Transaction):
         await work.begin()
 
@@ -70,14 +70,14 @@ class Outbox:
             await work.enqueue(items)
 
     async def write_and_fail(self, wake: Callable[[], None]) -> None:
-        """Writes events in a unit of work that is then undone."""
+        """Writes events in a unit of work that then fails and is undone."""
         async with self.store.unit_of_work(wake) as work:
             await began(work)
             await work.enqueue(rows(3))
             raise ZeroDivisionError
 
     async def left(self) -> int:
-        """How many have not gone out."""
+        """The number of events that have not been published."""
         if isinstance(self.store, Database):
             async with self.store.connection() as connection:
                 return int(await connection.fetchval("SELECT count(*) FROM outbox"))
@@ -115,7 +115,7 @@ async def ids(jetstream: JetStreamContext) -> list[str]:
 
 
 class Running:
-    """Relays at work until the end of the block."""
+    """Runs relays until the end of the block."""
 
     def __init__(self, *relays: Relay) -> None:
         self._relays = relays
@@ -185,12 +185,12 @@ async def test_a_row_survives_a_publish_that_fails(
     with pytest.raises(PublishFailed):
         await Relay(outbox.store, fails).publish_some()
     assert await outbox.left() == count
-    assert await Relay(outbox.replicas[1], bus.publish).publish_some() == count  # at once, by another replica too
+    assert await Relay(outbox.replicas[1], bus.publish).publish_some() == count  # by another replica, at once
     assert len(await ids(jetstream)) == count
 
 
 @pytest.mark.parametrize("count", [1, 20])
-async def test_an_acknowledgement_that_was_lost_does_not_make_an_event_two(
+async def test_a_lost_acknowledgement_does_not_double_an_event(
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext, count: int
 ) -> None:
     async def publishes_and_hears_nothing(batch: Sequence[Outgoing]) -> None:
@@ -201,7 +201,7 @@ async def test_an_acknowledgement_that_was_lost_does_not_make_an_event_two(
     await outbox.write(first)
     with pytest.raises(PublishFailed):
         await Relay(outbox.store, publishes_and_hears_nothing).publish_some()
-    await outbox.write(later)  # the next batch has both, those that the stream has and those that it has not
+    await outbox.write(later)  # so the next batch has events that the stream has and others that it lacks
     assert await Relay(outbox.store, bus.publish).publish_some() == count + 30
     assert sorted(await ids(jetstream)) == sorted(row.id for row in [*first, *later])
     assert await outbox.left() == 0
@@ -213,7 +213,7 @@ async def test_a_batch_with_an_event_that_the_stream_has_is_refused_whole_and_th
     seen, new = rows(2), rows(2, 10)
     assert await bus._publish_atomic(seen)
     assert not await bus._publish_atomic([*new, seen[0]])
-    assert len(await ids(jetstream)) == 2  # whole: nothing of it is there
+    assert len(await ids(jetstream)) == 2  # nothing of the refused batch is in the stream
     await bus.publish([*new, seen[0]])
     assert sorted(await ids(jetstream)) == sorted(row.id for row in [*seen, *new])
 
@@ -261,7 +261,7 @@ async def test_the_pauses_between_tries_of_a_refused_event_grow_and_it_goes_out_
     assert tries[2] - tries[1] >= 4
 
 
-async def test_while_the_stream_is_missing_no_event_is_to_blame(
+async def test_while_the_stream_is_missing_no_event_is_taken_for_refused(
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext
 ) -> None:
     await jetstream.delete_stream(STREAM)
@@ -269,11 +269,11 @@ async def test_while_the_stream_is_missing_no_event_is_to_blame(
         await outbox.write(rows(count, count))
         with pytest.raises(PublishFailed):
             await Relay(outbox.store, bus.publish).publish_some()
-    await bus.connect()  # makes it anew
+    await bus.connect()  # makes the stream again
     assert await Relay(outbox.store, bus.publish).publish_some() == 21
 
 
-async def test_a_relay_that_is_woken_does_not_wait_for_its_next_look(
+async def test_a_relay_that_is_woken_publishes_without_waiting_for_its_next_poll(
     outbox: Outbox, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "LOOK_EVERY", 60.0)
@@ -285,17 +285,17 @@ async def test_a_relay_that_is_woken_does_not_wait_for_its_next_look(
             await outbox.empty()
 
 
-async def test_rows_of_a_process_that_died_go_out_from_another_by_itself(
+async def test_another_process_publishes_the_rows_of_one_that_died(
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
     async with Running(Relay(outbox.replicas[1], bus.publish)):
-        await outbox.write(rows(5))  # and nobody wakes
+        await outbox.write(rows(5))  # and nobody wakes the relay
         await outbox.empty()
     assert len(await ids(jetstream)) == 5
 
 
-async def test_what_was_written_while_the_stream_was_away_goes_out_when_it_is_back(
+async def test_events_written_while_the_stream_was_away_go_out_when_it_is_back(
     outbox: Outbox, bus: Bus, servers: Servers, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
@@ -342,7 +342,7 @@ async def test_a_relay_that_is_stopped_in_the_middle_leaves_its_rows_to_the_next
     await outbox.write(rows(10))
     async with Running(Relay(outbox.store, hangs)):
         await publishing.wait()
-        assert await Relay(outbox.replicas[1], bus.publish).publish_some() == 0  # held
+        assert await Relay(outbox.replicas[1], bus.publish).publish_some() == 0  # the first relay still holds the rows
     assert await Relay(outbox.replicas[1], bus.publish).publish_some() == 10
 
 
@@ -374,7 +374,7 @@ async def test_a_lease_that_ran_out_lets_another_relay_take_over(
     outbox = Outbox([await open_mongo() for _ in range(2)])
     written = rows(3)
     await outbox.write(written)
-    async with AsyncExitStack() as dead:  # a relay that has taken the rows, and is not heard of again
+    async with AsyncExitStack() as dead:  # this relay has taken the rows, and does nothing more
         assert len(await dead.enter_async_context(outbox.store.taken(10))) == 3
         other = Relay(outbox.replicas[1], bus.publish)
         assert await other.publish_some() == 0
@@ -385,7 +385,7 @@ async def test_a_lease_that_ran_out_lets_another_relay_take_over(
         await eventually(attempt, lambda published: published == 3)
         late = rows(2, 10)
         await outbox.write(late)
-    # It was only slow: what it believes to be its rows is gone, and what came later is untouched.
+    # The first relay was only slow. The rows that it believes to have are gone, and later rows are untouched.
     assert await outbox.left() == 2
     await other.flush()
     assert sorted(await ids(jetstream)) == sorted(row.id for row in [*written, *late])
@@ -408,7 +408,7 @@ async def test_a_relay_whose_lease_was_taken_over_does_not_remove_what_the_other
     assert await outbox.left() == 3
 
 
-async def test_events_of_a_transaction_that_is_undone_are_never_seen(
+async def test_events_of_a_transaction_that_is_undone_are_never_published(
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext
 ) -> None:
     with pytest.raises(ZeroDivisionError):
@@ -426,7 +426,7 @@ async def test_nothing_is_published_before_its_commit(outbox: Outbox, bus: Bus) 
     assert await relay.publish_some() == 3
 
 
-async def test_the_relay_is_woken_after_a_commit_of_events_and_then_alone(outbox: Outbox) -> None:
+async def test_the_relay_is_woken_only_after_a_commit_of_events(outbox: Outbox) -> None:
     woken: list[int] = []
 
     async def left() -> None:
@@ -446,7 +446,7 @@ async def test_the_relay_is_woken_after_a_commit_of_events_and_then_alone(outbox
         await work.enqueue(rows(2))
         assert tasks == []
     await asyncio.gather(*tasks)
-    assert woken == [2]  # and they were committed by then
+    assert woken == [2]  # once, and by then both events were committed
 
 
 async def test_a_bus_that_is_not_connected_fails_at_once(servers: Servers) -> None:

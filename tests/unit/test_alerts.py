@@ -1,4 +1,4 @@
-"""Alerts and dashboards: the rules fire when they should, and whoever is woken by one finds what to do."""
+"""Alerts fire when they should and lead to a runbook that says what to do; dashboards ask valid questions."""
 
 import json
 import re
@@ -21,14 +21,14 @@ RULES: list[dict[str, Any]] = [
 
 
 def promtool(*arguments: str | Path) -> None:
-    """Fails with what it says."""
+    """Runs promtool; fails with its output."""
     if shutil.which("promtool") is None:
         pytest.fail("promtool is not there: ./dev test fetches it, or install Prometheus")
     done = subprocess.run(["promtool", *map(str, arguments)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_rule_is_one_for_prometheus() -> None:
+def test_prometheus_accepts_every_rule() -> None:
     promtool("check", "rules", ALERTS)
 
 
@@ -36,7 +36,7 @@ def test_each_alert_fires_on_its_condition_and_not_in_health() -> None:
     promtool("test", "rules", RULE_TESTS)
 
 
-def test_no_alert_is_without_such_a_test() -> None:
+def test_every_alert_has_such_a_test() -> None:
     fired, silent = set(), set()
     for case in yaml.safe_load(RULE_TESTS.read_text())["tests"]:
         for expected in case["alert_rule_test"]:
@@ -49,7 +49,7 @@ def test_no_alert_is_without_such_a_test() -> None:
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: f"{rule['alert']}-{rule['labels']['severity']}")
-def test_an_alert_says_how_bad_what_and_where_the_runbook_is(rule: dict[str, Any]) -> None:
+def test_an_alert_tells_its_severity_its_meaning_and_its_runbook(rule: dict[str, Any]) -> None:
     assert rule["labels"]["severity"] in ("critical", "warning", "info")
     about = rule["annotations"]
     assert about["summary"]
@@ -61,7 +61,7 @@ def test_an_alert_says_how_bad_what_and_where_the_runbook_is(rule: dict[str, Any
 
 
 @pytest.mark.parametrize("dashboard", DASHBOARDS, ids=lambda path: path.stem)
-def test_what_a_dashboard_asks_is_promql(dashboard: Path, tmp_path: Path) -> None:
+def test_every_query_of_a_dashboard_is_valid_promql(dashboard: Path, tmp_path: Path) -> None:
     panels = json.loads(dashboard.read_text())["panels"]
     expressions = [target["expr"] for panel in panels for target in panel.get("targets", [])]
     assert expressions

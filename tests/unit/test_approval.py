@@ -36,16 +36,16 @@ NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)  # noon in Seoul
 TODAY = date(2027, 3, 1)
 DAY = date(2027, 3, 10)
 
-# The day, and when it is over there, as clocks in UTC show it.
+# Zone, day, and the time in UTC at which the day is over there.
 ENDS_OF_DAYS = [
     ("Asia/Seoul", date(2027, 3, 10), datetime(2027, 3, 10, 15, tzinfo=UTC)),
     ("Asia/Kathmandu", date(2027, 3, 10), datetime(2027, 3, 10, 18, 15, tzinfo=UTC)),
     ("Pacific/Kiritimati", date(2027, 1, 1), datetime(2027, 1, 1, 10, tzinfo=UTC)),
     ("Pacific/Pago_Pago", date(2027, 1, 1), datetime(2027, 1, 2, 11, tzinfo=UTC)),
-    # A day of 23 hours, and one of 25.
+    # These days have 23 and 25 hours.
     ("America/New_York", date(2027, 3, 14), datetime(2027, 3, 15, 4, tzinfo=UTC)),
     ("America/New_York", date(2027, 11, 7), datetime(2027, 11, 8, 5, tzinfo=UTC)),
-    # The clocks jump at midnight itself: the next day begins at 01:00.
+    # The clocks change at midnight itself, so the next day begins at 01:00.
     ("America/Santiago", date(2026, 9, 5), datetime(2026, 9, 6, 4, tzinfo=UTC)),
 ]
 
@@ -90,7 +90,7 @@ def test_a_person_has_one_active_booking_wherever_and_whenever_it_is() -> None:
     assert ledger.decide(asks("c2"), NOW).denial is None
 
 
-def test_who_gave_a_booking_back_may_book_again() -> None:
+def test_a_customer_who_has_cancelled_may_book_again() -> None:
     ledger = books(1)
     first = asks()
     ledger.decide(first, NOW)
@@ -108,7 +108,7 @@ def test_a_booking_whose_day_has_passed_gives_way_to_a_new_one() -> None:
     assert ledger.active["c1"].reservation_id == new.reservation_id
 
 
-def test_a_denial_takes_no_place_and_is_told() -> None:
+def test_a_denial_takes_no_place_and_has_an_event() -> None:
     ledger = books(0)
     decision = ledger.decide(asks(), NOW)
     assert ledger.days["h1", DAY].approved == 0
@@ -116,7 +116,7 @@ def test_a_denial_takes_no_place_and_is_told() -> None:
     assert ledger.events == [Denied(decision.appointment, Denial.DAY_NOT_OFFERED)]
 
 
-def test_a_grant_tells_the_whole_appointment_as_decided() -> None:
+def test_the_event_of_a_grant_has_the_whole_appointment_as_decided() -> None:
     ledger, request = books(), asks(vaccine_code="207")
     decision = ledger.decide(request, NOW)
     assert decision.appointment == Appointment(
@@ -132,7 +132,7 @@ def test_a_decision_is_made_once_whatever_has_changed_since() -> None:
     ledger.release(granted.reservation_id, NOW)
     ledger.days["h1", DAY].capacity = 9
     told = len(ledger.events)
-    much_later = NOW + timedelta(400)  # the day has passed long since
+    much_later = NOW + timedelta(400)  # long after the day
     assert ledger.decide(granted, much_later) is yes
     assert ledger.decide(denied, much_later) is no
     assert no.denial is Denial.DAY_FULL
@@ -207,7 +207,7 @@ def test_releasing_a_booking_that_gave_way_leaves_the_newer_one_active() -> None
     assert ledger.decide(asks(), NOW + timedelta(1)).denial is Denial.ACTIVE_BOOKING
 
 
-def test_only_what_was_granted_can_be_released() -> None:
+def test_only_a_granted_booking_can_be_released() -> None:
     ledger, denied = books(0), asks()
     ledger.decide(denied, NOW)
     for reservation_id in (denied.reservation_id, new_id()):
@@ -232,7 +232,7 @@ def test_capacity_is_never_set_below_what_is_approved() -> None:
 
 @dataclass
 class Fact:
-    """What became of a request: the model keeps these and nothing that follows from them."""
+    """The outcome of a request. The model keeps these facts, and derives everything else from them."""
 
     request: Request
     denial: Denial | None
@@ -240,10 +240,10 @@ class Fact:
 
 
 class ApprovalMachine(RuleBasedStateMachine):
-    """Requests, releases, repeats, changes of capacity and nights in any order, against the list of facts."""
+    """Requests, releases, repeats, changes of capacity and nights in any order, against a list of facts."""
 
     requests = Bundle("requests")
-    ahead = st.integers(-1, 2).map(timedelta)  # of today
+    ahead = st.integers(-1, 2).map(timedelta)  # days from today
 
     def __init__(self) -> None:
         super().__init__()

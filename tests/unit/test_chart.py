@@ -1,6 +1,6 @@
-"""The chart renders what was agreed on, refuses what it does not know, and is true to the services that it installs.
+"""The chart renders the golden files, refuses values that it does not know, and agrees with the services it installs.
 
-`python -m tests.unit.test_chart` writes helm/golden/ anew: look at the difference before you commit it.
+`python -m tests.unit.test_chart` writes helm/golden/ again. Read the difference before you commit it.
 """
 
 import importlib
@@ -26,7 +26,7 @@ GOLDEN = ROOT / "helm" / "golden"
 FILES = sorted(CHART.glob("values*.yaml"))
 Json = dict[str, Any]
 PREVIOUS = "0.2.0"  # the last release
-# No default of it would be right anywhere.
+# This value has to be given, because no default would be right anywhere.
 NEEDED = ("--set", "auth.jwks=JWKS")
 SERVICERS = {
     "vaccination.approval.v1.HospitalService": ("services.approval.adapters.grpc", "HospitalServicer"),
@@ -50,7 +50,7 @@ def rendered(file: Path, *options: str) -> str:
 
 
 def objects(*options: str | Path, values: Mapping[str, Any] | None = None, chart: Path = CHART) -> dict[str, Json]:
-    """The rendered objects by "Kind name"; what `values` says is above the files among the options."""
+    """The rendered objects by "Kind name"; `values` override the values files among the options."""
     given = [f"--set-json={key}={json.dumps(value)}" for key, value in (values or {}).items()]
     done = template(*NEEDED, *options, *given, chart=chart)
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ def objects(*options: str | Path, values: Mapping[str, Any] | None = None, chart
 
 
 def pod_templates(found: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
-    """What pods are made of, with the name of the object that makes them."""
+    """Every pod template, with the name of the object that has it."""
     for name, item in found.items():
         if item["kind"] == "Pod":
             yield name, item
@@ -68,13 +68,13 @@ def pod_templates(found: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
 
 
 def without_passwords(text: str) -> str:
-    """Without passwords, which are made by chance."""
+    """The text without passwords, which are random."""
     text = re.sub(r"(?<=:)( *\"?)[A-Za-z0-9]{24}(?=\"?$|@)", r"\1PASSWORD", text, flags=re.M)
     return re.sub(r"(://[a-z]+:)[A-Za-z0-9]{24}@", r"\1PASSWORD@", text)
 
 
 def golden(text: str) -> str:
-    """Without passwords, and without what is long and has a file of its own."""
+    """The text without passwords, and without the long contents that are files of their own in the chart."""
     text = without_passwords(text)
     text = re.sub(r"^(.{200}).{800,}$", r"\1 ... and so on", text, flags=re.M)
     return re.sub(r"(?ms)^( *local_reply_config: ).*?^}$", r"\1 ... and so on", text)
@@ -98,7 +98,7 @@ def seconds(text: str) -> float:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_what_is_rendered_is_what_was_agreed_on(file: Path) -> None:
+def test_the_chart_renders_the_golden_files(file: Path) -> None:
     assert golden(rendered(file)) == (GOLDEN / file.name).read_text(), "if it should be so: see this file's head"
 
 
@@ -143,19 +143,19 @@ def test_names_are_unique_and_every_pod_is_restricted(file: Path) -> None:
         ("components.approval.callers.nobody[0].name=x", "components.approval.callers.nobody.0: path is required"),
     ],
 )
-def test_a_slip_in_the_values_is_refused_by_its_path(setting: str, path: str) -> None:
+def test_a_mistake_in_the_values_is_refused_with_its_path(setting: str, path: str) -> None:
     done = template(*NEEDED, "--set", setting)
     assert done.returncode != 0
     assert path in done.stderr
 
 
-def test_nothing_is_installed_without_the_keys_of_those_who_sign_tokens() -> None:
+def test_nothing_is_installed_without_the_public_keys_of_the_token_issuer() -> None:
     done = template()
     assert done.returncode != 0
     assert "auth.jwksUri" in done.stderr
 
 
-def test_every_public_rpc_is_for_the_roles_that_its_servicer_admits() -> None:
+def test_the_chart_and_the_servicers_admit_the_same_roles_to_every_public_rpc() -> None:
     public = {service: rpcs for c in values()["components"].values() for service, rpcs in c.get("public", {}).items()}
     assert public.keys() == SERVICERS.keys()
     for service, (module, name) in SERVICERS.items():
@@ -165,13 +165,13 @@ def test_every_public_rpc_is_for_the_roles_that_its_servicer_admits() -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
-def test_every_caller_waits_longer_than_the_one_it_calls_and_two_tries_fit(file: Path) -> None:
+def test_every_caller_has_a_longer_deadline_than_the_component_it_calls_and_time_for_two_tries(file: Path) -> None:
     found = values(file)
     budget = {name: seconds(value) for name, value in found["budget"].items()}
     pause = seconds(found["retries"]["pause"])
 
     def time(value: str) -> float:
-        """Seconds; a value may name one of the budget's."""
+        """Seconds; the value may be the name of one of the budget's times."""
         return (
             budget[named[1]] if (named := re.fullmatch(r"\{\{ \.Values\.budget\.(\w+) \}\}", value)) else seconds(value)
         )
@@ -186,7 +186,7 @@ def test_every_caller_waits_longer_than_the_one_it_calls_and_two_tries_fit(file:
     assert 2 * budget["gatewayTry"] + pause <= budget["gateway"]
     assert seconds(found["gateway"]["limits"]["drain"]) > budget["gateway"]
     life = {name: seconds(value) for name, value in found["lifecycle"].items()}
-    # The chassis gives calls half of it after the drain; then connections have 5 s to close, and traces 2.
+    # After the drain the chassis gives calls half of this time. Then connections have 5 s to close, and traces 2 s.
     assert life["drain"] + life["shutdown"] / 2 < life["shutdown"]
     assert life["shutdown"] + 7 < life["grace"]
     assert life["shutdown"] / 2 > budget["gateway"]
@@ -238,11 +238,11 @@ def test_every_define_carries_the_charts_name() -> None:
 
 
 def test_defines_of_a_chart_beside_it_under_one_parent_change_nothing(tmp_path: Path) -> None:
-    """Helm has one space of names for all charts that are installed together, and the last define of a name wins."""
+    """Helm has one namespace of defines for all charts installed together, and the last define of a name wins."""
     names = {part for name in defines() for part in (name.removeprefix("vaccination."), name.split(".")[-1])} | {"name"}
     theirs = "".join(f'{{{{ define "{name}" }}}}theirs: "{name}"{{{{ end }}}}\n' for name in sorted(names))
     shutil.copytree(CHART, tmp_path / "charts" / "vaccination")
-    # One chart that Helm reads before ours, one that it reads after it, and the parent itself.
+    # Helm reads one of these charts before ours and one after it; the third is the parent itself.
     for folder in (tmp_path / "charts" / "another", tmp_path / "charts" / "zoo", tmp_path):
         (folder / "templates").mkdir(parents=True)
         (folder / "Chart.yaml").write_text(f"{{apiVersion: v2, name: {folder.name}, version: 1.0.0}}")
@@ -293,7 +293,7 @@ def test_a_second_component_can_call_another_with_a_budget_and_a_breaker_of_its_
     assert '"approval"' in peers("mypage", "egress")
     assert '"approval"' not in peers("vaccinemgmt", "egress")
 
-    # As each proxy has it.
+    # This is what each proxy gets.
     istio = Objects(found.values())
     routes = {route["name"]: route for route in istio.routes("mesh", HOST)}
     assert list(routes) == ["mypage-hospitals", "reservation-approve", "other"]
@@ -338,7 +338,7 @@ def test_calls_that_cannot_work_are_refused(given: Mapping[str, Any], told: str)
     assert told in done.stderr
 
 
-def test_of_a_component_that_is_not_enabled_there_is_nothing() -> None:
+def test_nothing_is_rendered_for_a_component_that_is_not_enabled() -> None:
     everything = objects("--values", CHART / "values-evaluation.yaml", values={"istio.enabled": True})
     found = objects(
         "--values", CHART / "values-evaluation.yaml",
@@ -349,14 +349,14 @@ def test_of_a_component_that_is_not_enabled_there_is_nothing() -> None:
     assert everything.keys() - found.keys() == {f"{kind} mypage" for kind in gone} | {"Job mypage-migrate"}
     filters = json.dumps(found["EnvoyFilter gateway"]["spec"])
     assert "vaccination.reservation.v1.ReservationService" in filters
-    found.pop("EnvoyFilter gateway")  # it knows all contracts, and which of them are served
-    found.pop("Secret evaluation")  # a password is kept, as the store's data is
+    found.pop("EnvoyFilter gateway")  # it has all contracts, and the list of those that are served
+    found.pop("Secret evaluation")  # the password is kept, because the store's data is kept
     found.pop("ConfigMap dashboard-vaccination")
     for name, item in found.items():
         routes = item["spec"].get("http", []) if item["kind"] == "VirtualService" else []
         item_without_description = item if not routes else [r for r in routes if r["name"] != "description"]
         assert "mypage" not in json.dumps(item_without_description), name
-    # Another one can answer reflection; without any, `helm test` does not ask for it.
+    # Any enabled component can answer reflection. If there is none, `helm test` does not ask for it.
     assert not [a for a in found["Pod check"]["spec"]["containers"][0]["args"] if a.startswith("vaccination.")]
 
 
@@ -368,7 +368,7 @@ PLACEMENT: Json = {
 }
 
 
-def test_every_pod_takes_what_is_default_and_its_own_above_it() -> None:
+def test_every_pod_takes_the_defaults_and_its_own_settings_override_them() -> None:
     default = {f"default.{key}": value for key, value in PLACEMENT.items()}
     default |= {"default.podAnnotations": {"team": "bookings"}, "default.serviceAccountAnnotations": {"cloud": "all"}}
     own = {
@@ -436,7 +436,7 @@ def test_before_any_new_pod_each_component_migrates_with_its_store_and_nats_in_r
         [container] = pod["spec"]["containers"]
         assert container["command"] == ["python", "-m", f"services.{name}", "migrate"]
         env = {variable["name"]: variable["value"] for variable in container["env"]}
-        # The settings of the new pods, and their secrets: the store's URL and NATS' password.
+        # The migration has the settings and secrets of the new pods: the store's URL and NATS' password.
         assert env.items() >= found[f"ConfigMap {name}"]["data"].items()
         assert {"NATS_URL", "NATS_USER", "STREAM_REPLICAS"} <= env.keys()
         deployed = found[f"Deployment {name}"]["spec"]["template"]["spec"]
@@ -444,7 +444,7 @@ def test_before_any_new_pod_each_component_migrates_with_its_store_and_nats_in_r
         assert container["volumeMounts"] == deployed["containers"][0]["volumeMounts"]
         keys = {item["key"] for v in pod["spec"]["volumes"] if "secret" in v for item in v["secret"].get("items", ())}
         assert keys == {"database_url", "nats_password"}
-        # A proxy that is an ordinary container would run on when the migration has ended, and the Job with it.
+        # A proxy that is an ordinary container would go on after the migration has ended, and so would the Job.
         annotations = pod["metadata"].get("annotations", {})
         assert annotations.get("sidecar.istio.io/nativeSidecar") == ("true" if istio else None)
         labels = pod["metadata"]["labels"]

@@ -1,4 +1,4 @@
-"""What every service stands on keeps its promises. No servers but gRPC's own, in this process."""
+"""The chassis keeps its promises. The only servers are gRPC's own, in this process."""
 
 import asyncio
 import base64
@@ -170,7 +170,7 @@ class TestErrors:
         assert info == error_details_pb2.ErrorInfo(reason="REFUSED", domain="vaccination.test")
         assert status.code == StatusCode.FAILED_PRECONDITION.value[0]
 
-    def test_the_text_of_what_nobody_maps_does_not_leave_the_process(self) -> None:
+    def test_the_text_of_an_exception_that_nobody_maps_does_not_leave_the_process(self) -> None:
         code, reason, status = to_status(RuntimeError("password=hunter2"), ERRORS)
         assert (code, reason, status.message) == (StatusCode.INTERNAL, "INTERNAL", "internal error")
         assert b"hunter2" not in status.SerializeToString()
@@ -186,7 +186,7 @@ class TestErrors:
         assert (violation.field, violation.description) == ("deliveries[3].expiry_date", "too early")
         assert (reason, own.message) == ("BAD_FIELD", "deliveries[3].expiry_date: too early")
 
-    def test_what_a_bug_brings_along_does_not_leave_the_process(self) -> None:
+    def test_the_details_of_a_bug_do_not_leave_the_process(self) -> None:
         bug = Refusal(RuntimeError("hunter2"), Details([("field", "hunter2")], 1.0, ("en", "hunter2")))
         code, _, status = to_status(bug, ERRORS)
         assert code is StatusCode.INTERNAL
@@ -198,7 +198,7 @@ class TestErrors:
         found = details(status)["BadRequest"].field_violations  # type: ignore[attr-defined]
         assert [(v.field, v.description) for v in found] == [("a", "is empty"), ("b[1].c", "too long")]
 
-    def test_when_to_try_again_and_the_callers_language_come_along(self) -> None:
+    def test_an_answer_tells_when_to_try_again_and_has_a_text_in_the_callers_language(self) -> None:
         busy = Refusal(Refused("busy"), Details(retry_after=1.25, localized=("ko", "잠시 후")))
         assert to_status(busy, ERRORS)[:2] == to_status(busy.error, ERRORS)[:2]
         found = details(to_status(busy, ERRORS)[2])
@@ -253,11 +253,11 @@ class TestConvert:
         assert vaccination.reservation_id == str(uuid.UUID(int=1))
         assert to_message(Odd(None, None), pb.CancelReservationRequest).reservation_id == ""
 
-    def test_others_are_given_beside_the_dataclass(self) -> None:
+    def test_fields_that_the_dataclass_lacks_are_given_beside_it(self) -> None:
         response = to_message(Odd(None, None), pb.CreateReservationRequest, hospital_id="h1")
         assert response.hospital_id == "h1"
 
-    def test_a_date_that_is_none_is_refused_by_its_field(self) -> None:
+    def test_a_text_that_is_not_a_date_is_refused_with_its_field(self) -> None:
         message = to_message(APPOINTMENT, appointment_pb2.Appointment)
         message.date = "2027-02-30"
         with pytest.raises(InvalidFields, match="date: 2027-02-30 is not a calendar day"):
@@ -283,7 +283,7 @@ def admitted(metadata: dict[str, str], *roles: str, **claim_names: str) -> Calle
 
 
 class TestCaller:
-    def test_the_tokens_bearer_becomes_the_caller(self) -> None:
+    def test_the_person_whom_the_token_names_becomes_the_caller(self) -> None:
         who = admitted(claims(sub="c1", roles=["customer"], hospital="h1"), "customer", "manager")
         assert (who.subject, who.roles, who.claims["hospital"]) == ("c1", frozenset({"customer"}), "h1")
 
@@ -319,7 +319,7 @@ class TestCaller:
         with pytest.raises((InvalidToken, Unauthenticated)):
             admitted({CLAIMS_HEADER: header}, "customer")
 
-    async def test_a_stream_ends_with_its_callers_token_and_closes_what_it_was_made_of(self) -> None:
+    async def test_a_stream_ends_with_its_callers_token_and_closes_its_source(self) -> None:
         closed = asyncio.Event()
 
         async def responses() -> AsyncGenerator[int, None]:
@@ -337,7 +337,7 @@ class TestCaller:
             await asyncio.wait_for(anext(stream), 10)
         assert closed.is_set()
 
-    async def test_a_timeout_of_a_streams_own_is_not_taken_for_the_tokens_end(self) -> None:
+    async def test_a_timeout_inside_a_stream_is_not_taken_for_the_end_of_the_token(self) -> None:
         async def responses() -> AsyncGenerator[int, None]:
             raise TimeoutError("its own")
             yield
@@ -347,7 +347,7 @@ class TestCaller:
             await anext(while_valid(responses()))
 
     @pytest.mark.parametrize("roles", [[], ["manager"], ["Customer"]], ids=str)
-    def test_another_role_is_not_let_in(self, roles: Any) -> None:
+    def test_a_caller_with_another_role_is_refused(self, roles: Any) -> None:
         with pytest.raises(RoleNotAllowed, match="for customer"):
             admitted(claims(sub="c1", roles=roles), "customer")
 
@@ -410,7 +410,7 @@ class Desk(reservation_service_pb2_grpc.ReservationServiceServicer):
 
 
 class Screen(mypage_service_pb2_grpc.MypageServiceServicer):
-    """A stream that ends with an error."""
+    """A servicer whose stream ends with an error."""
 
     @allow("customer")
     async def WatchMyReservations(  # noqa: N802
@@ -466,7 +466,7 @@ class TestEdge:
                 call = stub.ListReservations(pb.ListReservationsRequest(), metadata=metadata)
                 assert (await refused(call))[:2] == (StatusCode.PERMISSION_DENIED, "ROLE_NOT_ALLOWED")
 
-    async def test_who_may_call_is_asked_before_what_is_asked_for(self) -> None:
+    async def test_the_caller_is_checked_before_the_request(self) -> None:
         async with serving(Desk()) as (_, channel):
             stub, broken = reservation_service_pb2_grpc.ReservationServiceStub(channel), pb.GetReservationRequest()
             assert (await refused(stub.GetReservation(broken)))[:2] == (StatusCode.UNAUTHENTICATED, "TOKEN_MISSING")
@@ -494,7 +494,7 @@ class TestEdge:
             expected = (StatusCode.FAILED_PRECONDITION, "REFUSED", "c1 has seen enough")
             assert await refused(call.read()) == expected
 
-    async def test_what_may_have_begun_to_commit_finishes_after_its_client_has_gone(self) -> None:
+    async def test_a_call_that_may_have_begun_to_commit_finishes_after_its_client_has_gone(self) -> None:
         desk = Desk()
         async with serving(desk) as (edge, channel):
             call = reservation_service_pb2_grpc.ReservationServiceStub(channel).CancelReservation(
@@ -511,12 +511,12 @@ class TestEdge:
             await asyncio.wait_for(finishing, 5)
             assert desk.finished == 1
 
-    async def test_what_is_too_much_at_once_is_refused_at_once_but_probes_are_answered(self) -> None:
+    async def test_calls_over_the_limit_are_refused_at_once_but_probes_are_answered(self) -> None:
         desk = Desk()
         async with serving(desk, max_calls=2) as (_, channel):
             stub = reservation_service_pb2_grpc.ReservationServiceStub(channel)
             held = stub.CancelReservation(CANCEL, metadata=CUSTOMER)
-            gone = stub.CancelReservation(CANCEL, metadata=CUSTOMER)  # its client goes, its work stays
+            gone = stub.CancelReservation(CANCEL, metadata=CUSTOMER)  # its client leaves, but its work goes on
             await within(lambda: desk.entered == 2)
             gone.cancel()
             with pytest.raises(AioRpcError) as refusal:
@@ -536,7 +536,7 @@ class TestEdge:
             await within(lambda: desk.finished == 2)
             await stub.CreateReservation(CREATE)
 
-    async def test_those_who_are_refused_are_told_different_times_to_come_back(self) -> None:
+    async def test_refused_clients_are_told_different_times_to_try_again(self) -> None:
         pauses = set()
         async with serving(Desk(), max_calls=0) as (_, channel):
             stub = reservation_service_pb2_grpc.ReservationServiceStub(channel)
@@ -548,7 +548,7 @@ class TestEdge:
                 pauses.add(details(status)["RetryInfo"].retry_delay.ToMilliseconds())  # type: ignore[attr-defined]
         assert len(pauses) > 5
 
-    async def test_what_is_refused_for_want_of_room_is_counted(self) -> None:
+    async def test_calls_refused_as_overloaded_are_counted(self) -> None:
         def counted() -> float:
             method = "/vaccination.reservation.v1.ReservationService/CreateReservation"
             return REGISTRY.get_sample_value("rpc_refusals_total", {"method": method, "reason": "OVERLOADED"}) or 0.0
@@ -564,9 +564,9 @@ class TestEdge:
         async with serving(desk) as (_, channel):
             stub = reservation_service_pb2_grpc.ReservationServiceStub(channel)
             await stub.CreateReservation(CREATE)
-            assert desk.time_left == 60  # no deadline: its own
+            assert desk.time_left == 60  # without a client's deadline the edge's own holds
             await stub.CreateReservation(CREATE, timeout=30)
-            assert 0 < desk.time_left < 40  # gRPC rounds up
+            assert 0 < desk.time_left < 40  # not exactly 30, because gRPC rounds a timeout up
             await stub.CreateReservation(CREATE, timeout=3600)
             assert desk.time_left == 60
 
@@ -579,7 +579,7 @@ class TestEdge:
             await reservation_service_pb2_grpc.ReservationServiceStub(channel).CreateReservation(CREATE)
         async with serving(Desk(), max_streams=1) as (_, channel):
             watch = mypage_service_pb2_grpc.MypageServiceStub(channel).WatchMyReservations
-            for _ in range(2):  # one that has ended makes place for another
+            for _ in range(2):  # a stream that has ended makes room for another
                 call = watch(mypage_service_pb2.WatchMyReservationsRequest(), metadata=CUSTOMER)
                 await call.read()
                 assert (await refused(call.read()))[1] == "REFUSED"
@@ -604,7 +604,7 @@ class TestRelay:
         relay = Relay(NothingToPublish(), publish)
         task = asyncio.create_task(relay.run())
         for _ in range(20):
-            await asyncio.sleep(0)  # idle by now
+            await asyncio.sleep(0)  # until the relay is idle
         relay.wake()
         for _ in range(steps):
             await asyncio.sleep(0)
@@ -615,7 +615,7 @@ class TestRelay:
 
 
 class Store:
-    """Writes what it is told, when it may."""
+    """Writes what it is given, when the test lets it."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -646,14 +646,14 @@ class TestBatcher:
         store = Store()
         call: Batcher[int, int] = Batcher("test", store.write, str, limit=3)
         tasks = [asyncio.create_task(call(0))]
-        await store.began.wait()  # a lone caller waits for nobody
+        await store.began.wait()  # a caller who is alone is written at once
         tasks += [asyncio.create_task(call(i)) for i in range(1, 6)]
         await asyncio.sleep(0)
         store.may.set()
         assert await outcomes(tasks) == [0, 10, 20, 30, 40, 50]
         assert store.batches == [[0], [1, 2, 3], [4, 5]]
 
-    async def test_an_items_own_refusal_is_its_callers_alone(self) -> None:
+    async def test_an_items_own_refusal_reaches_only_its_caller(self) -> None:
         store = Store()
         store.may.set()
         call: Batcher[int, int] = Batcher("test", store.write, str)
@@ -690,7 +690,7 @@ class TestBatcher:
         answers = await outcomes(tasks)
         assert [type(a) for a in answers[:2]] == [asyncio.CancelledError] * 2
         assert answers[2] == 20
-        assert store.batches == [[0], [1, 2]]  # what was asked for is done all the same
+        assert store.batches == [[0], [1, 2]]  # the item of the caller who left is written nevertheless
 
     async def test_a_write_that_forgets_an_answer_fails_its_callers_and_serves_the_next(self) -> None:
         store = Store()
@@ -716,7 +716,7 @@ class TestBatcher:
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A process' environment with everything that has no default, and its folder of secrets."""
+    """Sets every setting that has no default in the process' environment; returns the folder of secrets."""
     for field in Settings.model_fields:
         monkeypatch.delenv(field.upper(), raising=False)
     monkeypatch.setenv("SECRETS_DIR", str(tmp_path))
@@ -751,7 +751,7 @@ class TestSettings:
             Settings.load()
         assert "RETENTION_STREAM_DAYS should be" in capsys.readouterr().err
 
-    def test_names_of_claims_are_json(self, environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_the_names_of_claims_are_given_as_json(self, environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert Settings.load().claim_names == {}
         monkeypatch.setenv("CLAIM_NAMES", '{"roles": "groups"}')
         assert Settings.load().claim_names == {"roles": "groups"}
@@ -799,7 +799,7 @@ class TestSettings:
             "x://hunter2\uff0f/a",
         ],
     )
-    def test_a_database_url_that_is_none_is_not_quoted(
+    def test_a_text_that_is_not_a_database_url_is_not_quoted(
         self, environment: Path, capsys: pytest.CaptureFixture[str], url: str
     ) -> None:
         (environment / "database_url").write_text(url)
@@ -832,7 +832,7 @@ class TestSettings:
         assert Settings.load().database_url.get_secret_value() == url
 
     @pytest.mark.parametrize("level", ["INFO", "debug", "Warning"])
-    def test_a_log_level_may_be_written_as_one_likes(
+    def test_a_log_level_may_be_in_capitals_or_not(
         self, environment: Path, monkeypatch: pytest.MonkeyPatch, level: str
     ) -> None:
         monkeypatch.setenv("LOG_LEVEL", level)
@@ -861,7 +861,7 @@ class TestOutgoing:
     def test_two_events_never_share_an_id(self) -> None:
         assert Outgoing.of("key", NOW, self.event).id != Outgoing.of("key", NOW, self.event).id
 
-    def test_an_event_carries_the_trace_of_what_caused_it(self) -> None:
+    def test_an_event_carries_the_trace_of_the_call_that_caused_it(self) -> None:
         def caused() -> list[str]:
             traceparent.set("00-call")
             traces_by_key.set({"key": "00-event", "no trace": ""})

@@ -37,7 +37,7 @@ def _edge() -> dict[str, str]:
     return known | {f"OTHER_{claim}": scoped for claim in CLAIMS} | replies.reasons()
 
 
-# By context: reason and gRPC code of everything that can be answered.
+# By context, the reason and the gRPC code of every error that it can answer with.
 ANSWERS = {
     "approval": _codes(approval.ERRORS),
     "reservation": _codes(reservation.ERRORS),
@@ -49,9 +49,9 @@ ANSWERS = {
 
 
 class Context(NamedTuple):
-    """What the contracts of one context say, in comments."""
+    """What the comments of one context's contracts say."""
 
-    reasons: dict[str, str]  # of its ErrorReason's values
+    reasons: dict[str, str]  # by reason, the comment of the ErrorReason's value
     rpcs: dict[str, str]
 
 
@@ -84,7 +84,7 @@ def test_every_reason_is_explained_by_its_code_and_an_example_message(context: s
 
 
 @pytest.mark.parametrize("context", sorted(ANSWERS.keys() - {"edge"}))
-def test_every_reason_is_told_by_an_rpc_that_may_answer_it_and_no_rpc_tells_others(context: str) -> None:
+def test_every_reason_is_listed_by_the_rpcs_that_may_answer_with_it_and_no_rpc_lists_others(context: str) -> None:
     told = set()
     for rpc, comment in _contract(context).rpcs.items():
         _, _, reasons = comment.partition("Reasons:")

@@ -1,4 +1,4 @@
-"""Traces that cost nothing unless somebody wants them, and gauges that never tell of old."""
+"""Traces cost nothing without an endpoint, and a gauge never shows an old figure."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ from services.chassis.gauges import Probe
 PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 
 
-def test_without_an_endpoint_a_span_hands_on_its_parent() -> None:
+def test_without_an_endpoint_a_span_hands_on_the_context_it_was_given() -> None:
     tracing.start("test", "")
     assert not tracing.exporting()
     span = tracing.begin("call", "SERVER", PARENT, {})
@@ -27,7 +27,7 @@ def test_without_an_endpoint_opentelemetry_is_not_even_imported() -> None:
     assert subprocess.run([sys.executable, "-c", script], check=False).returncode == 0
 
 
-def test_a_span_is_the_next_ones_parent_and_a_collector_that_is_away_holds_nobody() -> None:
+def test_a_span_is_the_parent_of_the_next_one_and_an_absent_collector_delays_nobody() -> None:
     tracing.start("test", "http://127.0.0.1:1")
     try:
         span = tracing.begin("call", "SERVER", PARENT, {})
@@ -46,7 +46,7 @@ def test_a_span_is_the_next_ones_parent_and_a_collector_that_is_away_holds_nobod
     assert not tracing.exporting()
 
 
-async def test_a_gauge_whose_question_has_no_answer_is_gone_until_it_has() -> None:
+async def test_a_gauge_that_cannot_be_read_is_not_shown_until_it_can() -> None:
     registry = CollectorRegistry()
     gauge = Gauge("depth", "...", ["component"], registry=registry)
     answers: list[float | Exception] = [3, OSError("away"), 5]

@@ -1,4 +1,4 @@
-"""What the importer reads, and what it says of a row that it cannot use. No servers."""
+"""The importer reads the files, and says what is wrong with a row that it cannot use. No servers."""
 
 import asyncio
 import json
@@ -142,13 +142,13 @@ def test_a_fhir_row_in_error_is_named(tmp_path: Path, rows: list[Any], said: str
     assert said in error
 
 
-def test_what_hangs_on_a_row_in_error_is_counted_and_not_reported_again(tmp_path: Path) -> None:
+def test_rows_that_depend_on_a_wrong_row_are_counted_and_not_reported(tmp_path: Path) -> None:
     data = read(given(tmp_path, slot("1"), slot("2"), schedule(), location(name=None)))
     assert errors(data) == ["x.ndjson:4: name: is missing"]
     assert data.ignored == {"Schedule of a Location in error": 1, "Slot of a Schedule in error": 2}
 
 
-def test_good_rows_beside_bad_ones_are_kept_in_whatever_order_and_dress(tmp_path: Path) -> None:
+def test_good_rows_beside_bad_ones_are_kept_in_any_order_and_format(tmp_path: Path) -> None:
     given(
         tmp_path, slot("1", capacity=3), "oops", "", slot("1", capacity=3), {"resourceType": "Device"}, name="a.ndjson"
     )
@@ -258,7 +258,7 @@ def refusal(code: grpc.StatusCode, message: str, *details: Message) -> grpc.aio.
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, message)
 
 
-def test_a_services_violations_name_the_row_and_its_column() -> None:
+def test_a_services_refusal_is_reported_with_the_row_and_the_column() -> None:
     violation = error_details_pb2.BadRequest.FieldViolation
     bad = error_details_pb2.BadRequest(
         field_violations=[
@@ -278,7 +278,7 @@ def test_a_services_violations_name_the_row_and_its_column() -> None:
     ]
 
 
-def test_a_service_that_says_when_to_come_again_is_obeyed() -> None:
+def test_the_importer_waits_as_long_as_a_busy_service_says() -> None:
     retry = error_details_pb2.RetryInfo()
     retry.retry_delay.FromMilliseconds(700)
     assert pause_of(refusal(grpc.StatusCode.RESOURCE_EXHAUSTED, "busy", retry), 5) == 0.7
@@ -287,7 +287,7 @@ def test_a_service_that_says_when_to_come_again_is_obeyed() -> None:
 
 @pytest.mark.parametrize(("names", "calls"), [(True, [10, 8]), (False, [10, 5, 3, 2, 1, 2, 5, 3, 2, 1, 2])])
 def test_a_refused_batch_loses_only_its_bad_rows(names: bool, calls: list[int]) -> None:
-    """Whether the service names the rows, or says only that something is wrong with all of them."""
+    """The service either names the bad rows, or says only that something is wrong with the batch."""
     days = [Day(Row("x", n), date(2027, 1, 1 + n), 5) for n in range(10)]
     asked: list[int] = []
 

@@ -1,6 +1,6 @@
-"""The translation makes of Istio's objects what istiod makes of them, and refuses what it does not know.
+"""Istio's objects are translated as istiod translates them, and what the translation does not know is refused.
 
-`istio/` holds objects and what istiod 1.31 answered for a sidecar of `reservation`, the parts that decide behaviour.
+`istio/` has objects, and the parts that decide behaviour of what istiod 1.31 answered for a sidecar of `reservation`.
 """
 
 import copy
@@ -26,7 +26,7 @@ from tests.releases import extract
 HERE = Path(__file__).parent / "istio"
 HOST, PORT = "approval.vaccination.svc.cluster.local", 50052
 LABELS = {"app": "reservation"}
-# What is not ours to translate: the registry of services and of their endpoints is the Home's here.
+# These kinds are not translated, because the Home has the registry of services and of their endpoints here.
 REGISTRY = ("ServiceEntry", "Sidecar")
 
 
@@ -45,7 +45,7 @@ def http_filters() -> dict[str, Json]:
 
 
 def with_ports(items: list[Json]) -> list[Json]:
-    """istiod knows that the service has one port; we want it said."""
+    """The objects with the port written out, as our translation needs it; istiod knows that there is only one."""
     for item in items:
         for route in item["spec"].get("http", []) if item["kind"] == "VirtualService" else []:
             for destination in route["route"]:
@@ -54,7 +54,7 @@ def with_ports(items: list[Json]) -> list[Json]:
 
 
 def differences(ours: list[Json]) -> Iterator[str]:
-    """Where our translation is another than istiod's."""
+    """Each place where our translation differs from istiod's."""
     found = Objects(with_ports(ours))
     pairs = {
         "routes": (found.routes("mesh", HOST), read("route-approval.yaml")["virtual_hosts"][0]["routes"]),
@@ -68,7 +68,7 @@ def differences(ours: list[Json]) -> Iterator[str]:
 
 
 def cluster(found: Json) -> Json:
-    """Without where the endpoints come from; istiod's key for a number that nobody sets at run time is a slip."""
+    """The cluster without its source of endpoints, and without a runtime key that istiod writes by mistake."""
     found = {k: v for k, v in found.items() if k not in ("@type", "type", "eds_cluster_config")}
     if balance := found.get("least_request_lb_config"):
         balance["slow_start_config"]["aggression"].pop("runtime_key")
@@ -98,7 +98,7 @@ def altered(value: Any) -> Any:
 
 
 @pytest.mark.parametrize("kind", ["VirtualService", "DestinationRule", "RequestAuthentication", "AuthorizationPolicy"])
-def test_a_field_that_is_altered_shows(kind: str) -> None:
+def test_an_altered_field_makes_the_comparison_fail(kind: str) -> None:
     [at] = [i for i, item in enumerate(objects()) if item["kind"] == kind]
     for path in leaves(objects()[at]["spec"]):
         changed = objects()
@@ -109,19 +109,19 @@ def test_a_field_that_is_altered_shows(kind: str) -> None:
         try:
             found = list(differences(changed))
         except (Untranslatable, StopIteration, ValueError):
-            continue  # it says so itself
+            continue  # the translation refuses it, which shows too
         assert found, f"{kind}.{path} makes no difference"
 
 
 @pytest.fixture(scope="module")
 def rendered() -> list[Json]:
-    """The chart's Istio objects, with all that production's gateway has."""
+    """The chart's Istio objects, with everything that production's gateway has."""
     values = {"auth": {"jwks": "{}"}, "gateway": {"hosts": ["booking.example.org"], "tlsSecret": "booking-tls"}}
     return [item for item in chart.render(values) if "istio.io/" in item["apiVersion"]]
 
 
 def maps(value: Any, path: str) -> Iterator[tuple[str, Json]]:
-    """Every map in a value, and where it is; indices left out."""
+    """Every map in a value, with its path without indices."""
     if isinstance(value, dict):
         yield path, value
         for key, inner in value.items():
@@ -136,7 +136,7 @@ def test_a_field_that_nobody_translates_is_refused_wherever_it_is(rendered: list
     for item in [*rendered, *with_ports(objects())]:
         name = f"{item['kind']} {item['metadata']['name']}"
         for path, place in maps(item, ""):
-            # Envoy is strict itself with its own configuration. And some maps are by ports or by headers' names.
+            # Envoy itself checks its own configuration strictly. And some maps have ports or names of headers as keys.
             if ".patch.value" in path or path.endswith((".portLevelMtls", ".match.headers", ".match.withoutHeaders")):
                 continue
             place["unheardOf"] = "x"
@@ -149,7 +149,7 @@ def test_a_field_that_nobody_translates_is_refused_wherever_it_is(rendered: list
             finally:
                 del place["unheardOf"]
     assert {path for path in free if ".metadata" not in path} == {
-        # Maps whose keys are the user's.
+        # The user chooses the keys of these maps.
         "AuthorizationPolicy.spec.selector.matchLabels",
         "EnvoyFilter.spec.workloadSelector.labels",
         "Gateway.spec.selector",
@@ -160,7 +160,7 @@ def test_a_field_that_nobody_translates_is_refused_wherever_it_is(rendered: list
     }
 
 
-# Of each: the kind, where in its spec, what is written there, and what is told.
+# Each row has the kind, the place in its spec, what is written there, and the error's text.
 REFUSED: list[tuple[str, Callable[[Json], Json], Json, str]] = [
     ("VirtualService", lambda s: s, {"tls": []}, "VirtualService approval: spec.tls is not translated"),
     ("VirtualService", lambda s: s, {"hosts": ["approval"]}, "spec: approval is not translated: a service's full name"),
@@ -198,7 +198,7 @@ REFUSED: list[tuple[str, Callable[[Json], Json], Json, str]] = [
 
 
 @pytest.mark.parametrize(("kind", "place", "field", "told"), REFUSED)
-def test_what_would_mean_something_else_here_is_named_with_its_object(
+def test_a_value_that_would_mean_something_else_here_is_refused_with_its_object(
     kind: str, place: Callable[[Json], Json], field: Json, told: str
 ) -> None:
     items = with_ports(objects())
@@ -228,15 +228,13 @@ def made(kind: str, name: str, **spec: Any) -> Json:
         ("PeerAuthentication", {"mtls": {"mode": "STRICT"}}),
     ],
 )
-def test_of_two_objects_about_the_same_thing_istio_takes_the_older_one_which_is_not_known_here(
-    kind: str, spec: Json
-) -> None:
+def test_two_objects_about_the_same_thing_are_refused_because_istio_takes_the_older_one(kind: str, spec: Json) -> None:
     translate([made(kind, "one", **spec)])
     with pytest.raises(Untranslatable, match=f"{kind} two"):
         translate([made(kind, "one", **spec), made(kind, "two", **spec)])
 
 
-def test_what_else_istio_reads_of_an_object_is_refused() -> None:
+def test_other_parts_of_an_object_that_istio_reads_are_refused() -> None:
     with pytest.raises(Untranslatable, match="WasmPlugin x: the kind is not translated"):
         Objects([made("WasmPlugin", "x")])
     for where in ("labels", "annotations"):
@@ -250,7 +248,7 @@ def test_what_else_istio_reads_of_an_object_is_refused() -> None:
         Objects([item, made("AuthorizationPolicy", "y")])
 
 
-def test_a_ports_mutual_tls_stands_above_its_workloads_and_that_above_the_namespaces() -> None:
+def test_mutual_tls_of_a_port_overrides_its_workloads_and_that_overrides_the_namespaces() -> None:
     def strict(*policies: Json, port: int = 8080) -> bool:
         named = [made("PeerAuthentication", f"p{i}", **spec) for i, spec in enumerate(policies)]
         return Objects(named).strict(LABELS, port)
@@ -304,7 +302,7 @@ def test_the_gateway_of_the_chart_that_is_released_starts_with_this_version_too(
     assert gateway.config(json.loads(found))["static_resources"]["listeners"]
 
 
-def test_a_policy_about_a_port_is_about_the_port_that_listens_in_its_place() -> None:
+def test_a_policy_about_a_port_applies_to_the_port_that_listens_in_its_place() -> None:
     rule = {"to": [{"operation": {"ports": ["8080"], "notPorts": ["9090"]}}]}
     rbac = Objects([made("AuthorizationPolicy", "x", rules=[rule])]).rbac(LABELS, {8080: 18090})
     assert rbac is not None
@@ -330,7 +328,7 @@ def test_a_route_that_does_not_say_how_often_it_is_tried_is_refused() -> None:
         Objects(items)
 
 
-def test_the_way_in_is_as_istiod_makes_it() -> None:
+def test_the_inbound_listener_is_as_istiod_makes_it() -> None:
     theirs = read("listener-inbound.yaml")["filter_chains"][0]["filters"][0]["typed_config"]
     ours = envoy.inbound_manager(Objects(with_ports(objects())), LABELS, 51051, "inbound|51051||")
     same = set(ours) - {"stat_prefix", "route_config", "http_filters"}
@@ -347,7 +345,7 @@ def test_mutual_tls_is_as_strict_as_istiods() -> None:
     assert theirs["require_client_certificate"] is True
 
 
-def test_the_way_out_is_as_istiod_makes_it() -> None:
+def test_the_outbound_listener_is_as_istiod_makes_it() -> None:
     theirs = read("listener-outbound.yaml")["filter_chains"][0]["filters"][0]["typed_config"]
     ours = manager("outbound", [], [], use_remote_address=False)
     same = set(ours) - {"stat_prefix", "route_config", "http_filters", "http2_protocol_options", "server_name"}
@@ -357,11 +355,11 @@ def test_the_way_out_is_as_istiod_makes_it() -> None:
 @pytest.mark.parametrize(
     ("written", "meant"), [("2s", "2s"), ("250ms", "0.250s"), ("1m30s", "90s"), ("1h", "3600s"), ("0.9s", "0.900s")]
 )
-def test_durations_are_gos(written: str, meant: str) -> None:
+def test_durations_are_read_as_go_reads_them(written: str, meant: str) -> None:
     assert duration(written) == meant
 
 
 @pytest.mark.parametrize("text", ["", "2", "s", "2 s", "2d", "-1s"])
-def test_what_is_no_duration_is_refused(text: str) -> None:
+def test_a_text_that_is_not_a_duration_is_refused(text: str) -> None:
     with pytest.raises(Untranslatable):
         duration(text)

@@ -1,4 +1,4 @@
-"""What the images, the tests and a release are made of."""
+"""The images and the tests have the same packages, and a release lists them."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def locked(name: str) -> set[str]:
-    """The lock's requirements and hashes, each with what it belongs to."""
+    """The lines of a lock file, each of them a requirement with its hashes."""
     return set((ROOT / name).read_text().replace(" \\\n", "").splitlines())
 
 

@@ -1,4 +1,4 @@
-"""The description of the REST forms, and that the chart has it as the contracts are."""
+"""OpenAPI describes every REST form, and the chart's copy is what the contracts give."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ def operations(described: dict[str, Any]) -> dict[str, str]:
     return {form["operationId"]: f"{verb.upper()} {path}" for verb, path, form in forms}
 
 
-def test_the_charts_files_are_those_of_the_contracts() -> None:
+def test_the_charts_files_are_what_the_contracts_give() -> None:
     for name, made in chart_files().items():
         committed = (CHART / name).read_bytes()
         assert committed == made, f"{name} is of other contracts or values: ./dev gen, and commit it"
@@ -63,7 +63,7 @@ def test_the_contracts_rules_are_the_schemas(described: dict[str, Any]) -> None:
     redrive = described["paths"]["/v1/operations/{service}/deadLetters:redrive"]["post"]["requestBody"]
     schema = redrive["content"]["application/json"]["schema"]
     assert schema["oneOf"] == [{"required": ["sequence"]}, {"required": ["all"]}]
-    assert schema["properties"].keys() == {"sequence", "all"}  # the path has the service
+    assert schema["properties"].keys() == {"sequence", "all"}  # the service is in the path
     assert schema["properties"]["sequence"]["type"] == "string"  # an int64 in JSON
 
 
@@ -77,12 +77,12 @@ def test_a_form_that_it_cannot_describe_is_an_error_that_names_it() -> None:
         openapi.document(files.SerializeToString())
 
 
-def test_the_transcoders_contracts_are_whole() -> None:
+def test_the_transcoders_contracts_are_complete() -> None:
     files = descriptor_pb2.FileDescriptorSet.FromString(chart_files()["files/contracts.binpb"])
     pool = descriptor_pool.DescriptorPool()
     for file in files.file:
-        pool.Add(file)  # refuses one whose imports are missing
+        pool.Add(file)  # raises an error if an import is missing
     for name in ("vaccination.reservation.v1.ReservationService", "vaccination.operations.v1.OperationsService"):
         assert pool.FindServiceByName(name)
-    for name in ("ErrorInfo", "BadRequest", "RetryInfo", "LocalizedMessage"):  # to write them as JSON
+    for name in ("ErrorInfo", "BadRequest", "RetryInfo", "LocalizedMessage"):  # so that they become JSON
         assert pool.FindMessageTypeByName(f"google.rpc.{name}")

@@ -1,4 +1,4 @@
-"""What is kept of a release can be run beside the present code."""
+"""A released version that is kept can run beside the present code."""
 
 import os
 import subprocess
@@ -21,7 +21,7 @@ def test_a_kept_release_has_its_own_chart_and_services_that_start(version: str, 
     assert chart["version"] == chart["appVersion"] == version
     env = {"PATH": os.environ["PATH"], "PYTHONPATH": str(release), "PYTHONDONTWRITEBYTECODE": "1"}
     for service in SERVICES:
-        # As far as its settings, which are missing.
+        # It starts as far as its settings, which are missing.
         started = subprocess.run([sys.executable, "-P", "-m", f"services.{service}"], env=env, check=False)
         assert started.returncode == 2
     for module in ("services.chassis.server", "mesh.gateway", "vaccination.approval.v1.approval_service_pb2"):

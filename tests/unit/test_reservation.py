@@ -1,5 +1,5 @@
-"""The reservation's rules: which moves are legal, that the order in which they come does not matter, and for how long a
-customer is sent away. No servers."""
+"""The reservation's rules: which moves are legal, that their order does not matter, and how long a customer is told to
+wait. No servers."""
 
 import uuid
 from collections.abc import Callable
@@ -35,7 +35,7 @@ APPOINTMENT = Appointment(
 )
 OVER = datetime(2027, 3, 10, 15, tzinfo=UTC)  # midnight in Seoul
 DAY_FULL = RejectionReason(1)
-REASONS = [DAY_FULL, *map(RejectionReason, (2, 3, 7))]  # of which this version has no name for the last
+REASONS = [DAY_FULL, *map(RejectionReason, (2, 3, 7))]  # this version has no name for the last one
 REQUEST = Request("c1", RequestId(str(uuid.UUID(int=7))), "h1", date(2027, 3, 10), "207")
 
 MOVES: dict[str, Callable[[Reservation], None]] = {
@@ -44,7 +44,7 @@ MOVES: dict[str, Callable[[Reservation], None]] = {
     "given up": lambda r: r.request_cancellation(NOW),
     "given up too late": lambda r: r.request_cancellation(OVER),
 }
-# From each status, where each move leads: a status, or the refusal.
+# From each status, each move leads to a status or is refused.
 TABLE: dict[Status, dict[str, Status | type[Exception]]] = {
     Status.APPROVED: {
         "completed": Status.COMPLETED,
@@ -78,7 +78,7 @@ def in_status(status: Status) -> Reservation:
     return Reservation(APPOINTMENT, status, DAY_FULL if status is Status.REJECTED else None)
 
 
-def test_from_a_status_of_a_newer_version_nothing_is_completed_or_given_up() -> None:
+def test_a_reservation_in_a_status_of_a_newer_version_is_neither_completed_nor_cancelled() -> None:
     unnamed = Status(9)
     reservation = in_status(unnamed)
     reservation.complete()
@@ -117,7 +117,7 @@ def test_a_reservation_is_approved_exactly_when_approval_granted_it() -> None:
         assert rejected.events == [WasRejected(APPOINTMENT, NOW, why)]
 
 
-def test_a_booking_can_be_given_up_until_its_day_is_over_at_the_hospital() -> None:
+def test_a_booking_can_be_cancelled_until_its_day_is_over_at_the_hospital() -> None:
     in_status(Status.COMPLETED).request_cancellation(OVER - timedelta(microseconds=1))
     with pytest.raises(AppointmentPassed, match="2027-03-10"):
         in_status(Status.COMPLETED).request_cancellation(OVER)
@@ -128,10 +128,10 @@ def test_the_same_request_of_the_same_customer_is_the_same_reservation() -> None
     assert replace(REQUEST, customer_id="c2").reservation_id != REQUEST.reservation_id
     assert replace(REQUEST, request_id=RequestId(str(uuid.UUID(int=8)))).reservation_id != REQUEST.reservation_id
     assert uuid.UUID(REQUEST.reservation_id).version == 5
-    assert REQUEST.reservation_id == str(uuid.uuid5(NAMESPACE, f"c1\n{uuid.UUID(int=7)}"))  # for ever
+    assert REQUEST.reservation_id == str(uuid.uuid5(NAMESPACE, f"c1\n{uuid.UUID(int=7)}"))  # this must never change
 
 
-def test_a_reservation_is_about_its_request_and_no_other() -> None:
+def test_a_reservation_belongs_to_its_request_and_no_other() -> None:
     reservation = Reservation.decided(APPOINTMENT, None)
     assert reservation.is_about(REQUEST)
     for other in ({"hospital_id": "h2"}, {"date": date(2027, 3, 11)}, {"vaccine_code": ""}):
@@ -139,7 +139,7 @@ def test_a_reservation_is_about_its_request_and_no_other() -> None:
 
 
 class ReservationMachine(RuleBasedStateMachine):
-    """What others report, what the customer asks, and midnight, in any order and any number, against the facts."""
+    """Others' reports, the customer's requests and midnights, in any order and number, are compared with the facts."""
 
     @initialize(why=st.sampled_from([None, *REASONS]))
     def decide(self, why: RejectionReason | None) -> None:
@@ -201,7 +201,7 @@ TestReservationMachine.settings = settings(max_examples=100, stateful_step_count
 
 
 class Clock:
-    """Seconds, as the test says."""
+    """A clock in seconds, which the test sets."""
 
     now = 1000.0
 
@@ -214,7 +214,7 @@ def crowd(jitter: float = 0.0) -> tuple[RetryAdvice, Clock]:
     return RetryAdvice(clock, lambda: jitter), clock
 
 
-def test_the_more_are_turned_away_the_longer_and_within_bounds() -> None:
+def test_the_more_customers_are_refused_the_longer_they_are_told_to_wait_within_bounds() -> None:
     busy, _ = crowd()
     pauses = [busy.refused() for _ in range(500)]
     assert pauses == sorted(pauses)
@@ -223,7 +223,7 @@ def test_the_more_are_turned_away_the_longer_and_within_bounds() -> None:
     assert crowd(jitter=0.5)[0].refused() == 1.5 * pauses[0]
 
 
-def test_one_answer_does_not_make_the_crowd_forgotten_and_many_do() -> None:
+def test_one_answer_hardly_shortens_the_retry_advice_and_many_answers_do() -> None:
     busy, _ = crowd()
     before = [busy.refused() for _ in range(30)][-1]
     busy.answered()
@@ -233,7 +233,7 @@ def test_one_answer_does_not_make_the_crowd_forgotten_and_many_do() -> None:
     assert busy.refused() < 1.5
 
 
-def test_a_crowd_is_forgotten_as_time_goes_by() -> None:
+def test_refusals_of_long_ago_do_not_lengthen_the_retry_advice() -> None:
     busy, clock = crowd()
     before = [busy.refused() for _ in range(30)][-1]
     clock.now += HALF_LIFE
@@ -242,7 +242,7 @@ def test_a_crowd_is_forgotten_as_time_goes_by() -> None:
     assert busy.refused() == pytest.approx(crowd()[0].refused(), rel=0.01)
 
 
-def test_a_large_installation_sends_away_for_as_long_as_a_small_one_with_the_same_share_of_refusals() -> None:
+def test_the_retry_advice_depends_on_the_share_of_refusals_and_not_on_the_size_of_the_installation() -> None:
     pauses = []
     for size in (500, 50_000):
         busy, _ = crowd()

@@ -1,4 +1,4 @@
-"""The rules of doses: who gets which, and where they go back. No servers."""
+"""The rules of doses: who gets which dose, and to which lot it goes back. No servers."""
 
 import uuid
 from collections import Counter
@@ -40,7 +40,7 @@ def lot(number: str = "L1", quantity: int = 3, **changes: object) -> Lot:
 
 
 def waits(n: int = 1, day: date = DAY, code: str = "", came: int | None = None) -> Vaccination:
-    """Number n, who came `came` (else n) seconds after NOW's hour."""
+    """Waiting customer number n, who came `came` (or n) seconds after NOW's hour."""
     at = NOW - timedelta(hours=1) + timedelta(seconds=n if came is None else came)
     return Vaccination(
         Appointment(ReservationId(str(uuid.UUID(int=n))), f"c{n}", "h1", "Clinic", "Asia/Seoul", day, code, at)
@@ -77,7 +77,7 @@ def test_first_come_first_served_whatever_the_order_of_the_queue() -> None:
     assert late.dose is None
 
 
-def test_whoever_came_at_the_same_moment_is_served_in_the_order_of_ids() -> None:
+def test_customers_of_the_same_moment_are_served_in_the_order_of_their_ids() -> None:
     a, b = waits(1, came=5), waits(2, came=5)
     assert give_out([b, a], [lot(quantity=1)], NOW) == [a]
 
@@ -92,12 +92,12 @@ def test_a_customer_gets_the_vaccine_asked_for_or_any_if_none_was() -> None:
     assert wants.dose.vaccine_code == "207"
 
 
-def test_one_whom_no_lot_suits_keeps_nobody_else_waiting() -> None:
+def test_a_customer_whom_no_lot_suits_keeps_nobody_else_waiting() -> None:
     picky, easy = waits(1, code="999"), waits(2)
     assert give_out([picky, easy], [lot()], NOW) == [easy]
 
 
-def test_whose_day_has_passed_gets_no_dose() -> None:
+def test_a_customer_whose_day_has_passed_gets_no_dose() -> None:
     over = datetime(2027, 3, 10, 15, tzinfo=UTC)  # midnight in Seoul
     assert give_out([waits(1)], [lot()], over) == []
     assert len(give_out([waits(1)], [lot()], over - timedelta(microseconds=1))) == 1
@@ -112,7 +112,7 @@ def test_a_completed_vaccination_has_one_dose_with_the_lots_details() -> None:
     assert (shelf.free, shelf.used) == (2, 1)
 
 
-def test_waiting_is_told_and_later_events_have_higher_versions() -> None:
+def test_waiting_has_an_event_and_later_events_have_higher_versions() -> None:
     vaccination = waits()
     vaccination.wait(NOW)
     give_out([vaccination], [lot()], NOW)
@@ -121,7 +121,7 @@ def test_waiting_is_told_and_later_events_have_higher_versions() -> None:
     assert [e.version for e in vaccination.events] == [1, 2, 3]
 
 
-def test_a_cancellation_resets_the_vaccines_details_and_names_the_lot_to_put_back_into() -> None:
+def test_a_cancellation_resets_the_vaccines_details_and_names_the_lot_that_gets_the_dose_back() -> None:
     vaccination, shelf = waits(), lot()
     give_out([vaccination], [shelf], NOW)
     assert vaccination.cancel(NOW) == shelf.lot_id
@@ -139,14 +139,14 @@ def test_a_repeated_cancellation_changes_nothing() -> None:
     assert (vaccination.events, vaccination.version) == (told, 2)
 
 
-def test_a_cancellation_before_approvals_word_leaves_a_tombstone() -> None:
+def test_a_cancellation_that_comes_before_the_approval_leaves_a_tombstone() -> None:
     tombstone = waits()
     assert tombstone.cancel(NOW) is None
     assert tombstone.status is Status.CANCELLED
     assert tombstone.events == [Cancelled(tombstone.appointment, NOW, 1)]
 
 
-def test_a_manager_chooses_the_lot_and_the_dose_before_goes_back() -> None:
+def test_a_manager_chooses_another_lot_and_the_former_dose_goes_back() -> None:
     vaccination, first, chosen = waits(), lot("first", 1), lot("chosen", 1)
     give_out([vaccination], [first], NOW)
     vaccination.assign(chosen, first, NOW)
@@ -156,7 +156,7 @@ def test_a_manager_chooses_the_lot_and_the_dose_before_goes_back() -> None:
     assert vaccination.version == 2
 
 
-def test_choosing_the_lot_it_has_changes_nothing() -> None:
+def test_choosing_the_same_lot_again_changes_nothing() -> None:
     vaccination, shelf = waits(), lot("only", 1)
     give_out([vaccination], [shelf], NOW)
     vaccination.assign(shelf, shelf, NOW)
@@ -173,7 +173,7 @@ def test_choosing_the_lot_it_has_changes_nothing() -> None:
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else value.lot_number,
 )
-def test_a_lot_that_does_not_do_is_refused_and_nothing_changes(chosen: Lot, refusal: type[Exception]) -> None:
+def test_a_lot_that_does_not_suit_is_refused_and_nothing_changes(chosen: Lot, refusal: type[Exception]) -> None:
     vaccination, present, free = waits(code="207"), lot("present", 1), chosen.free
     give_out([vaccination], [present], NOW)
     with pytest.raises(refusal, match=chosen.lot_number):
@@ -208,7 +208,7 @@ def test_a_delivery_registered_once_more_is_known_by_its_dates_and_quantity() ->
     assert lot().is_same_delivery(lot())
     used = lot()
     used.take()
-    assert used.is_same_delivery(lot())  # whatever has been used since
+    assert used.is_same_delivery(lot())  # even after doses of it have been used
     for other in (lot(quantity=4), lot(expiry_date=date(2027, 7, 1)), lot(production_date=date(2027, 1, 2))):
         assert not lot().is_same_delivery(other)
 
@@ -229,7 +229,7 @@ def shelf_of(lots: list[tuple[date, date, str, int]]) -> list[Lot]:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(lots=LOTS, queue=QUEUE, today=st.integers(0, 6))
-def test_doses_go_as_if_each_in_turn_searched_every_single_dose(
+def test_doses_are_given_as_if_each_customer_in_turn_searched_every_single_dose(
     lots: list[tuple[date, date, str, int]], queue: list[tuple[date, str, int]], today: int
 ) -> None:
     shelf, now = shelf_of(lots), NOW + timedelta(9 + today)
@@ -256,7 +256,7 @@ def test_doses_go_as_if_each_in_turn_searched_every_single_dose(
 class LotMachine(RuleBasedStateMachine):
     """Deliveries, customers, cancellations and a manager's choices in any order.
 
-    The model is the doses themselves: each is one thing that lies in its lot or is somebody's.
+    The model is the doses themselves: each dose is either in its lot or belongs to a customer.
     """
 
     lots, people = Bundle("lots"), Bundle("people")
@@ -266,7 +266,7 @@ class LotMachine(RuleBasedStateMachine):
         self.shelf: dict[LotId, Lot] = {}
         self.queue: list[Vaccination] = []
         self.in_lot: Counter[LotId] = Counter()
-        self.of_person: dict[ReservationId, LotId] = {}  # the lot of somebody's dose
+        self.of_person: dict[ReservationId, LotId] = {}  # the lot that each customer's dose is from
         self.given_up: set[ReservationId] = set()
 
     @rule(target=lots, made=NEAR, lasts=NEAR, code=CODES, quantity=st.integers(0, 3))
