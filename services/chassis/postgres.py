@@ -203,7 +203,7 @@ class Database:
                 async with asyncio.timeout(LOCK_WITHIN):
                     # Asked again and again: a statement that waits has a snapshot, and an index that the lock's holder
                     # makes with CREATE INDEX CONCURRENTLY waits for the end of every snapshot.
-                    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", EXCLUSIVE):
+                    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", EXCLUSIVE):  # noqa: ASYNC110
                         await asyncio.sleep(LOCK_POLL)
                 async with lease.renewed(lambda: connection.execute("SELECT 1", timeout=lease.LEASE / 6)):
                     yield
