@@ -67,6 +67,8 @@ class Home:
         self.replicas: int = replicas or remembered.get("replicas") or 1
         self.external: dict[str, str] = remembered.get("external", {}) | dict(external or {})
         self.values: dict[str, Any] = dict(values or remembered.get("values") or {})
+        self.code: str | None = remembered.get("code")
+        """The version of the services' code that was started last."""
         self.replicated = bool(self.remembered_replicated if replicated is None else replicated)
 
     def processes_of(self, service: str) -> list[str]:
@@ -124,7 +126,7 @@ class Home:
         """Writes the settings, and makes the folder if it is not there."""
         self.path.mkdir(parents=True, exist_ok=True)
         settings = {"base_port": self.base_port, "replicas": self.replicas}
-        settings |= {"external": self.external, "values": self.values, "replicated": self.replicated}
+        settings |= {"external": self.external, "values": self.values, "replicated": self.replicated, "code": self.code}
         write_secret(self._settings, json.dumps(settings))
         self.remembered_port, self.remembered_replicated = self.base_port, self.replicated
         _ = self.passwords  # they are made here, before several threads ask for them

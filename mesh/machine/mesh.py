@@ -33,6 +33,7 @@ from mesh.machine import chart, envoy, identity
 from mesh.machine.home import DEFAULT_HOME, SERVICES, STORE_OF, Home
 from mesh.machine.processes import MeshError, Processes, holder_of, package_file
 from mesh.machine.stores import Store, Stores
+from services.chassis.version import version
 
 if TYPE_CHECKING:
     import grpc
@@ -248,10 +249,17 @@ class Mesh:
             running = [c.name for c in wanted if self.processes.find(c.name)]
             self._refuse_taken_ports([c for c in wanted if c.name not in running])
             try:
+                if self.home.code not in (None, version()) and any(c.name not in self.stores.names for c in wanted):
+                    report("services", "another version ran here last: stores and consumers are brought up to date")
+                    self._start_all([c for c in self.components.values() if c.name in self.stores.names], lock, report)
+                    self.migrate()
                 self._start_all(wanted, lock, report)
             except BaseException:
                 self._stop_all([c.name for c in wanted if c.name not in running], report)
                 raise
+            if only is None:
+                self.home.code = version()
+                self.home.save()
 
     def migrate(self) -> None:
         """Brings every service's store and durable consumer up to date, as a release's migration jobs do before any of

@@ -1,6 +1,7 @@
 """The commands of `./dev`, as people run them."""
 
 import asyncio
+import json
 import os
 import sys
 import urllib.request
@@ -10,6 +11,7 @@ import pytest
 
 from mesh import ROOT
 from mesh.machine.home import SERVICES
+from services.chassis.version import version
 
 from .conftest import World
 
@@ -67,3 +69,11 @@ async def test_every_service_offers_its_metrics_to_prometheus(world: World, serv
     body = await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=5).read().decode())
     for metric in ("rpc_seconds_count", "events_handled_total", "events_dead_total", "outbox_seconds"):
         assert f"# HELP {metric.removesuffix('_count')}" in body
+
+
+async def test_up_brings_stores_and_consumers_up_to_date_after_another_version_ran(world: World) -> None:
+    settings = world.mesh.home.path / "mesh.json"
+    settings.write_text(json.dumps(json.loads(settings.read_text()) | {"code": "another"}))
+    assert "another version ran here last" in await mesh_command(world, "up")
+    assert json.loads(settings.read_text())["code"] == version()
+    assert "another version ran here last" not in await mesh_command(world, "up")
