@@ -2,9 +2,10 @@
 
 import asyncio
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
 import pytest
@@ -53,11 +54,17 @@ async def _play(mesh: Mesh, case: Case, seed: int) -> None:
         await world.quiet(60)
 
 
-@pytest.mark.parametrize("name", REFUSALS)
+def but_first_slow(names: Iterable[str]) -> list[Any]:
+    """One of each kind runs every time, the others when they are asked for."""
+    first, *others = names
+    return [first, *(pytest.param(name, marks=pytest.mark.slow) for name in others)]
+
+
+@pytest.mark.parametrize("name", but_first_slow(REFUSALS))
 async def test_bookings_go_on_when_the_store_takes_writes_again(single: Mesh, name: str) -> None:
     await _play(single, REFUSALS[name], list(REFUSALS).index(name))
 
 
-@pytest.mark.parametrize("name", FAILOVERS)
+@pytest.mark.parametrize("name", but_first_slow(FAILOVERS))
 async def test_bookings_go_on_when_another_server_has_taken_over(replicated: Mesh, name: str) -> None:
     await _play(replicated, FAILOVERS[name], list(FAILOVERS).index(name))
