@@ -2,14 +2,15 @@
 
 from pathlib import Path
 
-from services.chassis import clock
+from services.chassis import clock, retention
 from services.chassis.events import Consumer, Relay
+from services.chassis.events.erasure import Eraser
 from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
 
 from .adapters import events, grpc, metrics
-from .adapters.postgres import PostgresBooks
+from .adapters.postgres import PostgresBooks, rules
 from .application import Approval
 
 
@@ -21,6 +22,7 @@ async def approval() -> None:
     relay = Relay(database, service.bus.publish)
     use_cases = Approval(PostgresBooks(database, relay.wake), clock.now)
     grpc.register(service.server, use_cases)
+    kept = retention.Retention(settings, clock.now)
     await service.run(
         open_store=lambda: database.open(Path(__file__).parent / "migrations"),
         store=database,
@@ -29,9 +31,11 @@ async def approval() -> None:
         consumer=Consumer(
             service.bus,
             service.name,
-            events.subscriptions(use_cases),
+            kept.applied_to(events.subscriptions(use_cases), events.term),
             database,
         ),
+        background=[lambda: retention.keep(service.name, rules(database, kept))],
+        eraser=Eraser(use_cases.erase),
         probes=[metrics.outlook(database, clock.now)],
     )
 

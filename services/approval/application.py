@@ -39,6 +39,12 @@ class UnitOfWork(Protocol):
     async def save(self, ledger: Ledger) -> None:
         """Writes what the ledger's events tell of, and the events."""
 
+    async def decisions_of(self, customer_id: str) -> Sequence[Decision]:
+        """All that was decided for the customer; it stays so until the end."""
+
+    async def forget(self, decisions: Sequence[Decision]) -> None:
+        """Deletes them, and the bookings that hold a place by them."""
+
     async def put_hospital(self, hospital: Hospital) -> bool:
         """Writes the hospital; returns whether that changed anything."""
 
@@ -93,6 +99,16 @@ class Approval:
             for reservation_id in reservation_ids:
                 ledger.release(reservation_id, self._clock())
             await work.save(ledger)
+
+    @repeated_after_lost_race
+    async def erase(self, customer_id: str) -> int | None:
+        """Deletes a customer's decisions; returns how many, or None while one of them still holds a place."""
+        async with self._books.unit_of_work() as work:
+            decisions = await work.decisions_of(customer_id)
+            if any(decision.holds_a_place(self._clock()) for decision in decisions):
+                return None
+            await work.forget(decisions)
+        return len(decisions)
 
     async def put_hospital(self, hospital: Hospital) -> tuple[Hospital, bool]:
         """Creates or changes a hospital; returns it as it is now, and whether that changed anything."""

@@ -1,5 +1,6 @@
 """The rules of approval, as the specification tells them. No framework, no store, no clock of its own."""
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -8,6 +9,8 @@ from typing import NewType
 from zoneinfo import ZoneInfo
 
 DEFAULT_TIME_ZONE = "Asia/Seoul"
+# Refused requests of one customer that are kept at a time. Each is a row in three services and two events.
+MOST_REFUSALS = 50
 
 ReservationId = NewType("ReservationId", str)
 """A UUID in its canonical form, text in lower case: the same in every store, event and answer."""
@@ -20,6 +23,7 @@ class ApprovalError(Exception):
     |- UnknownHospital
     |- DatePassed
     |- RequestIdReused
+    |- TooManyRefusals
     |- UnknownTimeZone
     |- DateRange
     |- CapacityBelowApproved
@@ -37,6 +41,10 @@ class DatePassed(ApprovalError):
 
 class RequestIdReused(ApprovalError):
     """The same reservation id was decided before with other content."""
+
+
+class TooManyRefusals(ApprovalError):
+    """The answer would be no, and as many refusals of the customer's are kept as may be: this one is not recorded."""
 
 
 class UnknownTimeZone(ApprovalError):
@@ -140,6 +148,10 @@ class Decision:
         return (a.customer_id, a.hospital_id, a.date, a.vaccine_code) == (
             request.customer_id, request.hospital_id, request.date, request.vaccine_code)  # fmt: skip
 
+    def holds_a_place(self, now: datetime) -> bool:
+        """Whether it was granted, was not released, and its day has not passed."""
+        return self.denial is None and self.released_at is None and not self.appointment.has_passed(now)
+
 
 @dataclass(frozen=True, slots=True)
 class Granted:
@@ -178,12 +190,13 @@ class Ledger:
     days: dict[tuple[str, date], Day] = field(default_factory=dict)
     decisions: dict[ReservationId, Decision] = field(default_factory=dict)
     active: dict[str, Appointment] = field(default_factory=dict)
+    refusals: Counter[str] = field(default_factory=Counter)  # refused requests that are kept, by customer
     events: list[Event] = field(default_factory=list)
 
     def decide(self, request: Request, now: datetime) -> Decision:
         """Claims a place, or finds why it cannot; a request decided before gets that decision.
 
-        Raises RequestIdReused, UnknownHospital or DatePassed: then nothing is decided.
+        Raises RequestIdReused, UnknownHospital, DatePassed or TooManyRefusals: then nothing is decided.
         """
         if decided := self.decisions.get(request.reservation_id):
             if not decided.is_about(request):
@@ -203,6 +216,12 @@ class Ledger:
             self.active[request.customer_id] = appointment
             self.events.append(Granted(appointment))
         else:
+            if self.refusals[request.customer_id] >= MOST_REFUSALS:
+                raise TooManyRefusals(
+                    f"the answer is no, {decision.denial.name}; it is not recorded, since {MOST_REFUSALS} refused "
+                    "requests of yours are kept already; choose a day that has places left"
+                )
+            self.refusals[request.customer_id] += 1
             self.events.append(Denied(appointment, decision.denial))
         self.decisions[request.reservation_id] = decision
         return decision

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import pymongo
 from motor.motor_asyncio import (
     AsyncIOMotorClient,
     AsyncIOMotorClientSession,
@@ -40,6 +41,7 @@ COMMIT_TRIES = 3
 EPOCH = datetime.fromtimestamp(0, UTC)
 CHECK_WITHIN = 2.0  # seconds for the primary to answer
 LOCK_WITHIN = 10.0  # seconds to wait for what another replica does exclusively, before the caller is told to come back
+INDEX_WITHIN = 3600.0  # seconds; others read and write meanwhile
 LOCK_POLL = 0.2  # seconds between looks at that lock
 # What says "not here, not now": the same command may succeed on another server or later, so the item that it is about
 # is never to blame. By the server's names for its codes, see error_codes.yml in its source.
@@ -128,8 +130,9 @@ class Mongo:
             elif existing[name] != validator:
                 # collMod waits for every transaction, and everybody else waits behind it: not without need.
                 await self.database.command("collMod", name, validator=validator)
-        for name, keys, options in schema.indexes:
-            await self.database[name].create_index(keys, **options)
+        with pymongo.timeout(INDEX_WITHIN):
+            for name, keys, options in schema.indexes:
+                await self.database[name].create_index(keys, **options)
 
     async def check(self) -> None:
         """Raises StoreUnavailable unless a primary answers within CHECK_WITHIN."""

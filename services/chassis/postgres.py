@@ -37,7 +37,12 @@ _AWAY = (
     asyncpg.InvalidCatalogNameError,  # the database is not there yet
 )
 # What another transaction did, and not the server.
-_LOST_RACE = (asyncpg.DeadlockDetectedError, asyncpg.SerializationError, asyncpg.LockNotAvailableError)
+_LOST_RACE = (
+    asyncpg.DeadlockDetectedError,
+    asyncpg.SerializationError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.InvalidCachedStatementError,  # it has migrated a table that this session read before
+)
 
 ACQUIRE_WITHIN = 5.0  # seconds for a connection of the pool to be free, or made
 CONNECT_WITHIN = 4.0  # seconds for all hosts of the URL together; a host that is off does not even refuse
@@ -45,6 +50,7 @@ CHECK_WITHIN = 2.0  # seconds for the server to say whether it takes writes
 CLOSE_WITHIN = 5.0  # seconds for connections in use to be given back
 IDLE_IN_TRANSACTION = 15.0  # seconds; the relay's transaction waits for the stream, twice 5 s and twice 1 s at most
 LOCK_WITHIN = 10.0  # seconds to wait for what another replica does exclusively, before the caller is told to come back
+LOCK_POLL = 0.2  # seconds between tries of that lock
 EXCLUSIVE = int.from_bytes(b"migrate", "big") % 2**62  # the key of the advisory lock
 
 OUTBOX = """
@@ -100,6 +106,7 @@ class Database:
         self._urls = _url_per_host(url)  # the host that took writes last comes first
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._probe: asyncpg.Connection[asyncpg.Record] | None = None
+        self._checking = asyncio.Lock()
 
     async def open(self, migrations: Path) -> None:
         """Connects and brings the schema up to date; raises StoreUnavailable when the server is not there."""
@@ -133,8 +140,9 @@ class Database:
     async def connection(self) -> AsyncIterator[Connection]:
         """A connection without a transaction: for single statements. Raises StoreUnavailable.
 
-        A session in which the server turned out to be away is thrown away, and so are the idle ones beside it, which
-        are on the same server: a session that was read-only once stays so after the server takes writes again.
+        A session in which the server turned out to be away is thrown away. When it was the server that said so, all
+        others to it are thrown away too once they are idle: a session that was read-only once stays so after the
+        server takes writes again.
         """
         with _boundary():
             if self._pool is None:
@@ -145,7 +153,8 @@ class Database:
                 except Exception as error:
                     if _is_away(error):
                         connection.terminate()
-                        await self._pool.expire_connections()
+                        if not isinstance(error, TimeoutError):  # a slow statement says nothing of the other sessions
+                            await self._pool.expire_connections()
                     raise
 
     @asynccontextmanager
@@ -160,7 +169,7 @@ class Database:
         It is asked on a connection of its own, so that a pool in which all are busy is not taken for an absent server.
         """
         with _boundary():
-            async with asyncio.timeout(CHECK_WITHIN):
+            async with self._checking, asyncio.timeout(CHECK_WITHIN):
                 if self._probe is None or self._probe.is_closed():
                     self._probe = await self._connect()
                 try:
@@ -191,7 +200,11 @@ class Database:
         with _boundary():
             connection = await self._connect(server_settings=settings)
             try:
-                await connection.execute("SELECT pg_advisory_lock($1)", EXCLUSIVE, timeout=LOCK_WITHIN)
+                async with asyncio.timeout(LOCK_WITHIN):
+                    # Asked again and again: a statement that waits has a snapshot, and an index that the lock's holder
+                    # makes with CREATE INDEX CONCURRENTLY waits for the end of every snapshot.
+                    while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", EXCLUSIVE):  # noqa: ASYNC110
+                        await asyncio.sleep(LOCK_POLL)
                 async with lease.renewed(lambda: connection.execute("SELECT 1", timeout=lease.LEASE / 6)):
                     yield
             finally:
@@ -205,6 +218,8 @@ class Database:
         problem: Exception = OSError("no host")
         within, read_write = CONNECT_WITHIN / len(self._urls), SessionAttribute.read_write
         for url in list(self._urls):
+            # Last from now on, unless it answers: also if the caller has no time left for the next host.
+            self._urls.sort(key=lambda other: other == url)
             try:
                 connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
                     url, timeout=within, target_session_attrs=read_write, **options
@@ -231,6 +246,11 @@ class Database:
             await transaction.end(commit=True)
         if transaction.has_events:
             wake()
+
+    async def delete(self, sql: str, *arguments: object) -> int:
+        """Runs a single statement that deletes; returns how many rows."""
+        async with self.connection() as connection:
+            return int((await connection.execute(sql, *arguments)).split()[-1])
 
     async def backlog(self) -> tuple[int, float]:
         """See OutboxStore."""
@@ -349,7 +369,12 @@ async def _nothing_to_reset(_: object) -> None:
 
 
 async def _migrate(connection: Connection, folder: Path) -> None:
-    """Runs each of the folder's .sql files once, in order, forward only."""
+    """Runs each of the folder's .sql files once, in order, forward only.
+
+    A file is one transaction, but for those whose name ends with `concurrently`: CREATE INDEX CONCURRENTLY, which lets
+    others write meanwhile, cannot be in one. Such a file's statements run one by one, and all of them again after a
+    process that died among them.
+    """
     await connection.execute(
         "CREATE TABLE IF NOT EXISTS migrations (name text PRIMARY KEY, at timestamptz NOT NULL DEFAULT now())"
     )
@@ -357,7 +382,13 @@ async def _migrate(connection: Connection, folder: Path) -> None:
     done = {row["name"] for row in await connection.fetch("SELECT name FROM migrations")}
     files = sorted(folder.glob("*.sql"))  # noqa: ASYNC240 - at start, before anything is served
     for name, sql in [("outbox-refused", OUTBOX_REFUSED), *((file.name, file.read_text()) for file in files)]:
-        if name not in done:
+        if name in done:
+            continue
+        if name.endswith("concurrently.sql"):
+            for statement in sql.split(";")[:-1]:
+                await connection.execute(statement, timeout=3600)
+            await connection.execute("INSERT INTO migrations (name) VALUES ($1)", name)
+        else:
             async with connection.transaction():
                 await connection.execute(sql, timeout=3600)
                 await connection.execute("INSERT INTO migrations (name) VALUES ($1)", name)

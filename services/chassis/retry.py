@@ -1,5 +1,6 @@
 """When to try again, as values."""
 
+import asyncio
 from dataclasses import dataclass
 
 
@@ -13,3 +14,13 @@ class Backoff:
     def pause(self, tries: int) -> float:
         """The pause after so many tries in vain, one at least."""
         return min(self.first * 2.0 ** min(tries - 1, 30), self.longest)
+
+
+async def later(stopping: asyncio.Event, seconds: float) -> bool:
+    """Waits; returns at once, and True, when everything is to stop."""
+    try:
+        async with asyncio.timeout(seconds):
+            await stopping.wait()
+    except TimeoutError:
+        return False
+    return True

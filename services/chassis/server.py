@@ -23,6 +23,7 @@ from . import gauges, telemetry, tracing
 from .edge import Edge
 from .errors import Errors, StoreUnavailable
 from .events import Bus, Consumer, PublishFailed, Relay, operations
+from .events.erasure import Eraser
 from .lifecycle import draining
 from .retry import Backoff
 from .settings import Settings
@@ -83,6 +84,7 @@ class Service:
         store: Store,
         close_store: Callable[[], Awaitable[None]],
         consumer: Consumer,
+        eraser: Eraser,
         relay: Relay | None = None,
         background: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
         probes: Iterable[gauges.Probe] = (),
@@ -101,7 +103,7 @@ class Service:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        operations.register(self.server, self.name, consumer, relay.store if relay else None)
+        operations.register(self.server, self.name, consumer, relay.store if relay else None, eraser)
         _reflect(self.server)
         await self._health.set(self.name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
@@ -233,13 +235,14 @@ async def _changed_and_works(name: str, folder: str, known: Mapping[str, bytes])
         return False
     env = os.environ | {"METRICS_LISTEN": "127.0.0.1:0"}
     command = [sys.executable, "-m", f"services.{name}", "migrate"]
-    trying = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.DEVNULL)
+    trying: asyncio.subprocess.Process | None = None
     try:
+        trying = await asyncio.create_subprocess_exec(*command, env=env, stdout=subprocess.DEVNULL)
         works = await asyncio.wait_for(trying.wait(), SECRETS_WITHIN) == 0
-    except TimeoutError:
+    except (OSError, TimeoutError):
         works = False
     finally:
-        if trying.returncode is None:
+        if trying is not None and trying.returncode is None:
             trying.kill()
     if not works:
         log.error("a secret has changed, and the service cannot start with it: this replica goes on with the old one")
@@ -248,7 +251,7 @@ async def _changed_and_works(name: str, folder: str, known: Mapping[str, bytes])
 
 def _secrets(folder: str) -> Mapping[str, bytes]:
     try:
-        return {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()}
+        return {file.name: file.read_bytes() for file in Path(folder).iterdir() if file.is_file()} if folder else {}
     except OSError:
         return {}
 

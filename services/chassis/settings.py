@@ -6,10 +6,13 @@ import sys
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, Json, SecretStr, ValidationError, field_validator
+from pydantic import Field, Json, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+]|[^][:\s]+)(:[0-9]{1,5})?")  # with a port or without
+Days = Annotated[int, Field(ge=0, le=36500)]  # 0: for ever
+# How far ahead things usually are decided, in days. Events about what is further ahead are kept for longer.
+HORIZON = 366
 Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
 
 
@@ -50,6 +53,22 @@ class Settings(BaseSettings):
     shutdown_seconds: float = 25.0
     """Bound of the whole drain; less than the pod's terminationGracePeriodSeconds."""
 
+    retention_refused_days: Days = 30
+    """Days from the decision for which what was refused is kept. 0: for ever."""
+    retention_passed_days: Days = 366
+    """Days from the day that it is for, for which anything is kept. 0: for ever."""
+    retention_stream_days: Days = 800
+    """Days for which events are kept in the stream. 0: for ever. Longer than anything is kept whose events they are,
+    from the decision HORIZON days before its day on: a view that is rebuilt is made of them."""
+
+    @model_validator(mode="after")
+    def _events_outlive_what_they_tell_of(self) -> Self:
+        kept = HORIZON + self.retention_passed_days
+        if self.retention_stream_days and (not self.retention_passed_days or self.retention_stream_days <= kept):
+            least = f"more than {HORIZON} + RETENTION_PASSED_DAYS = {kept}" if self.retention_passed_days else "0"
+            raise ValueError(f"RETENTION_STREAM_DAYS should be {least}, since a view is rebuilt from the stream")
+        return self
+
     @field_validator("database_url")
     @classmethod
     def _is_a_url(cls, value: SecretStr) -> SecretStr:
@@ -70,6 +89,7 @@ class Settings(BaseSettings):
             return cls(_secrets_dir=os.environ.get("SECRETS_DIR") or None)  # type: ignore[call-arg]
         except ValidationError as error:
             for problem in error.errors(include_input=False, include_url=False):
-                name = str(problem["loc"][0])
-                print(f"setting {name.upper()} (or the file {name} in SECRETS_DIR): {problem['msg']}", file=sys.stderr)  # noqa: T201
+                name = str(problem["loc"][0]) if problem["loc"] else ""  # none: it is about several settings
+                where = f"setting {name.upper()} (or the file {name} in SECRETS_DIR)" if name else "settings"
+                print(f"{where}: {problem['msg']}", file=sys.stderr)  # noqa: T201
             raise SystemExit(2) from None

@@ -6,20 +6,23 @@
 """
 
 from collections.abc import Sequence
-from datetime import UTC
+from datetime import UTC, date, datetime
 from typing import Any
 
 from google.protobuf.message import Message
 
 from services.chassis.convert import calendar_day, canonical_id
-from services.chassis.events import Event, Subscription
+from services.chassis.events import Bus, Event, Subscription
+from services.chassis.events.purge import Purge
 from services.chassis.postgres import Database
+from services.chassis.retention import Retention, Rule, Term
 from vaccination.approval.v1 import approval_events_pb2 as approval
 from vaccination.reservation.v1 import reservation_events_pb2 as reservation
 from vaccination.reservation.v1 import reservation_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2 as vaccinemgmt
 
 Status = reservation_pb2.ReservationStatus
+REJECTED = Status.RESERVATION_STATUS_REJECTED
 STATUS: dict[type[Message], int] = {
     approval.ApprovalGranted: Status.RESERVATION_STATUS_APPROVED,
     approval.ApprovalDenied: Status.RESERVATION_STATUS_REJECTED,
@@ -60,7 +63,18 @@ ON CONFLICT (reservation_id) DO UPDATE SET
              my_reservations.expiry_date, my_reservations.quantity),
             (excluded.dose_version, excluded.vaccine_code, excluded.manufacturer, excluded.lot_number,
              excluded.production_date, excluded.expiry_date, excluded.quantity)
-         ) AS d (v) ORDER BY d.v DESC LIMIT 1)"""
+         ) AS d (v) ORDER BY d.v DESC LIMIT 1)
+WHERE my_reservations.decide_time = excluded.decide_time"""
+
+# A refused request that comes again when its retention is over is decided anew: nothing of the first time counts.
+FORGET = """
+WITH gone AS (
+    DELETE FROM {schema}.my_reservations r
+    USING unnest($1::uuid[], $2::timestamptz[]) AS e (reservation_id, decide_time)
+    WHERE r.reservation_id = e.reservation_id AND r.decide_time < e.decide_time
+    RETURNING r.reservation_id
+)
+DELETE FROM {schema}.timeline t USING gone WHERE t.reservation_id = gone.reservation_id"""
 
 REMEMBER = """
 INSERT INTO {schema}.timeline (reservation_id, event, version, time)
@@ -79,24 +93,74 @@ class View:
 
     def __init__(self, database: Database, schema: str = "public") -> None:
         self._database, self._beside = database, schema != "public"
-        self._project, self._remember = (sql.format(schema=schema) for sql in (PROJECT, REMEMBER))
+        self._forget, self._project, self._remember = (s.format(schema=schema) for s in (FORGET, PROJECT, REMEMBER))
 
-    def subscriptions(self) -> list[Subscription[Any]]:
+    def subscriptions(self, retention: Retention) -> list[Subscription[Any]]:
         """The projector for each event that mypage follows."""
-        return [Subscription(event, entry, self.project) for event in STATUS]
+        return retention.applied_to([Subscription(event, entry, self.project) for event in STATUS], term)
 
     async def project(self, entries: Sequence["Entry"]) -> None:
         """Brings the rows up to date with these events, in one transaction."""
         rows, times = (zip(*of_table, strict=True) for of_table in zip(*entries, strict=True))
         async with self._database.transaction() as connection:
+            await connection.execute(self._forget, [row[0] for row, _ in entries], [row[7] for row, _ in entries])
             await connection.execute(self._project, *map(list, rows))
             await connection.execute(self._remember, *map(list, times))
             if not self._beside:
                 await connection.execute(TELL, sorted({row[1] for row, _ in entries}))
 
 
+FORGET_OVER = """
+WITH gone AS (
+    DELETE FROM my_reservations WHERE reservation_id = ANY (ARRAY(
+        SELECT reservation_id FROM my_reservations WHERE {over} LIMIT $2 FOR UPDATE SKIP LOCKED))
+    RETURNING reservation_id
+), times AS (
+    DELETE FROM timeline t USING gone WHERE t.reservation_id = gone.reservation_id
+)
+SELECT count(*) FROM gone"""
+FORGET_PASSED = FORGET_OVER.format(over="date < $1")
+FORGET_REFUSED = FORGET_OVER.format(over="rejection_reason > 0 AND decide_time < $1")
+
+
+def rules(database: Database, retention: Retention) -> list[Rule]:
+    """What mypage keeps no longer. Watchers are not told: a page shows what is gone until it is loaded anew."""
+
+    async def delete(sql: str, over: date | datetime, limit: int) -> int:
+        async with database.connection() as connection:
+            deleted: int = await connection.fetchval(sql, over, limit)
+        return deleted
+
+    return [
+        Rule("passed reservations", lambda limit: delete(FORGET_PASSED, retention.passed_before, limit)),
+        Rule("refused reservations", lambda limit: delete(FORGET_REFUSED, retention.refused_before, limit)),
+    ]
+
+
+FAR_AHEAD = """
+SELECT min(decide_time) FROM my_reservations
+WHERE date - (decide_time AT TIME ZONE 'UTC')::date > 366 AND decide_time < $1"""
+
+
+def purge(database: Database, bus: Bus, retention: Retention) -> Purge:
+    """What the stream keeps no longer. MyPage is the one that purges, since its view is made of the stream."""
+
+    async def needed_since(before: datetime) -> datetime | None:
+        async with database.connection() as connection:
+            decided: datetime | None = await connection.fetchval(FAR_AHEAD, before)
+        return decided
+
+    return Purge(bus, retention, [event for event in STATUS if STATUS[event] == REJECTED], needed_since)
+
+
 Row = tuple[Any, ...]
 Entry = tuple[Row, Row]
+
+
+def term(event: Event) -> Term:
+    """What decides how long the reservation is kept that an event is about."""
+    appointment, refused = event.message.appointment, STATUS[type(event.message)] == REJECTED
+    return Term(appointment.decide_time.ToDatetime(UTC), calendar_day("date", appointment.date), refused)
 
 
 def entry(event: Event) -> Entry:

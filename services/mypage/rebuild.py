@@ -1,6 +1,7 @@
 """The view built anew beside the one that is read, and then put in its place."""
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from services.chassis.errors import Stopping
 from services.chassis.events import Bus, Consumer
 from services.chassis.lifecycle import draining
 from services.chassis.postgres import Connection, Database
+from services.chassis.retention import Retention
 from services.chassis.telemetry import log
 from vaccination.mypage.v1 import view_service_pb2 as pb
 from vaccination.mypage.v1 import view_service_pb2_grpc
@@ -43,11 +45,19 @@ SELECT replace(pg_get_indexdef(indexrelid), ' ON public.', ' ON next.')
 FROM pg_index i
 WHERE indrelid = $1::text::regclass AND NOT EXISTS (SELECT FROM pg_constraint WHERE conindid = i.indexrelid)"""
 
-MIGRATIONS = "SELECT count(*) FROM public.migrations"
+# An index that is made outside a transaction is there some time before its migration counts as done.
+MIGRATIONS = """
+SELECT (SELECT count(*) FROM public.migrations)
+     + (SELECT count(*) FROM pg_index
+        WHERE indrelid IN ('public.my_reservations'::regclass, 'public.timeline'::regclass))"""
 
 
 class RebuildRunning(Exception):
     """Another rebuild is at work."""
+
+
+class NewerEvents(Exception):
+    """This version does not know all the events that the present view is made of: it would leave some out."""
 
 
 class _Migrated(Exception):
@@ -61,17 +71,36 @@ class Progress:
     to_go: int | None = None
 
 
+@asynccontextmanager
+async def alone(database: Database) -> AsyncIterator[Connection]:
+    """The session that holds the lock of the one rebuild; raises RebuildRunning."""
+    async with database.connection() as session:
+        try:
+            if not await session.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
+                raise RebuildRunning("a rebuild is running: wait for it")
+            yield session
+        finally:
+            try:
+                await session.execute("SELECT pg_advisory_unlock_all()")
+            except BaseException:
+                session.terminate()  # from the pool it would go on keeping the lock from everybody
+                raise
+
+
 class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
     """For operators."""
 
-    def __init__(self, database: Database, bus: Bus, live: Consumer) -> None:
-        self._database, self._bus, self._live = database, bus, live
+    def __init__(self, database: Database, bus: Bus, live: Consumer, retention: Retention) -> None:
+        self._database, self._bus, self._live, self._retention = database, bus, live, retention
 
     @allow("operator")
     async def RebuildView(
         self, request: pb.RebuildViewRequest, context: ServicerContext[Any, Any]
     ) -> AsyncIterator[pb.RebuildViewResponse]:
         since, progress = request.since.ToDatetime(UTC) if request.HasField("since") else None, Progress()
+        unknown = await self._live.foreign()
+        if unknown and not request.without_newer_events:
+            raise NewerEvents(f"a newer version has handled {', '.join(sorted(unknown))}, which this one does not know")
         # A task of its own is cancelled once. This call may be cancelled several times, also while it cleans up.
         work = asyncio.create_task(self._rebuild(since, progress))
         ending = asyncio.create_task(draining.wait())
@@ -91,7 +120,7 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
 
     async def _rebuild(self, since: datetime | None, progress: Progress) -> None:
         """Rebuilds, alone in all replicas, and leaves nothing behind, however it ends; raises RebuildRunning."""
-        async with self._alone() as session:
+        async with alone(self._database) as session:
             await self._clear()  # what a process left that died in the middle
             try:
                 while not await self._build(since, progress, session):
@@ -100,21 +129,6 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
             finally:
                 if not session.is_closed():  # else the lock is lost too, and what is there may be another rebuild's
                     await self._clear()
-
-    @asynccontextmanager
-    async def _alone(self) -> AsyncIterator[Connection]:
-        """The session that holds the lock of the one rebuild; raises RebuildRunning."""
-        async with self._database.connection() as session:
-            try:
-                if not await session.fetchval("SELECT pg_try_advisory_lock($1)", LOCK):
-                    raise RebuildRunning("another rebuild is running: wait for it")
-                yield session
-            finally:
-                try:
-                    await session.execute("SELECT pg_advisory_unlock_all()")
-                except BaseException:
-                    session.terminate()  # from the pool it would go on keeping the lock from everybody
-                    raise
 
     async def _build(self, since: datetime | None, progress: Progress, session: Connection) -> bool:
         """Until the switch has committed everything is as it was; after it the new view lacks nothing.
@@ -125,14 +139,14 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
             since = min(since, await self._unhandled_since())
         migrations = await self._prepare(copy=since is not None)
         view = View(self._database, "next")
-        consumer = Consumer(self._bus, CONSUMER, view.subscriptions(), self._database, set_aside=False)
+        consumer = Consumer(self._bus, CONSUMER, view.subscriptions(self._retention), self._database, set_aside=False)
         await consumer.ensure(since)
         running = asyncio.create_task(consumer.run())
         try:
             switched = False
             while not switched:
                 target = await consumer.last_sequence()
-                while to_go := await _to_go(consumer, target):
+                while to_go := await consumer.to_go(target):
                     progress.to_go = to_go
                     await session.execute("SELECT 1")  # raises when the session is lost, and the lock with it
                     await asyncio.sleep(REPORT_EVERY)
@@ -146,9 +160,14 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
         return True
 
     async def _unhandled_since(self) -> datetime:
-        """When the stream took the first event that the present view may not have yet. Every event before it is in."""
+        """When the stream took the first event that the present view may not have yet. Every event before it is in.
+
+        What was set aside is acknowledged and not in. The floor is read first: an event that is set aside between the
+        two questions is behind it.
+        """
         floor = (await self._live.info()).ack_floor
-        first = await self._live.time_of((floor.stream_seq if floor else 0) + 1)
+        aside = await self._live.set_aside.first()
+        first = await self._live.time_of(min((floor.stream_seq if floor else 0) + 1, aside or sys.maxsize))
         return first or datetime.now(UTC)
 
     async def _prepare(self, copy: bool) -> int:
@@ -184,7 +203,7 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
             if await connection.fetchval(MIGRATIONS) != migrations:
                 raise _Migrated
             target, deadline = await consumer.last_sequence(), asyncio.get_running_loop().time() + SWITCH_WITHIN
-            while await _to_go(consumer, target):
+            while await consumer.to_go(target):
                 if asyncio.get_running_loop().time() > deadline:
                     return False
                 await asyncio.sleep(0.02)
@@ -201,17 +220,6 @@ class ViewServicer(view_service_pb2_grpc.ViewServiceServicer):
             await connection.execute("DROP SCHEMA IF EXISTS next CASCADE; DROP SCHEMA IF EXISTS old CASCADE")
 
 
-async def _to_go(consumer: Consumer, target: int) -> int:
-    """Events up to `target` that the consumer has not handled yet; 0 when it has them all."""
-    info = await consumer.info()
-    pending, in_flight = info.num_pending or 0, info.num_ack_pending or 0
-    delivered = info.delivered.stream_seq if info.delivered else 0
-    handled = info.ack_floor.stream_seq if info.ack_floor else 0
-    if (pending == 0 or delivered >= target) and (in_flight == 0 or handled >= target):
-        return 0
-    return max(1, pending + in_flight)
-
-
-def register(server: Server, database: Database, bus: Bus, live: Consumer) -> None:
+def register(server: Server, database: Database, bus: Bus, live: Consumer, retention: Retention) -> None:
     """Adds the view's service to a server. `live` is the present view's consumer."""
-    view_service_pb2_grpc.add_ViewServiceServicer_to_server(ViewServicer(database, bus, live), server)
+    view_service_pb2_grpc.add_ViewServiceServicer_to_server(ViewServicer(database, bus, live, retention), server)

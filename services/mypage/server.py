@@ -19,7 +19,7 @@ from vaccination.mypage.v1 import mypage_service_pb2_grpc
 
 from . import queries
 from .queries import Changes, TooManyScreens, Watch
-from .rebuild import RebuildRunning
+from .rebuild import NewerEvents, RebuildRunning
 
 Context = ServicerContext[Any, Any]
 
@@ -34,6 +34,7 @@ ERRORS = Errors(
         UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id"),
         TooManyScreens: Answer(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_SCREENS"),
         RebuildRunning: Answer(StatusCode.FAILED_PRECONDITION, "REBUILD_RUNNING"),
+        NewerEvents: Answer(StatusCode.FAILED_PRECONDITION, "NEWER_EVENTS"),
     },
 )
 

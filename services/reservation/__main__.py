@@ -5,8 +5,9 @@ from typing import Any
 
 import grpc.aio
 
-from services.chassis import clock
+from services.chassis import clock, retention
 from services.chassis.events import Consumer, Relay
+from services.chassis.events.erasure import Eraser
 from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
@@ -14,7 +15,7 @@ from services.chassis.settings import Settings
 from .adapters import events
 from .adapters import grpc as inbound
 from .adapters.approval import GrpcApproval
-from .adapters.postgres import PostgresReservations
+from .adapters.postgres import PostgresReservations, rules
 from .application import Followup, ReservationDesk
 
 
@@ -57,6 +58,7 @@ async def reservation() -> None:
     channel = grpc.aio.insecure_channel(settings.approval_target, options=settings.approval_options)
     desk = ReservationDesk(reservations, GrpcApproval(channel, settings.approval_timeout), clock.now)
     inbound.register(service.server, desk)
+    kept = retention.Retention(settings, clock.now)
     await service.run(
         open_store=lambda: database.open(Path(__file__).parent / "migrations"),
         store=database,
@@ -65,9 +67,11 @@ async def reservation() -> None:
         consumer=Consumer(
             service.bus,
             service.name,
-            events.subscriptions(Followup(reservations)),
+            kept.applied_to(events.subscriptions(Followup(reservations)), events.term),
             database,
         ),
+        eraser=Eraser(desk.erase),
+        background=[lambda: retention.keep(service.name, rules(database, kept))],
     )
 
 

@@ -29,7 +29,7 @@ class Approval(Protocol):
     async def decide(self, request: Request) -> tuple[Appointment, RejectionReason | None]:
         """The decision, the same one for every repeat.
 
-        Raises ApprovalBusy, RequestIdReused, UnknownHospital or DatePassed.
+        Raises ApprovalBusy, RequestIdReused, UnknownHospital, DatePassed or TooManyRefusals.
         """
 
 
@@ -37,10 +37,20 @@ class UnitOfWork(Protocol):
     """What one transaction sees and changes."""
 
     async def add(self, reservations: Sequence[Reservation]) -> None:
-        """Writes those that are not there yet, with their events; those that are there stay as they are."""
+        """Writes those that are not there yet, with their events; those that are there stay as they are.
+
+        Approval decides a refused request anew when the refusal's retention is over. It may do so before the refusal is
+        deleted here: what was decided later replaces what is there.
+        """
 
     async def held(self, ids: Sequence[ReservationId]) -> Sequence[Reservation]:
         """Those that are there; nobody else changes them until the end."""
+
+    async def held_of(self, customer_id: str) -> Sequence[Reservation]:
+        """The customer's; nobody else changes them until the end."""
+
+    async def forget(self, reservations: Sequence[Reservation]) -> None:
+        """Deletes them."""
 
     async def save(self, reservations: Sequence[Reservation]) -> None:
         """Writes those that have changed since they were held, with their events."""
@@ -94,6 +104,16 @@ class ReservationDesk:
             reservation.request_cancellation(self._clock())
             await work.save([reservation])
         return reservation
+
+    @repeated_after_lost_race
+    async def erase(self, customer_id: str) -> int | None:
+        """Deletes a customer's reservations; returns how many, or None while something may still become of one."""
+        async with self._reservations.unit_of_work() as work:
+            reservations = await work.held_of(customer_id)
+            if any(reservation.is_active(self._clock()) for reservation in reservations):
+                return None
+            await work.forget(reservations)
+        return len(reservations)
 
     async def get(self, customer_id: str, reservation_id: ReservationId) -> Reservation:
         """The customer's own; raises UnknownReservation for everybody else's too."""

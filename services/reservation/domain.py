@@ -23,6 +23,7 @@ class ReservationError(Exception):
     ReservationError
     |- ApprovalBusy
     |- RequestIdReused
+    |- TooManyRefusals
     |- UnknownHospital
     |- DatePassed
     |- UnknownReservation
@@ -42,6 +43,10 @@ class ApprovalBusy(ReservationError):
 
 class RequestIdReused(ReservationError):
     """The same request id came before with other content."""
+
+
+class TooManyRefusals(ReservationError):
+    """Approval's answer is no, and it keeps as many refusals of the customer's as may be: nothing is recorded."""
 
 
 class UnknownHospital(ReservationError):
@@ -178,6 +183,12 @@ class Reservation:
         """Whether it was made for a request with this content."""
         a = self.appointment
         return (a.hospital_id, a.date, a.vaccine_code) == (request.hospital_id, request.date, request.vaccine_code)
+
+    def is_active(self, now: datetime) -> bool:
+        """Whether something may still become of it."""
+        if self.status is Status.CANCEL_REQUESTED:
+            return True
+        return self.status not in (Status.REJECTED, Status.CANCELLED) and not self.appointment.has_passed(now)
 
     def request_cancellation(self, now: datetime) -> None:
         """The customer asks to cancel; a repeat changes nothing.

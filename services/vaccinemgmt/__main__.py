@@ -2,16 +2,17 @@
 
 import asyncio
 
-from services.chassis import clock
+from services.chassis import clock, retention
 from services.chassis.errors import StoreUnavailable
 from services.chassis.events import LOOK_EVERY, Consumer, Relay
+from services.chassis.events.erasure import Eraser
 from services.chassis.mongo import Mongo
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
 from services.chassis.telemetry import log
 
 from .adapters import events, grpc, metrics
-from .adapters.mongo import SCHEMA, MongoStock
+from .adapters.mongo import SCHEMA, MongoStock, rules
 from .application import Vaccines
 
 
@@ -40,6 +41,7 @@ async def vaccinemgmt() -> None:
     relay = Relay(mongo, service.bus.publish)
     vaccines = Vaccines(MongoStock(mongo, relay.wake), clock.now)
     grpc.register(service.server, vaccines)
+    kept = retention.Retention(settings, clock.now)
 
     async def close() -> None:
         mongo.close()
@@ -53,11 +55,15 @@ async def vaccinemgmt() -> None:
         consumer=Consumer(
             service.bus,
             service.name,
-            events.subscriptions(vaccines),
+            kept.applied_to(events.subscriptions(vaccines), events.term),
             mongo,
             single_active=True,
         ),
-        background=[lambda: serve_waiting(vaccines)],
+        eraser=Eraser(vaccines.erase),
+        background=[
+            lambda: serve_waiting(vaccines),
+            lambda: retention.keep(service.name, rules(mongo, kept)),
+        ],
         probes=[metrics.stock(mongo, clock.now)],
     )
 

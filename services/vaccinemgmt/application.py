@@ -1,6 +1,7 @@
 """Vaccine management's use cases, and the port to its store."""
 
 import asyncio
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime, timedelta
@@ -32,6 +33,12 @@ class UnitOfWork(Protocol):
 
     async def vaccinations(self, ids: Sequence[ReservationId]) -> dict[ReservationId, Vaccination]:
         """Those that are there."""
+
+    async def vaccinations_of(self, customer_id: str) -> Sequence[Vaccination]:
+        """The customer's."""
+
+    async def forget(self, vaccinations: Sequence[Vaccination]) -> None:
+        """Deletes them."""
 
     async def waiting(
         self,
@@ -151,6 +158,20 @@ class Vaccines:
                 await work.save([vaccination], list(lots.values()))
         self._freed.set()  # of the lot it had before
         return vaccination
+
+    @repeated_after_lost_race
+    async def erase(self, customer_id: str) -> int | None:
+        """Deletes a customer's vaccinations; returns how many, or None while something may still become of one.
+
+        A lot's used doses are those that vaccinations hold, so that one with a dose stays, under a name made by chance.
+        """
+        async with self._stock.unit_of_work() as work:
+            vaccinations = await work.vaccinations_of(customer_id)
+            if any(vaccination.is_active(self._clock()) for vaccination in vaccinations):
+                return None
+            await work.forget([v for v in vaccinations if v.dose is None])
+            await work.save([v.of_nobody(f"erased-{uuid.uuid4()}") for v in vaccinations if v.dose], [])
+        return len(vaccinations)
 
     async def vaccination(self, reservation_id: ReservationId, may: Callable[[str], None]) -> Vaccination:
         """The dose side of a reservation. `may` raises unless the caller may act for the hospital."""

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from enum import Enum
 from typing import NewType
@@ -240,6 +240,14 @@ class Vaccination:
     def place_in_queue(self) -> PlaceInQueue:
         """Where it stands among those who wait."""
         return self.appointment.decide_time, self.appointment.reservation_id
+
+    def is_active(self, now: datetime) -> bool:
+        """Whether something may still become of it."""
+        return self.status is not Status.CANCELLED and not self.appointment.has_passed(now)
+
+    def of_nobody(self, pseudonym: str) -> "Vaccination":
+        """The same with nobody's name, for the account of its lot's doses. Nobody is told."""
+        return replace(self, appointment=replace(self.appointment, customer_id=pseudonym))
 
     def wait(self, now: datetime) -> None:
         """Joins the waiting list, which customer and managers can see."""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import nats
+import pymongo
 import pytest
 
 from mesh import ROOT
@@ -216,3 +217,33 @@ async def test_a_view_rebuilt_since_a_time_keeps_what_was_before(world: World) -
     for customer in (early, late):
         [shown] = await customer.screen()
         assert (shown.status, len(shown.timeline)) == (Status.RESERVATION_STATUS_COMPLETED, 3)
+
+
+async def test_a_person_is_erased_everywhere_as_the_runbook_says_and_a_rebuild_brings_nothing_back(
+    world: World,
+) -> None:
+    hospital, day = await world.new_hospital(capacity=2, doses=2)
+    name, other = f"customer-{uuid.uuid4()}", world.customer()
+    person = world.client(name, ["customer"])
+    kept = await other.create(hospital, day)
+    booked = await person.create(hospital, day)
+    for who, reservation in ((other, kept), (person, booked)):
+        await who.reaches(reservation.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
+    with pytest.raises(AssertionError, match=r"PERSON_ACTIVE|FailedPrecondition"):
+        await typed(world, runbook("erase-a-person.md"), SUBJECT=name)
+    assert len(await person.screen()) == 1
+
+    await person.cancel(booked.reservation_id)
+    await person.reaches(booked.reservation_id, Status.RESERVATION_STATUS_CANCELLED)
+    await world.quiet()
+    assert '"rows": "1"' in await typed(world, runbook("erase-a-person.md"), SUBJECT=name)
+    await asyncio.to_thread(world.mesh.rebuild_mypage)
+    assert await person.screen() == []
+    assert len(await other.screen()) == 1
+    for service, table in (
+        ("approval", "decisions"), ("approval", "active_bookings"), ("reservation", "reservations"),
+        ("mypage", "my_reservations"),
+    ):  # fmt: skip
+        assert not await world.query(service, f"SELECT FROM {table} WHERE customer_id = $1", name)
+    with pymongo.MongoClient[Any](world.mesh.stores.mongo_url) as client:
+        assert client["vaccinemgmt"]["vaccinations"].count_documents({"customer_id": name}) == 0

@@ -45,7 +45,7 @@ APPROVE = approval_service_pb2.DESCRIPTOR.services_by_name["ApprovalService"].me
 ASKED: dict[str, Any] = {
     "GetStatus": {}, "ListDeadLetters": {}, "GetDeadLetter": {"sequence": 1}, "RedriveDeadLetters": {"sequence": 1},
     "DiscardDeadLetter": {"sequence": 1, "reason": "none"}, "PauseConsumer": {"until": "2020-01-01T00:00:00Z"},
-    "ResumeConsumer": {}, "RedriveAllDeadLetters": {},
+    "ResumeConsumer": {}, "RedriveAllDeadLetters": {}, "ErasePerson": {"subject": "nobody"},
 }  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,18 +25,32 @@ from mesh import ROOT
 from mesh.machine import Mesh
 from mesh.machine.home import PORTS, STORES
 from mesh.machine.processes import holder_of
+from services.chassis import clock
 from services.chassis.events import STREAM, Bus
 from services.chassis.mongo import Mongo
 from services.chassis.postgres import Database
+from services.chassis.retention import Retention
 from services.vaccinemgmt.adapters.mongo import SCHEMA
 from tests.e2e.conftest import eventually
 
-__all__ = ["MIGRATIONS", "OpenBus", "OpenDatabase", "OpenMongo", "Servers", "eventually", "within"]
+__all__ = ["FOR_EVER", "MIGRATIONS", "Days", "OpenBus", "OpenDatabase", "OpenMongo", "Servers", "eventually", "within"]
 
 MIGRATIONS = {service: ROOT / "services" / service / "migrations" for service in ("approval", "reservation", "mypage")}
 OpenDatabase = Callable[[str], Awaitable[Database]]
 OpenMongo = Callable[[], Awaitable[Mongo]]
 OpenBus = Callable[[str], Awaitable[Bus]]
+
+
+@dataclass(frozen=True)
+class Days:
+    """How long what is kept; for ever if nothing else is said."""
+
+    retention_refused_days: int = 0
+    retention_passed_days: int = 0
+    retention_stream_days: int = 0
+
+
+FOR_EVER = Retention(Days(), clock.now)
 
 
 class Servers:

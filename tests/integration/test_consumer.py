@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -99,11 +100,12 @@ class Store:
     """The service's store, as far as the consumer asks for it. It can be away."""
 
     def __init__(self) -> None:
-        self.away = False
+        self.away, self.asked = False, 0
         self._lock = asyncio.Lock()
 
     async def check(self) -> None:
         """Answers, or not."""
+        self.asked += 1
         if self.away:
             raise StoreUnavailable("away")
 
@@ -197,6 +199,8 @@ async def replica(open_bus: OpenBus) -> AsyncIterator[Replica]:
         *handlers: tuple[type[Message], Handler] | Subscription[Any], store: Store | None = None, **options: Any
     ) -> tuple[Consumer, asyncio.Task[None]]:
         subscriptions = [h if isinstance(h, Subscription) else Subscription(h[0], as_it_is, h[1]) for h in handlers]
+        # In one process all have the same code: a version here is what a replica has handlers for, unless it is named.
+        options.setdefault("version", "+".join(sorted(s.event.__name__ for s in subscriptions)))
         started = Consumer(await open_bus(NAME), NAME, subscriptions, store or Store(), **options)
         await started.ensure()
         task = asyncio.create_task(started.run())
@@ -783,7 +787,7 @@ async def test_a_value_that_this_version_cannot_read_waits_for_one_that_can(
     [letter] = await stream.parked(1)
     assert "ValueError: a code of the next version" in (letter.headers or {})["Dead-Letter-Reason"]
     await stream.done()
-    await replica((ApprovalGranted, new))
+    await replica((ApprovalGranted, new), version="next")
     await new.have(1)
     await stream.nothing_aside()
 
@@ -813,10 +817,67 @@ async def test_what_the_handler_does_not_understand_waits_for_a_version_that_doe
     await old.have(2)
     await stream.parked(1)
     tries = old.tries[1]
-    await replica((ApprovalGranted, new))
+    await replica((ApprovalGranted, new), version="next")
     await new.have(1)
     await stream.nothing_aside()
     assert old.tries[1] <= tries + 1
+
+
+async def test_replicas_of_one_version_do_not_park_each_others_letters_again_and_again(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    replicas = [Handled(), Handled()]
+    for one in replicas:
+        one.fails[1] = NotUnderstood("this time zone")
+        await replica((ApprovalGranted, one))
+    await stream.put(row(1))
+    await stream.parked(1)
+    for number in range(2, 40):  # long enough for many looks
+        await stream.put(row(number))
+        await within(5, partial(lambda n: n in replicas[0].numbers + replicas[1].numbers, number))
+    assert sum(one.tries[1] for one in replicas) <= 2
+    assert await stream.count("*.parked.>") == 1
+
+
+async def test_a_parked_event_is_taken_up_although_the_store_was_away_when_its_version_started(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    old, new, store = Handled(), Handled(), Store()
+    await replica((ApprovalGranted, old))
+    both = [Subscription(cls, as_it_is, new) for cls in (ApprovalGranted, CancellationRequested)]
+    await Consumer(bus, NAME, both, Store()).ensure()
+    await stream.put(row(1, CancellationRequested))
+    await stream.parked(1)
+    store.away = True
+    await replica(*both, store=store)
+    await within(5, lambda: store.asked > 3)
+    store.away = False
+    await new.have(1)
+
+
+async def test_while_a_consumer_is_paused_nothing_is_tried_again(
+    bus: Bus, stream: Stream, replica: Replica, quick: pytest.MonkeyPatch
+) -> None:
+    quick.setattr(redrive, "TRY_AGAIN", Backoff(0.5, 0.5))
+    handled = Handled()
+    handled.fails[1] = ValueError("not yet")
+    started, _ = await replica((ApprovalGranted, handled))
+    await stream.put(row(1))
+    await within(5, lambda: handled.tries[1] == 1)
+    await started.pause(datetime.now(UTC) + timedelta(minutes=5))
+    looks: list[bool] = []
+    paused = started._redrive._paused
+
+    async def look() -> bool:
+        looks.append(await paused())
+        return looks[-1]
+
+    started._redrive._paused = look
+    await within(10, lambda: looks.count(True) > 10)
+    assert handled.tries[1] <= 2
+    handled.fails.clear()
+    await started.pause(datetime.fromtimestamp(0, UTC))
+    await handled.have(1)
 
 
 async def test_an_event_published_before_the_first_new_replica_starts_is_not_skipped(

@@ -30,7 +30,7 @@ from vaccination.approval.v1.approval_events_pb2 import ApprovalGranted
 from vaccination.mypage.v1 import mypage_service_pb2, mypage_service_pb2_grpc, view_service_pb2_grpc
 from vaccination.mypage.v1.view_service_pb2 import RebuildPhase, RebuildViewRequest
 
-from .conftest import OpenBus, OpenDatabase, eventually
+from .conftest import FOR_EVER, OpenBus, OpenDatabase, eventually
 
 NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
 MINE = 150  # reservations of the one customer: more than fit into one message of a watch
@@ -72,12 +72,12 @@ def row(number: int) -> Outgoing:
 
 @asynccontextmanager
 async def replica(database: Database, bus: Bus) -> AsyncIterator[Replica]:
-    changes, live = Changes(database), Consumer(bus, "mypage", View(database).subscriptions(), database)
+    changes, live = Changes(database), Consumer(bus, "mypage", View(database).subscriptions(FOR_EVER), database)
     await live.ensure()
     work = [asyncio.create_task(live.run()), asyncio.create_task(changes.run())]
     grpc_server = grpc.aio.server(interceptors=[Edge(server.ERRORS, max_calls=100, max_streams=100)])
     server.register(grpc_server, database, changes)
-    rebuild.register(grpc_server, database, bus, live)
+    rebuild.register(grpc_server, database, bus, live, FOR_EVER)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:

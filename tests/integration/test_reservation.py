@@ -21,7 +21,7 @@ import pytest
 from services.approval.adapters import grpc as approval_grpc
 from services.approval.adapters.postgres import PostgresBooks
 from services.approval.application import Approval
-from services.approval.domain import Denial, Hospital
+from services.approval.domain import MOST_REFUSALS, Denial, Hospital
 from services.chassis.caller import CLAIMS_HEADER, internal
 from services.chassis.edge import Edge
 from services.chassis.errors import StoreUnavailable
@@ -42,6 +42,7 @@ from services.reservation.domain import (
     Reservation,
     ReservationId,
     Status,
+    TooManyRefusals,
     UnknownHospital,
     UnknownReservation,
 )
@@ -453,6 +454,15 @@ async def test_a_request_that_approval_refuses_to_decide_is_refused_in_its_words
         with pytest.raises(error, match=text):
             await town.create(refused)
     assert len(await town.shelf.statuses()) == 1
+
+
+async def test_a_refusal_that_approval_does_not_record_is_not_stored_and_not_taken_for_a_crowd(town: Town) -> None:
+    for _ in range(MOST_REFUSALS):
+        await town.create(wants(day=DAY + timedelta(9)))  # is not offered
+    with pytest.raises(TooManyRefusals, match="DAY_NOT_OFFERED"):
+        await town.create(wants(day=DAY + timedelta(9)))
+    assert len(await town.shelf.statuses()) == MOST_REFUSALS
+    assert (await town.create(wants())).status is Status.APPROVED
 
 
 async def test_a_repeat_gets_the_recorded_answer_and_one_reservation(town: Town) -> None:

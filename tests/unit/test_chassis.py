@@ -734,6 +734,23 @@ class TestSettings:
         assert loaded.nats_password.get_secret_value() == "hunter2"
         assert "hunter2" not in repr(loaded) + str(loaded)
 
+    @pytest.mark.parametrize(
+        ("passed", "stream", "good"),
+        [(366, 733, True), (366, 732, False), (0, 0, True), (0, 36500, False), (30, 0, True), (30, 400, True)],
+    )
+    def test_events_outlive_the_bookings_that_a_view_is_rebuilt_of(
+        self, environment: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+        passed: int, stream: int, good: bool,
+    ) -> None:  # fmt: skip
+        monkeypatch.setenv("RETENTION_PASSED_DAYS", str(passed))
+        monkeypatch.setenv("RETENTION_STREAM_DAYS", str(stream))
+        if good:
+            assert Settings.load().retention_stream_days == stream
+            return
+        with pytest.raises(SystemExit):
+            Settings.load()
+        assert "RETENTION_STREAM_DAYS should be" in capsys.readouterr().err
+
     def test_the_names_of_claims_are_given_as_json(self, environment: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert Settings.load().claim_names == {}
         monkeypatch.setenv("CLAIM_NAMES", '{"roles": "groups"}')

@@ -198,6 +198,9 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 NATS_URL: {{ $values.nats.url | quote }}
 NATS_USER: {{ .name }}
 STREAM_REPLICAS: {{ $values.nats.streamReplicas | quote }}
+RETENTION_REFUSED_DAYS: {{ $values.retention.refusedDays | quote }}
+RETENTION_PASSED_DAYS: {{ $values.retention.passedDays | quote }}
+RETENTION_STREAM_DAYS: {{ $values.retention.streamDays | quote }}
 DRAIN_SECONDS: {{ $values.lifecycle.drain | trimSuffix "s" | quote }}
 SHUTDOWN_SECONDS: {{ $values.lifecycle.shutdown | trimSuffix "s" | quote }}
 {{- if and (not $values.istio.enabled) .component.callers }}

@@ -1,12 +1,14 @@
 """Approval's events as the contract writes them, and the events it follows."""
 
+from datetime import UTC
 from typing import Any
 
 from google.protobuf.message import Message
 
-from services.chassis.convert import canonical_id, to_message
+from services.chassis.convert import calendar_day, canonical_id, to_message
 from services.chassis.events import Event as Received
 from services.chassis.events import Outgoing, Subscription
+from services.chassis.retention import Term
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
 
@@ -35,6 +37,12 @@ def subscriptions(approval: Approval) -> list[Subscription[Any]]:
             vaccinemgmt_events_pb2.CancellationCompleted, _reservation_id, approval.release, never=(UnknownDecision,)
         )
     ]
+
+
+def term(event: Received) -> Term:
+    """What decides how long the booking is kept that an event is about."""
+    appointment = event.message.appointment
+    return Term(appointment.decide_time.ToDatetime(UTC), calendar_day("date", appointment.date))
 
 
 def _reservation_id(event: Received) -> ReservationId:

@@ -26,6 +26,7 @@ ERRORS = Errors(
         ),
         domain.DatePassed: Answer(StatusCode.INVALID_ARGUMENT, "DATE_PASSED", "date"),
         domain.RequestIdReused: Answer(StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", "request_id"),
+        domain.TooManyRefusals: Answer(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REFUSALS", "request_id"),
         domain.UnknownTimeZone: Answer(StatusCode.INVALID_ARGUMENT, "UNKNOWN_TIME_ZONE", "hospital.time_zone"),
         domain.DateRange: Answer(StatusCode.INVALID_ARGUMENT, "DATE_RANGE", "last_date"),
         domain.CapacityBelowApproved: Answer(StatusCode.FAILED_PRECONDITION, "CAPACITY_BELOW_APPROVED", "capacity"),

@@ -9,12 +9,15 @@ from datetime import date
 import asyncpg
 
 from services.chassis.postgres import Database, Transaction, columns
+from services.chassis.retention import Retention, Rule
 from services.chassis.unit_of_work import LostRace
 
 from ..domain import Appointment, Day, Decision, Denial, Granted, Hospital, Ledger, Released, Request, ReservationId
 from .events import outgoing
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
+# Named, since a newer version may add a column while this one reads.
+DECISION = ", ".join([*APPOINTMENT, "denial", "released_at"])
 
 # Locks are always taken in this order: days, then customers, then new decisions, each of them sorted. So no two
 # transactions can block each other.
@@ -26,7 +29,11 @@ ORDER BY hospital_id, date FOR UPDATE"""
 LOCK_ACTIVE = """
 SELECT customer_id, reservation_id FROM active_bookings WHERE customer_id = ANY ($1) ORDER BY customer_id FOR UPDATE"""
 
-DECISIONS = "SELECT * FROM decisions WHERE reservation_id = ANY ($1)"
+DECISIONS = f"SELECT {DECISION} FROM decisions WHERE reservation_id = ANY ($1)"  # noqa: S608 - constants
+
+REFUSALS = """
+SELECT customer_id, count(*) AS n FROM decisions WHERE customer_id = ANY ($1) AND denial IS NOT NULL
+GROUP BY customer_id"""
 
 HOSPITALS = "SELECT hospital_id, name, time_zone FROM hospitals WHERE hospital_id = ANY ($1)"
 
@@ -56,6 +63,10 @@ RELEASE = """
 UPDATE decisions SET released_at = r.at FROM unnest($1::uuid[], $2::timestamptz[]) AS r (reservation_id, at)
 WHERE decisions.reservation_id = r.reservation_id"""
 
+DECISIONS_OF = f"SELECT {DECISION} FROM decisions WHERE customer_id = $1 ORDER BY reservation_id FOR UPDATE"  # noqa: S608
+
+FORGET = "DELETE FROM decisions WHERE reservation_id = ANY ($1)"
+
 DEACTIVATE = "DELETE FROM active_bookings WHERE reservation_id = ANY ($1)"
 
 PUT_HOSPITAL = """
@@ -80,6 +91,39 @@ WHERE days.hospital_id = d.hospital_id AND days.date = d.date AND capacity <> $3
 OFFERED_DAYS = """
 SELECT hospital_id, date, capacity, approved FROM days
 WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 AND capacity > 0 ORDER BY date"""
+
+
+# Whose day has passed holds nobody's place any more: the next booking would take the row over.
+FORGET_ACTIVE = """
+DELETE FROM active_bookings WHERE customer_id = ANY (ARRAY(
+    SELECT a.customer_id FROM decisions d JOIN active_bookings a USING (reservation_id)
+    WHERE d.date < $1 LIMIT $2 FOR UPDATE OF a SKIP LOCKED))"""
+
+FORGET_PASSED = """
+DELETE FROM decisions WHERE reservation_id = ANY (ARRAY(
+    SELECT reservation_id FROM decisions d
+    WHERE date < $1 AND NOT EXISTS (SELECT FROM active_bookings a WHERE a.reservation_id = d.reservation_id)
+    LIMIT $2 FOR UPDATE SKIP LOCKED))"""
+
+FORGET_REFUSED = """
+DELETE FROM decisions WHERE reservation_id = ANY (ARRAY(
+    SELECT reservation_id FROM decisions WHERE denial IS NOT NULL AND decide_time < $1
+    LIMIT $2 FOR UPDATE SKIP LOCKED))"""
+
+FORGET_DAYS = """
+DELETE FROM days WHERE (hospital_id, date) IN (
+    SELECT hospital_id, date FROM days WHERE date < $1 LIMIT $2 FOR UPDATE SKIP LOCKED)"""
+
+
+def rules(database: Database, retention: Retention) -> list[Rule]:
+    """What approval keeps no longer."""
+    delete = database.delete
+    return [
+        Rule("active bookings", lambda limit: delete(FORGET_ACTIVE, retention.passed_before, limit)),
+        Rule("passed decisions", lambda limit: delete(FORGET_PASSED, retention.passed_before, limit)),
+        Rule("refused decisions", lambda limit: delete(FORGET_REFUSED, retention.refused_before, limit)),
+        Rule("days", lambda limit: delete(FORGET_DAYS, retention.passed_before, limit)),
+    ]
 
 
 class PostgresBooks:
@@ -147,6 +191,7 @@ class PostgresUnitOfWork:
         active_ids = {row["customer_id"]: _id(row) for row in active}
         decisions = await transaction.read(DECISIONS, [*reservations, *active_ids.values()])
         hospitals = await transaction.read(HOSPITALS, list(set(hospital_ids)))
+        refusals = await transaction.read(REFUSALS, list(customers))
         decided = {_id(row): _decision(row) for row in decisions}
         self._may_give_way = set(active_ids.values())
         return Ledger(
@@ -154,6 +199,7 @@ class PostgresUnitOfWork:
             days={(row["hospital_id"], row["date"]): Day(**row) for row in locked},
             decisions=decided,
             active={customer_id: decided[active_id].appointment for customer_id, active_id in active_ids.items()},
+            refusals=Counter({row["customer_id"]: row["n"] for row in refusals}),
         )
 
     async def save(self, ledger: Ledger) -> None:
@@ -195,6 +241,16 @@ class PostgresUnitOfWork:
     async def _activate(self, granted: Sequence[Appointment]) -> int:
         customers, ids = [a.customer_id for a in granted], [a.reservation_id for a in granted]
         return await self._transaction.write(ACTIVATE, customers, ids, list(self._may_give_way))
+
+    async def decisions_of(self, customer_id: str) -> Sequence[Decision]:
+        """See UnitOfWork."""
+        return [_decision(row) for row in await self._transaction.hold(DECISIONS_OF, customer_id)]
+
+    async def forget(self, decisions: Sequence[Decision]) -> None:
+        """See UnitOfWork."""
+        ids = [d.appointment.reservation_id for d in decisions]
+        await self._transaction.write(DEACTIVATE, ids)
+        await self._transaction.write(FORGET, ids)
 
     async def put_hospital(self, hospital: Hospital) -> bool:
         """See UnitOfWork."""

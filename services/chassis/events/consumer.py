@@ -11,21 +11,23 @@ from nats.aio.msg import Msg
 from nats.js.api import AckPolicy, ConsumerConfig, ConsumerInfo, DeliverPolicy
 from nats.js.errors import NotFoundError
 
+from .. import version as code
 from ..errors import StoreUnavailable
-from ..retry import Backoff
+from ..retry import Backoff, later
 from ..store import Store
 from ..telemetry import events_failed, events_handled, log
 from . import pull, redrive
 from .delivery import Delivery, Fate, Outcome, Subscription
 from .outbox import PublishFailed
 from .pull import StandingPull, quietly
-from .redrive import Redrive, later
+from .redrive import Redrive
 from .setaside import Letter, SetAside
 from .stream import PUBLISH_TIMEOUT, STREAM, Bus, boundary
 
 # Deliveries after which an event is handled apart from all others: it may be what killed the processes that had it.
 SUSPECT = 5
 AWAY = Backoff(first=0.1, longest=5.0)  # between tries while the store is away
+GIVEN_BACK = Backoff(first=1.0, longest=30.0)  # before the next batch, after batches that had to be given back
 # Seconds for which a replica keeps a batch while its store is away. It may be cut off alone: then another replica can
 # handle what this one cannot.
 STORE_PATIENCE = 15.0
@@ -40,7 +42,7 @@ class Consumer:
 
     `store` is the one that the handlers write to. `single_active`: see StandingPull. It is for handlers that want the
     same rows: replicas would lose races and find that out after the work. Without `set_aside`, for a consumer that is
-    thrown away soon, nothing is kept of what could not be handled.
+    thrown away soon, nothing is kept of what could not be handled. `version` is this code's own, unless told otherwise.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Consumer:
         *,
         single_active: bool = False,
         set_aside: bool = True,
+        version: str | None = None,
     ) -> None:
         self._bus, self.name, self._store = bus, name, store
         self._single_active, self._keeps = single_active, set_aside
@@ -59,7 +62,7 @@ class Consumer:
         self._stopping = asyncio.Event()
         self._pull = StandingPull(bus, name, self.ensure, self._stopping, single_active)
         self.set_aside = SetAside(bus, name)
-        self._redrive = Redrive(self.set_aside, self._delivery, store)
+        self._redrive = Redrive(self.set_aside, self._delivery, store, self._paused, version or code.version())
         bus.reconnected.append(self._pull.lost)
 
     async def ensure(self, since: datetime | None = None) -> None:
@@ -87,13 +90,18 @@ class Consumer:
 
     async def run(self) -> None:
         """Handles messages until `stop`."""
+        given_back = 0
         redriving = asyncio.create_task(self._redrive.run()) if self._keeps else None
         try:
             while not self._stopping.is_set():
                 async with self._pull as batches:
                     async for batch in batches:
                         if not await self._handle(batch):
+                            given_back += 1
                             break
+                        given_back = 0
+                # A store may answer and not do its work, for instance on a full disk.
+                await later(self._stopping, GIVEN_BACK.pause(given_back) if given_back else 0)
                 await self._until_the_store_answers()
         finally:
             if redriving is not None:
@@ -150,8 +158,6 @@ class Consumer:
 
     async def _put_aside(self, message: Msg, outcome: Outcome) -> None:
         letter = Letter(message.subject, message.metadata.sequence.stream, message.headers or {}, message.data)
-        if outcome.error is not None:
-            letter = letter.failed(outcome.error, message.metadata.num_delivered)
         await self._redrive.put_aside(letter, outcome)
         await message.ack()
 
@@ -204,10 +210,13 @@ class Consumer:
         wanted = {"stream_name": STREAM, "config": config | lacking, "action": action}
         made = await self._bus.ask(f"CONSUMER.DURABLE.CREATE.{STREAM}.{self.name}", wanted, PUBLISH_TIMEOUT)
         error = made.get("error")
-        if error and error.get("err_code") not in (10148, 10149):  # is there already, or is there no more
+        if error and error.get("err_code") not in (10148, 10149):  # another replica was faster
             raise PublishFailed(f"consumer {self.name}: {error.get('description')}")
 
     # Operations
+
+    async def _paused(self) -> bool:
+        return bool((await self.info()).paused)
 
     async def info(self) -> ConsumerInfo:
         """How far it is; raises PublishFailed."""
@@ -215,10 +224,25 @@ class Consumer:
             info: ConsumerInfo = await self._bus.js.consumer_info(STREAM, self.name)
             return info
 
+    async def foreign(self) -> frozenset[str]:
+        """Types of events in its filter that this version has no handler for: a newer version runs, or has run."""
+        present = await self._present() or {}
+        return frozenset(present.get("filter_subjects", [])) - self._delivery.types
+
     async def last_sequence(self) -> int:
         """The number of the stream's last event; raises PublishFailed."""
         with boundary():
             return (await self._bus.js.stream_info(STREAM)).state.last_seq
+
+    async def to_go(self, target: int) -> int:
+        """Events up to that number that it has not handled yet; 0 when it has them all. Raises PublishFailed."""
+        info = await self.info()
+        pending, in_flight = info.num_pending or 0, info.num_ack_pending or 0
+        delivered = info.delivered.stream_seq if info.delivered else 0
+        handled = info.ack_floor.stream_seq if info.ack_floor else 0
+        if (pending == 0 or delivered >= target) and (in_flight == 0 or handled >= target):
+            return 0
+        return max(1, pending + in_flight)
 
     async def time_of(self, sequence: int) -> datetime | None:
         """When the stream took an event, or the next one it has; None when there is none."""

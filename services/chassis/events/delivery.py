@@ -3,6 +3,7 @@
 | what happens                                                  | fate              |
 |---------------------------------------------------------------|-------------------|
 | the handler returned: its effect is committed                 | HANDLED           |
+| it has nothing to do for the event any more                   | HANDLED           |
 | the store is not there now, which is nobody's fault           | WAITS_FOR_STORE   |
 | this version has no handler, or cannot read a value           | WAITS_FOR_VERSION |
 | the handler failed; the next try may succeed                  | FAILED            |
@@ -32,6 +33,10 @@ class NotUnderstood(Exception):
     """This version cannot handle the event. A newer one may: it was written by a newer one, or by another service."""
 
 
+class NothingToDo(Exception):
+    """The event is about something that is kept no longer: it counts as handled, and no handler gets it."""
+
+
 @dataclass(frozen=True)
 class Event:
     """A received event. `message` is the protobuf message of its type, as it could be decoded."""
@@ -51,9 +56,9 @@ class Subscription(Generic[T]):
     """What a service does with one type of event.
 
     `read` takes from an event what the handler needs; what it raises means that this version cannot read the event,
-    except Unprocessable. `handle` gets all of a batch in one call, and order does not matter to it; it returns when
-    their effect is committed. Subscriptions with the same handler share its calls. `never` are the handler's errors
-    that no repetition mends, and `not_yet` those that a newer version may not have.
+    except Unprocessable and NothingToDo. `handle` gets all of a batch in one call, and order does not matter to it; it
+    returns when their effect is committed. Subscriptions with the same handler share its calls. `never` are the
+    handler's errors that no repetition mends, and `not_yet` those that a newer version may not have.
     """
 
     event: type[Message]
@@ -124,6 +129,8 @@ class Delivery:
         """Whether this version can read the event, so that handing it over is worth a try."""
         try:
             self._read(arrived)
+        except NothingToDo:
+            return True
         except (NotUnderstood, Unprocessable):
             return False
         return True
@@ -138,6 +145,8 @@ class Delivery:
                 yield [arrived], Outcome(Fate.UNPROCESSABLE, error)
             except NotUnderstood as error:
                 yield [arrived], Outcome(Fate.WAITS_FOR_VERSION, error)
+            except NothingToDo:
+                yield [arrived], Outcome(Fate.HANDLED)
             else:
                 runs.setdefault(subscription.handle, []).append(_Readable(arrived, event, value, subscription))
         for run in runs.values():
@@ -174,7 +183,7 @@ class Delivery:
             raise Unprocessable(f"undecodable: {type(error).__name__}") from error
         try:
             return event, subscription.read(event), subscription
-        except Unprocessable:
+        except (Unprocessable, NothingToDo):
             raise
         except Exception as error:
             raise NotUnderstood(f"{type(error).__name__}: {error}") from error

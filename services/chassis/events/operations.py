@@ -1,6 +1,8 @@
 """Looking after a service over gRPC: every service serves it about itself."""
 
-from collections.abc import AsyncIterator
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -20,6 +22,7 @@ from ..errors import Answer, Errors, Stopping
 from ..lifecycle import draining
 from ..telemetry import log
 from .consumer import Consumer
+from .erasure import Eraser, PersonActive
 from .outbox import OutboxStore, PublishFailed
 from .setaside import Kind, Letter
 
@@ -27,9 +30,14 @@ Context = ServicerContext[Any, Any]
 OPERATOR = allow("operator")
 
 
+CLOCKS = 5.0  # seconds by which the clocks of replicas differ at most
+REPORT_EVERY = 0.1  # seconds between two reports while something is waited for
 STREAM_AWAY = Answer(
     StatusCode.UNAVAILABLE, "STREAM_UNAVAILABLE", message="the event stream cannot be reached: repeat the call"
 )
+
+
+ACTIVE = "the person has a booking that is not over: cancel it, or wait until its day has passed"
 
 
 class UnknownDeadLetter(Exception):
@@ -44,6 +52,7 @@ ERRORS = Errors(
     "vaccination.operations",
     {
         UnknownDeadLetter: Answer(StatusCode.NOT_FOUND, "UNKNOWN_DEAD_LETTER", "sequence"),
+        PersonActive: Answer(StatusCode.FAILED_PRECONDITION, "PERSON_ACTIVE", "subject"),
         OtherService: Answer(StatusCode.INVALID_ARGUMENT, "OTHER_SERVICE", "service"),
         PublishFailed: STREAM_AWAY,
         nats.errors.Error: STREAM_AWAY,
@@ -60,8 +69,8 @@ class ForOneService(Protocol):
 class OperationsServicer(rpc.OperationsServiceServicer):
     """For operators."""
 
-    def __init__(self, name: str, consumer: Consumer, outbox: OutboxStore | None) -> None:
-        self._name, self._consumer, self._outbox = name, consumer, outbox
+    def __init__(self, name: str, consumer: Consumer, outbox: OutboxStore | None, eraser: Eraser) -> None:
+        self._name, self._consumer, self._outbox, self._eraser = name, consumer, outbox, eraser
         self._letters = consumer.set_aside
 
     @OPERATOR
@@ -167,6 +176,44 @@ class OperationsServicer(rpc.OperationsServiceServicer):
         log.info("consumer resumed", by=caller().subject)
         return pb.ResumeConsumerResponse()
 
+    @OPERATOR
+    async def ErasePerson(
+        self, request: pb.ErasePersonRequest, context: Context
+    ) -> AsyncIterator[pb.ErasePersonResponse]:
+        self._check(request)
+        progress, eraser = pb.ErasePersonResponse(looked_at=request.after), self._eraser
+        # What a late event told of the person would be there again.
+        target = await self._consumer.last_sequence()
+        async for progress.to_go in _until_nothing(lambda: self._consumer.to_go(target)):
+            yield progress
+        if eraser.stream is not None:
+            if eraser.is_active is not None and await eraser.is_active(request.subject):
+                raise PersonActive(ACTIVE)
+            async for found in eraser.stream.erase(request.subject, request.after):
+                if draining.is_set():
+                    raise Stopping
+                progress.events, progress.looked_at, progress.to_go = found.deleted, found.looked_at, found.to_go
+                yield progress
+        rows = await eraser.rows(request.subject)
+        if rows is None:
+            raise PersonActive(ACTIVE)
+        progress.rows = rows
+        async for progress.to_go in _until_nothing(self._older_than(time.monotonic())):
+            yield progress
+        log.info("person erased", by=caller().subject, rows=rows, events=progress.events)
+        progress.to_go = 0
+        yield progress
+
+    def _older_than(self, moment: float) -> Callable[[], Awaitable[int]]:
+        """How many events wait in the outbox, as long as one of them was there at that moment."""
+
+        async def waiting() -> int:
+            since = time.monotonic() - moment
+            depth, oldest = await self._outbox.backlog() if self._outbox else (0, 0.0)
+            return depth if oldest + CLOCKS > since else 0
+
+        return waiting
+
     def _check(self, request: ForOneService) -> None:
         if request.service != self._name:
             raise OtherService(f"this is {self._name}, not {request.service}; say it in the header 'service' too")
@@ -176,6 +223,15 @@ class OperationsServicer(rpc.OperationsServiceServicer):
         if letter is None:
             raise UnknownDeadLetter(f"{self._name} has no dead letter {sequence}")
         return letter
+
+
+async def _until_nothing(left: Callable[[], Awaitable[int]]) -> AsyncIterator[int]:
+    """Tells how many are left until none are; raises Stopping."""
+    while to_go := await left():
+        yield to_go
+        if draining.is_set():
+            raise Stopping
+        await asyncio.sleep(REPORT_EVERY)
 
 
 def _message(letter: Letter) -> pb.DeadLetter:
@@ -201,6 +257,6 @@ def _json(cls: type[Message], data: bytes) -> str:
         return ""
 
 
-def register(server: Server, name: str, consumer: Consumer, outbox: OutboxStore | None) -> None:
+def register(server: Server, name: str, consumer: Consumer, outbox: OutboxStore | None, eraser: Eraser) -> None:
     """Adds the operations to a service's server."""
-    rpc.add_OperationsServiceServicer_to_server(OperationsServicer(name, consumer, outbox), server)
+    rpc.add_OperationsServiceServicer_to_server(OperationsServicer(name, consumer, outbox, eraser), server)

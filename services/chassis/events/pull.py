@@ -11,12 +11,14 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..errors import StoreUnavailable
+from ..retry import later
 from ..telemetry import log
 from .outbox import PublishFailed
 from .stream import STREAM, Bus
 
 R = TypeVar("R")
 
+NOT_REACHED = (nats.errors.Error, PublishFailed, StoreUnavailable, OSError, TimeoutError)
 BATCH = 256
 # Seconds until a message goes to another replica when the one that has it has gone, or hangs. One that is at work says
 # so three times as often.
@@ -38,7 +40,7 @@ async def quietly(doing: Awaitable[R]) -> R | None:
     """None, and a warning, when the stream or the store cannot be reached: whoever asks tries again later."""
     try:
         return await doing
-    except (nats.errors.Error, PublishFailed, StoreUnavailable, OSError, TimeoutError) as error:
+    except NOT_REACHED as error:
         log.warning("not reached", error=type(error).__name__, detail=str(error))
         return None
 
@@ -105,7 +107,7 @@ class StandingPull:
         while not self._stopping.is_set():
             new = self._request is None or self._request.lost or self._made_otherwise
             if new and not await self._listen():
-                await self._wait(1.0)
+                await later(self._stopping, 1.0)
                 continue
             if batch := await self._next():
                 yield batch
@@ -119,13 +121,6 @@ class StandingPull:
         if self._request is not None:
             self._request.ended = True
         self._queue.put_nowait(None)
-
-    async def _wait(self, seconds: float) -> None:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._stopping.wait()
-        except TimeoutError:
-            pass
 
     async def _next(self) -> list[Msg]:
         """What has come, BATCH at most; nothing when it is time to look how the request is."""
@@ -151,23 +146,16 @@ class StandingPull:
         if self._request is not None:
             await quietly(self._request.subscription.unsubscribe())
             self._request = None
-        if await quietly(self._prepared()) is None:
+        try:
+            await self._ensure()
+            self._made_otherwise = False
+            connection = self._bus.connection()
+            self._request = _Request(await connection.subscribe(connection.new_inbox(), cb=self._on_message))
+            await self._ask_for_more(self._request)
+        except NOT_REACHED as error:
+            log.warning("not reached", error=type(error).__name__, detail=str(error))
             return False
-        self._made_otherwise = False
-        subscription = await quietly(self._subscribed())
-        if subscription is None:
-            return False
-        self._request = _Request(subscription)
-        await quietly(self._ask_for_more(self._request))
         return True
-
-    async def _prepared(self) -> bool:
-        await self._ensure()
-        return True
-
-    async def _subscribed(self) -> Subscription:
-        connection = self._bus.connection()
-        return await connection.subscribe(connection.new_inbox(), cb=self._on_message)
 
     async def _ask_for_more(self, request: _Request) -> None:
         # On an inbox of our own: p99 8 ms where the client's fetch() had 56 ms.
@@ -196,7 +184,7 @@ class StandingPull:
                 self._pin = ""
             left = headers.get("Nats-Pending-Messages")
             request.left = max(0, request.left - int(left)) if left else 0
-            if status == "400":  # not for this kind of request; looked at with the next heartbeat, not at once
+            if status == "400":  # the consumer takes no request of this kind: it is made anew, after HEARTBEAT
                 self._made_otherwise = True
                 return
             if status not in ("408", "409", "423"):  # the consumer or the stream has gone

@@ -3,9 +3,10 @@
 | kind   | its subject in the stream             | until                                       |
 |--------|---------------------------------------|---------------------------------------------|
 | DEAD   | DEAD_LETTERS.CONSUMER                 | an operator redrives or discards it         |
-| PARKED | DEAD_LETTERS.CONSUMER.parked.EVENT    | a version that knows it starts, or ditto    |
+| PARKED | DEAD_LETTERS.CONSUMER.parked.EVENT    | a version that knows it starts, or as above |
 | RETRY  | DEAD_LETTERS.CONSUMER.retry.EVENT     | its pause is over, and it is tried again    |
-| (none) | DEAD_LETTERS.CONSUMER.discarded       | for ever: content, who gave it up, and why  |
+| (none) | DEAD_LETTERS.CONSUMER.discarded       | RETENTION_STREAM_DAYS are over; it tells    |
+|        |                                       | the content, who gave it up, and why        |
 """
 
 import json
@@ -22,7 +23,9 @@ from nats.js.errors import APIError, NotFoundError
 from ..telemetry import without_row_values
 from .stream import SET_ASIDE, Bus
 
-_HISTORY, _NOT_BEFORE, _ATTEMPTS = "Dead-Letter-History", "Dead-Letter-Not-Before", "Dead-Letter-Attempts"
+_HISTORY, _NOT_BEFORE = "Dead-Letter-History", "Dead-Letter-Not-Before"
+_FAILURES, _ATTEMPTS, _PARKED_BY = "Dead-Letter-Failures", "Dead-Letter-Attempts", "Dead-Letter-Parked-By"
+KEPT_HISTORY = 20  # entries: a message's headers have a limit
 
 
 class Kind(Enum):
@@ -53,7 +56,8 @@ class Letter:
     """An event that was set aside.
 
     `subject` is the event's type and `stream_sequence` its number in the stream that it came from; `sequence` is the
-    letter's own number. `attempts` counts how often somebody began to handle the letter and did not say how it went.
+    letter's own number. `failures` counts how often its handler failed, and `attempts` how often somebody began to
+    handle the letter and did not say how it went. `parked_by` is the version that last could not handle it.
     """
 
     subject: str
@@ -63,12 +67,14 @@ class Letter:
     history: Sequence[Failure] = ()
     sequence: int = 0
     kind: Kind = Kind.DEAD
+    failures: int = 0
     attempts: int = 0
+    parked_by: str = ""
     not_before: datetime = field(default=datetime.min.replace(tzinfo=UTC))
 
-    def failed(self, error: Exception, tries: int) -> "Letter":
-        """With one more failure in its history."""
-        return replace(self, history=[*self.history, Failure.of(error, tries)])
+    def noted(self, error: Exception, tries: int) -> "Letter":
+        """With one more entry in its history, of which the last ones are kept."""
+        return replace(self, history=[*self.history, Failure.of(error, tries)][-KEPT_HISTORY:])
 
 
 class SetAside:
@@ -96,7 +102,9 @@ class SetAside:
             "Dead-Letter-Sequence": str(letter.stream_sequence),
             _HISTORY: json.dumps([[f.time, f.reason, f.tries] for f in letter.history]),
             _NOT_BEFORE: letter.not_before.isoformat(),
+            _FAILURES: str(letter.failures),
             _ATTEMPTS: str(letter.attempts),
+            _PARKED_BY: letter.parked_by,
         }
         if letter.history:
             last = letter.history[-1]
@@ -115,6 +123,17 @@ class SetAside:
                 raise
             return False
 
+    async def replace(self, letter: Letter, by: Letter, kind: Kind) -> Letter | None:
+        """Puts another letter in a letter's place; None if somebody else has taken that in hand meanwhile.
+
+        The new one is there before the old one goes: a death in between leaves both, and loses none.
+        """
+        put = await self.put(by, kind, only_once=False)
+        if await self.remove(letter):
+            return put
+        await self.remove(put)
+        return None
+
     async def claim(self, letter: Letter, until: datetime) -> Letter | None:
         """Takes a letter in hand: nobody else gets it before `until`; None if somebody else was faster.
 
@@ -122,11 +141,7 @@ class SetAside:
         is noticed, and one whose claimant died is tried again.
         """
         mine = replace(letter, attempts=letter.attempts + 1, not_before=until)
-        mine = await self.put(mine, Kind.RETRY, only_once=False)
-        if await self.remove(letter):
-            return mine
-        await self.remove(mine)
-        return None
+        return await self.replace(letter, mine, Kind.RETRY)
 
     async def discard(self, letter: Letter, who: str, why: str) -> None:
         """Gives a letter up: it moves out of the list; who did it and why stays beside its content."""
@@ -169,6 +184,17 @@ class SetAside:
                     of_kind[subject.removeprefix(prefix)] += count
         return counts
 
+    async def first(self) -> int | None:
+        """The smallest number in the stream of an event that is parked or will be tried again; None without any."""
+        numbers = [letter.stream_sequence for kind in (Kind.PARKED, Kind.RETRY) for letter in await self._all(kind)]
+        return min(numbers, default=None)
+
+    async def _all(self, kind: Kind) -> list[Letter]:
+        found: list[Letter] = []
+        while page := await self.page(kind, found[-1].sequence if found else 0, 256):
+            found += page
+        return found
+
     async def last_sequence(self) -> int:
         """The number of the last letter there is, of any consumer."""
         return (await self._js.stream_info(SET_ASIDE)).state.last_seq
@@ -189,7 +215,9 @@ class SetAside:
             history=[Failure(*entry) for entry in json.loads(headers.get(_HISTORY, "[]"))],
             sequence=message.seq or 0,
             kind=next((k for k in (Kind.PARKED, Kind.RETRY) if k.value in (message.subject or "")), Kind.DEAD),
+            failures=int(headers.get(_FAILURES, 0)),
             attempts=int(headers.get(_ATTEMPTS, 0)),
+            parked_by=headers.get(_PARKED_BY, ""),
             not_before=datetime.fromisoformat(headers.get(_NOT_BEFORE, "0001-01-01T00:00:00+00:00")),
         )
 

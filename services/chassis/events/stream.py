@@ -5,6 +5,7 @@ import json
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from typing import Any
 
 import nats
@@ -70,10 +71,28 @@ class Bus:
 
     async def forget(self, consumer: str) -> None:
         """Deletes a durable consumer: made again, it begins at the stream's beginning."""
-        try:
-            await self.js.delete_consumer(STREAM, consumer)
-        except NotFoundError:
-            pass
+        with boundary():
+            try:
+                await self.js.delete_consumer(STREAM, consumer)
+            except NotFoundError:
+                pass
+
+    async def first_since(self, stream: str, moment: datetime) -> int:
+        """The number of the first message that a stream took at that moment or later, or one behind the last."""
+        state = (await self.js.stream_info(stream)).state
+        first, end = state.first_seq, state.last_seq + 1
+        while first < end:
+            middle = (first + end) // 2
+            try:
+                message = await self.js.get_msg(stream, seq=middle, subject=">", next=True)
+            except NotFoundError:  # nothing is left from there on
+                end = middle
+                continue
+            if message.time is not None and message.time < moment:
+                first = (message.seq or middle) + 1
+            else:
+                end = middle
+        return first
 
     async def close(self) -> None:
         """Sends what is buffered (acknowledgements) and closes."""

@@ -23,6 +23,7 @@ from ..domain import (
     Request,
     RequestIdReused,
     ReservationError,
+    TooManyRefusals,
     UnknownHospital,
 )
 from .events import rejection
@@ -32,6 +33,7 @@ REFUSALS: dict[str, type[ReservationError]] = {
     "UNKNOWN_HOSPITAL": UnknownHospital,
     "DATE_PASSED": DatePassed,
     "REQUEST_ID_REUSED": RequestIdReused,
+    "TOO_MANY_REFUSALS": TooManyRefusals,
 }
 # The codes of a call without an answer: the breaker is open, the call was shed, there is no connection, or it took too
 # long. Whether approval has decided is not known then, and a repeat of the request finds out.
@@ -108,11 +110,11 @@ class GrpcApproval:
         return from_message(answer.appointment, Appointment), rejection(answer.denial_reason)
 
     def _refusal(self, error: AioRpcError) -> Exception:
-        if error.code() in NO_ANSWER:
-            return ApprovalBusy(retry_after=self._advice.refused())
         status, info, bad = status_of(error), error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         for detail in status.details if status else ():
             if not detail.Unpack(info):
                 detail.Unpack(bad)
         refusal = REFUSALS.get(info.reason)
-        return refusal(bad.field_violations[0].description) if refusal and bad.field_violations else error
+        if refusal and bad.field_violations:
+            return refusal(bad.field_violations[0].description)
+        return ApprovalBusy(retry_after=self._advice.refused()) if error.code() in NO_ANSWER else error

@@ -1,12 +1,14 @@
 """Reservation's events as the contract writes them, and the events it follows."""
 
+from datetime import UTC
 from typing import Any
 
 from google.protobuf.message import Message
 
-from services.chassis.convert import canonical_id, from_message, to_message
+from services.chassis.convert import calendar_day, canonical_id, from_message, to_message
 from services.chassis.events import Event as Received
 from services.chassis.events import Outgoing, Subscription, Unprocessable
+from services.chassis.retention import Term
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.reservation.v1 import reservation_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
@@ -42,6 +44,12 @@ def subscriptions(followup: Followup) -> list[Subscription[Any]]:
         Subscription(vaccinemgmt_events_pb2.ReservationCompleted, _appointment, followup.completed),
         Subscription(vaccinemgmt_events_pb2.CancellationCompleted, _appointment, followup.cancelled, never=(Rejected,)),
     ]
+
+
+def term(event: Received) -> Term:
+    """What decides how long the reservation is kept that an event is about."""
+    appointment, refused = event.message.appointment, isinstance(event.message, approval_events_pb2.ApprovalDenied)
+    return Term(appointment.decide_time.ToDatetime(UTC), calendar_day("date", appointment.date), refused)
 
 
 def _appointment(event: Received) -> Appointment:

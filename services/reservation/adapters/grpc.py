@@ -21,6 +21,7 @@ ERRORS = Errors(
     {
         domain.ApprovalBusy: Answer(StatusCode.RESOURCE_EXHAUSTED, "APPROVAL_BUSY", hint=" with the same request_id"),
         domain.RequestIdReused: Answer(StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", "request_id"),
+        domain.TooManyRefusals: Answer(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REFUSALS", "request_id"),
         domain.UnknownHospital: Answer(StatusCode.NOT_FOUND, "UNKNOWN_HOSPITAL", "hospital_id"),
         domain.DatePassed: Answer(StatusCode.INVALID_ARGUMENT, "DATE_PASSED", "date"),
         domain.UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id"),

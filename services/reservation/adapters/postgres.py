@@ -8,6 +8,7 @@ import asyncpg
 from prometheus_client import Histogram
 
 from services.chassis.postgres import OUTBOX_COLUMNS, Database, Transaction, columns
+from services.chassis.retention import Retention, Rule
 
 from ..application import Clock, Position
 from ..domain import Appointment, Reservation, ReservationId, Status
@@ -21,33 +22,70 @@ completion_seconds = Histogram(
 )
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
+# Named, since a newer version may add a column while this one reads.
+COLUMNS = ", ".join([*APPOINTMENT, "status", "rejection"])
 
 # State and events in one statement, so one round trip and one commit: the events only of what is new.
 ADD = """
-WITH added AS (
-    INSERT INTO reservations (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code,
-                              decide_time, status, rejection)
+WITH decided AS (
     SELECT * FROM unnest($7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::date[], $13::text[],
                          $14::timestamptz[], $15::smallint[], $16::smallint[])
+        AS d (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time,
+              status, rejection)
+), replaced AS (
+    UPDATE reservations r
+    SET (hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time, status, rejection) =
+        (d.hospital_id, d.hospital_name, d.time_zone, d.date, d.vaccine_code, d.decide_time, d.status, d.rejection)
+    FROM decided d WHERE r.reservation_id = d.reservation_id AND r.decide_time < d.decide_time
+    RETURNING r.reservation_id
+), added AS (
+    INSERT INTO reservations (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code,
+                              decide_time, status, rejection)
+    SELECT * FROM decided
     ON CONFLICT DO NOTHING
     RETURNING reservation_id
 )
 INSERT INTO outbox (id, key, subject, time, traceparent, payload)
 SELECT o.* FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::bytea[])
     AS o (id, key, subject, time, traceparent, payload)
-JOIN added ON added.reservation_id = o.key::uuid"""
+JOIN (TABLE added UNION ALL TABLE replaced) AS new ON new.reservation_id = o.key::uuid"""
 
-HOLD = "SELECT * FROM reservations WHERE reservation_id = ANY ($1) ORDER BY reservation_id FOR UPDATE"
+GET = f"SELECT {COLUMNS} FROM reservations WHERE reservation_id = $1"  # noqa: S608 - constants
+
+HOLD = f"SELECT {COLUMNS} FROM reservations WHERE reservation_id = ANY ($1) ORDER BY reservation_id FOR UPDATE"  # noqa: S608
+
+HOLD_OF = f"SELECT {COLUMNS} FROM reservations WHERE customer_id = $1 ORDER BY reservation_id FOR UPDATE"  # noqa: S608
+
+FORGET = "DELETE FROM reservations WHERE reservation_id = ANY ($1)"
 
 CHANGE = """
 UPDATE reservations SET status = c.status
 FROM unnest($1::uuid[], $2::smallint[]) AS c (reservation_id, status)
 WHERE reservations.reservation_id = c.reservation_id"""
 
-PAGE = """
-SELECT * FROM reservations
+PAGE = f"""
+SELECT {COLUMNS} FROM reservations
 WHERE customer_id = $1 AND ($2::timestamptz IS NULL OR (decide_time, reservation_id) < ($2, $3::uuid))
-ORDER BY decide_time DESC, reservation_id DESC LIMIT $4"""
+ORDER BY decide_time DESC, reservation_id DESC LIMIT $4"""  # noqa: S608
+
+
+FORGET_PASSED = """
+DELETE FROM reservations WHERE reservation_id = ANY (ARRAY(
+    SELECT reservation_id FROM reservations WHERE date < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))"""
+
+FORGET_REFUSED = """
+DELETE FROM reservations WHERE reservation_id = ANY (ARRAY(
+    SELECT reservation_id FROM reservations WHERE rejection IS NOT NULL AND decide_time < $1
+    LIMIT $2 FOR UPDATE SKIP LOCKED))"""
+
+
+def rules(database: Database, retention: Retention) -> list[Rule]:
+    """What reservation keeps no longer."""
+    delete = database.delete
+    return [
+        Rule("passed reservations", lambda limit: delete(FORGET_PASSED, retention.passed_before, limit)),
+        Rule("refused reservations", lambda limit: delete(FORGET_REFUSED, retention.refused_before, limit)),
+    ]
 
 
 class PostgresReservations:
@@ -69,7 +107,7 @@ class PostgresReservations:
     async def get(self, reservation_id: ReservationId) -> Reservation | None:
         """See Reservations."""
         async with self._database.connection() as connection:
-            row = await connection.fetchrow("SELECT * FROM reservations WHERE reservation_id = $1", reservation_id)
+            row = await connection.fetchrow(GET, reservation_id)
         return _reservation(row) if row else None
 
     async def page(self, customer_id: str, after: Position | None, limit: int) -> Sequence[Reservation]:
@@ -105,6 +143,14 @@ class PostgresUnitOfWork:
         reservations = [_reservation(row) for row in await self._transaction.hold(HOLD, list(ids))]
         self._held |= {r.appointment.reservation_id: r.status for r in reservations}
         return reservations
+
+    async def held_of(self, customer_id: str) -> Sequence[Reservation]:
+        """See UnitOfWork."""
+        return [_reservation(row) for row in await self._transaction.hold(HOLD_OF, customer_id)]
+
+    async def forget(self, reservations: Sequence[Reservation]) -> None:
+        """See UnitOfWork."""
+        await self._transaction.write(FORGET, [r.appointment.reservation_id for r in reservations])
 
     async def save(self, reservations: Sequence[Reservation]) -> None:
         """See UnitOfWork."""

@@ -1,13 +1,15 @@
 """Vaccine management's events as the contract writes them, and the events it follows."""
 
+from datetime import UTC
 from typing import Any
 from zoneinfo import ZoneInfo
 
 from google.protobuf.message import Message
 
-from services.chassis.convert import canonical_id, from_message, to_message
+from services.chassis.convert import calendar_day, canonical_id, from_message, to_message
 from services.chassis.events import Event as Received
 from services.chassis.events import NotUnderstood, Outgoing, Subscription
+from services.chassis.retention import Term
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.reservation.v1 import reservation_events_pb2
 from vaccination.vaccinemgmt.v1 import vaccination_pb2, vaccinemgmt_events_pb2
@@ -41,6 +43,12 @@ def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:
             reservation_events_pb2.CancellationRequested, _appointment, vaccines.cancel, not_yet=(UnknownStatus,)
         ),
     ]
+
+
+def term(event: Received) -> Term:
+    """What decides how long the vaccination is kept that an event is about."""
+    appointment = event.message.appointment
+    return Term(appointment.decide_time.ToDatetime(UTC), calendar_day("date", appointment.date))
 
 
 def _appointment(event: Received) -> Appointment:

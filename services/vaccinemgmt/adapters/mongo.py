@@ -9,6 +9,7 @@ from typing import Any
 from pymongo import ReplaceOne
 
 from services.chassis.mongo import Mongo, Schema, Transaction
+from services.chassis.retention import Retention, Rule
 from services.chassis.telemetry import traces_by_key
 
 from ..domain import Appointment, Dose, Lot, LotId, PlaceInQueue, ReservationId, Status, UnknownStatus, Vaccination
@@ -50,9 +51,24 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
         [("status", 1), ("hospital_id", 1), *IN_ORDER],
         {"partialFilterExpression": {"status": Status.WAITING.value}},
     ),
+    ("vaccinations", [("date", 1)], {}),
+    ("vaccinations", [("customer_id", 1)], {}),
     ("outbox", [("time", 1)], {}),
 ]
-SCHEMA = Schema(1, VALIDATORS, INDEXES)  # a change of either is a new version
+SCHEMA = Schema(2, VALIDATORS, INDEXES)  # a change of either is a new version
+
+
+def rules(mongo: Mongo, retention: Retention) -> list[Rule]:
+    """What vaccine management keeps no longer. Lots stay: they are the account of what became of each dose."""
+    vaccinations = mongo.database["vaccinations"]
+
+    async def passed(limit: int) -> int:
+        over = {"date": {"$lt": retention.passed_before.isoformat()}}
+        async with mongo.boundary():
+            ids = [row["_id"] async for row in vaccinations.find(over, {"_id": 1}).limit(limit)]
+            return (await vaccinations.delete_many({"_id": {"$in": ids}, **over})).deleted_count if ids else 0
+
+    return [Rule("passed vaccinations", passed)]
 
 
 class MongoStock:
@@ -113,6 +129,16 @@ class MongoUnitOfWork:
         """See UnitOfWork."""
         rows = self._vaccinations.find({"_id": {"$in": list(ids)}}, session=self._session)
         return {(v := self._seen(row)).appointment.reservation_id: v async for row in rows}
+
+    async def vaccinations_of(self, customer_id: str) -> Sequence[Vaccination]:
+        """See UnitOfWork."""
+        rows = self._vaccinations.find({"customer_id": customer_id}, session=self._session)
+        return [self._seen(row) async for row in rows]
+
+    async def forget(self, vaccinations: Sequence[Vaccination]) -> None:
+        """See UnitOfWork."""
+        ids = [v.appointment.reservation_id for v in vaccinations]
+        await self._vaccinations.delete_many({"_id": {"$in": ids}}, session=self._session)
 
     async def waiting(
         self,
