@@ -94,7 +94,7 @@ async def test_one_booking_is_one_trace_through_all_four_services(traced: World,
     booked = await begun(customer, TRACE).create(hospital, day)
     customer.metadata.pop()
     await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
-    # Each process sends its spans in batches of its own: the last steps' may arrive before those between.
+    # Each process sends its spans in batches of its own, so the last spans may arrive before those between.
     event = "vaccination.vaccinemgmt.v1.ReservationCompleted"
     last = {("mypage", f"process {event}"), ("reservation", f"process {event}"), ("vaccinemgmt", f"send {event}"),
             ("vaccinemgmt", "process vaccination.approval.v1.ApprovalGranted"),

@@ -456,9 +456,9 @@ async def test_a_request_that_approval_refuses_to_decide_is_refused_in_its_words
     assert len(await town.shelf.statuses()) == 1
 
 
-async def test_a_refusal_that_approval_does_not_record_is_not_stored_and_not_taken_for_a_crowd(town: Town) -> None:
+async def test_a_refusal_that_approval_does_not_record_is_not_stored_and_not_counted_as_overload(town: Town) -> None:
     for _ in range(MOST_REFUSALS):
-        await town.create(wants(day=DAY + timedelta(9)))  # is not offered
+        await town.create(wants(day=DAY + timedelta(9)))  # this day is not offered
     with pytest.raises(TooManyRefusals, match="DAY_NOT_OFFERED"):
         await town.create(wants(day=DAY + timedelta(9)))
     assert len(await town.shelf.statuses()) == MOST_REFUSALS
