@@ -1,4 +1,4 @@
-"""Clients that call through the gateway, as the world does."""
+"""Clients that call through the gateway, as users do."""
 
 import asyncio
 import time
@@ -33,7 +33,7 @@ Status = reservation_pb2.ReservationStatus
 
 
 async def eventually(look: Callable[[], Awaitable[T]], holds: Callable[[T], bool], within: float = 20.0) -> T:
-    """What `look` returns once it `holds`; fails with the last look after `within` seconds."""
+    """Calls `look` until its result `holds`, and returns the result; fails with the last one after `within` seconds."""
     deadline = time.monotonic() + within
     while True:
         seen = await look()
@@ -58,7 +58,7 @@ class Refusal:
 
 
 async def refused(call: Awaitable[Any]) -> Refusal:
-    """The error that the call ends with; fails if it succeeds."""
+    """The error that the call ends with; fails if the call succeeds."""
     try:
         answer = await call
     except grpc.aio.AioRpcError as error:
@@ -67,7 +67,7 @@ async def refused(call: Awaitable[Any]) -> Refusal:
 
 
 def refusal(error: grpc.aio.AioRpcError) -> Refusal:
-    """The details of an error."""
+    """The refusal that a gRPC error describes."""
     info, bad, retry = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest(), error_details_pb2.RetryInfo()
     local, after, said = error_details_pb2.LocalizedMessage(), None, None
     for key, value in error.trailing_metadata() or ():
@@ -83,7 +83,7 @@ def refusal(error: grpc.aio.AioRpcError) -> Refusal:
 
 
 class Client:
-    """Somebody with a token; one method a call."""
+    """A person with a token, or without; each method makes one call."""
 
     def __init__(self, channel: grpc.aio.Channel, token: str | None, **metadata: str) -> None:
         self.token = token
@@ -182,14 +182,14 @@ def delivery(quantity: int, **others: Any) -> lot_pb2.Delivery:
 
 
 class World:
-    """The mesh and the people who call it. Every test makes hospitals and customers of its own."""
+    """The mesh, and the people who call it. Every test makes its own hospitals and customers."""
 
     def __init__(self, mesh: Mesh, channel: grpc.aio.Channel) -> None:
         self.mesh, self._channel = mesh, channel
         self.operator = self.client("operator", ["operator"])
 
     async def query(self, service: str, sql: str, *arguments: object) -> Sequence[asyncpg.Record]:
-        """Looks into a service's own database, past all its code."""
+        """Reads a service's database directly, without the service's code."""
         connection = await asyncpg.connect(self.mesh.stores.postgres_url, database=service)
         try:
             return await connection.fetch(sql, *arguments)
@@ -202,11 +202,11 @@ class World:
             await asyncio.to_thread(self.mesh.stop, name)
 
     async def start(self, service: str) -> None:
-        """Starts them, and waits until they are ready."""
+        """Starts every process of a service, and waits until they are ready."""
         await asyncio.to_thread(self.mesh.up, self.mesh.home.processes_of(service))
 
     async def quiet(self, within: float = 20.0) -> None:
-        """Waits until nothing is on its way: every outbox empty, every consumer at the stream's end."""
+        """Waits until no event is on its way: every outbox is empty and every consumer is at the stream's end."""
         stores = self.mesh.stores
 
         def look() -> tuple[int, int]:
@@ -228,15 +228,15 @@ class World:
         return identity.token(self.mesh.home.path, subject=subject, roles=roles, **claims)
 
     def client(self, subject: str, roles: list[str], **claims: Any) -> Client:
-        """Somebody."""
+        """A client with a token of the local issuer."""
         return Client(self._channel, self.token(subject, roles, **claims))
 
     def bearer(self, token: str | None, **metadata: str) -> Client:
-        """Somebody with this token, or none."""
+        """A client with this token, or with none."""
         return Client(self._channel, token, **metadata)
 
     def customer(self, name: str = "customer") -> Client:
-        """A customer whom nobody has met."""
+        """A new customer."""
         return self.client(f"{name}-{uuid.uuid4()}", ["customer"])
 
     def manager(self, hospital_id: str) -> Client:
@@ -262,7 +262,7 @@ class World:
 @pytest.fixture
 async def world(mesh: Mesh) -> AsyncIterator[World]:
     """The mesh with everything running."""
-    mesh.up()  # what an earlier test stopped
-    # Without retries of the client's own: the tests see what the mesh answers.
+    mesh.up()  # starts what an earlier test stopped
+    # The client does not retry by itself, so that the tests see what the mesh answers.
     async with grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_retries", 0)]) as channel:
         yield World(mesh, channel)

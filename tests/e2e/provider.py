@@ -1,4 +1,4 @@
-"""Canaille, an identity provider that organizations run: its process here, and people who log in at it."""
+"""Runs Canaille, an identity provider that organizations use, and logs people in at it."""
 
 import base64
 import hashlib
@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 CALLBACK = "http://app.example/callback"
 PASSWORD = "correct horse battery staple"
-# What a token needs to tell, in Canaille's words. It has no claims of one's own: it tells groups, and the standard
-# claim that is configured to hold what an administrator entered as the person's organization.
+# Canaille's names of the claims that a token needs. It has no custom claims. It has groups, and a standard claim that
+# can be configured to hold the organization that an administrator entered for the person.
 CLAIMS = {"roles": "groups", "hospital": "website"}
 
 Jwk = dict[str, str]
@@ -36,10 +36,10 @@ def new_key(algorithm: str) -> Jwk:
 
 
 class Canaille:
-    """One provider, running. `people` are its users: name, and the group and organization that they are in.
+    """One running provider. `people` are its users: the name, the group and the organization of each.
 
-    Every application is a public client (PKCE) whose access tokens are for one audience and signed by one algorithm:
-    `applications` are client id, audience, algorithm.
+    Every application is a public client (PKCE), whose access tokens are for one audience and signed by one algorithm.
+    `applications` are the client id, audience and algorithm of each.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Canaille:
         self._restore(_models(people, applications))
 
     def start(self) -> None:
-        """Serves; the keys are as set now."""
+        """Starts the process, with the keys that are set now."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command("run", "--bind", f"127.0.0.1:{self._port}"),
@@ -102,7 +102,7 @@ class Canaille:
         return {k: v for k, v in os.environ.items() if not k.lower().endswith("_proxy")} | settings
 
     def _restore(self, models: Json) -> None:
-        """Puts people and applications into the database, which is there once Canaille has started."""
+        """Puts people and applications into the database, which exists once Canaille has started."""
         command, given = self._command("restore"), json.dumps(models)
         done = subprocess.run(command, cwd=self._folder, env=self._env(), input=given, capture_output=True, text=True)
         if done.returncode:
@@ -110,8 +110,11 @@ class Canaille:
             raise RuntimeError(done.stderr)
 
     def log_in(self, application: str, person: str) -> Json:
-        """The token endpoint's answer, after all that a browser and an application do: the authorization code flow
-        with PKCE, from the application's redirect over the provider's forms to the exchange of the code."""
+        """Goes through the authorization code flow with PKCE; returns the token endpoint's answer.
+
+        It does what a browser and an application do: the application's redirect, the provider's forms, and the exchange
+        of the code.
+        """
         verifier, state, nonce = (secrets.token_urlsafe(48) for _ in range(3))
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
         wish = {
@@ -124,7 +127,7 @@ class Canaille:
             browser.visit(http.build_request("GET", self.discovered["authorization_endpoint"], params=wish))
             browser.submit(login=person)
             browser.submit(password=PASSWORD)
-            if not browser.left_for:  # who has consented once is not asked again
+            if not browser.left_for:  # a person who has consented once is not asked again
                 browser.submit(answer="accept")
             returned = {name: values[0] for name, values in parse_qs(urlsplit(browser.left_for).query).items()}
             assert (returned["state"], returned["iss"]) == (state, self.issuer)
@@ -138,7 +141,7 @@ class Canaille:
 
 
 def _models(people: Sequence[tuple[str, str, str]], applications: Sequence[tuple[str, str, str]]) -> Json:
-    """As Canaille's own dump has them."""
+    """People and applications in the form of Canaille's own dump."""
     audiences = {audience for _, audience, _ in applications}
     return {
         "user": [
@@ -168,7 +171,7 @@ def _models(people: Sequence[tuple[str, str, str]], applications: Sequence[tuple
 
 
 class _Form(HTMLParser):
-    """The action and the fields of a page's form, as they are filled already."""
+    """The action of a page's form, and its fields with the values that they have."""
 
     def __init__(self, page: str) -> None:
         super().__init__()

@@ -17,7 +17,7 @@ from .conftest import World
 
 
 async def mesh_command(world: World, *arguments: str) -> str:
-    """`python -m mesh` on the running mesh; what it prints."""
+    """Runs `python -m mesh` on the running mesh; returns its output."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "mesh", *arguments, cwd=ROOT,
         env=os.environ | {"MESH_HOME": str(world.mesh.home.path), "COLUMNS": "160"},
@@ -29,7 +29,7 @@ async def mesh_command(world: World, *arguments: str) -> str:
 
 
 def renamed(folder: Path, prefix: str) -> Path:
-    """The demo's data with hospitals that nobody has imported yet."""
+    """A copy of the demo's data with ids of hospitals that have not been imported yet."""
     folder.mkdir()
     for file in (file for form in ("*.ndjson", "*.csv") for file in (ROOT / "mesh" / "data").glob(form)):
         text = file.read_text()

@@ -1,4 +1,4 @@
-"""The gateway is the one way in: every public RPC by gRPC, REST, gRPC-Web and grpcurl, and nothing else."""
+"""The gateway is the only way in. It serves every public RPC by gRPC, REST, gRPC-Web and grpcurl, and nothing else."""
 
 import uuid
 from collections.abc import AsyncIterator
@@ -34,7 +34,7 @@ async def test_reflection_lists_every_public_service_with_its_methods_and_nothin
     assert ROUTES.keys() == RPCS.keys()
 
 
-async def test_the_description_of_rest_is_there_for_everybody(ways: Ways) -> None:
+async def test_everybody_can_read_the_description_of_rest(ways: Ways) -> None:
     answer = await ways.http.get("/openapi.json")
     assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
     assert answer.json() == DESCRIBED
@@ -93,7 +93,7 @@ async def test_every_public_rpc_can_be_called_by(way: str, world: World, ways: W
 
 APPROVE = "vaccination.approval.v1.ApprovalService/Approve"
 PUBLIC = "vaccination.approval.v1.HospitalService"
-# Spellings with which a route that looks at another text than the service would let Approve through.
+# A route that reads another path than the service does would let these spellings of Approve through.
 DISGUISES = [
     f"/{APPROVE}",
     f"/{APPROVE}/",

@@ -41,7 +41,7 @@ class Door:
     channel: grpc.aio.Channel
 
     async def log_in(self, application: str, person: str) -> Client:
-        """Calls with the access token that the person's application got."""
+        """A client that calls with the access token that the person's application got."""
         answer = await asyncio.to_thread(self.provider.log_in, application, person)
         return Client(self.channel, answer["access_token"])
 
@@ -75,7 +75,7 @@ async def door(trusting: tuple[Canaille, Mesh]) -> AsyncIterator[Door]:
         yield Door(provider, channel)
 
 
-async def test_people_book_and_manage_with_the_roles_that_their_provider_tells(door: Door) -> None:
+async def test_people_book_and_manage_with_the_roles_from_their_provider(door: Door) -> None:
     operator, manager, stranger = [await door.log_in("counter", name) for name in ("admin", "doyun", "haneul")]
     customer = await door.log_in("booking", "minji")
     signed_by = [jwt.get_unverified_header(client.token or "")["alg"] for client in (operator, customer)]
@@ -94,12 +94,12 @@ async def test_people_book_and_manage_with_the_roles_that_their_provider_tells(d
     booked = await customer.create(HOSPITAL, day)
     assert booked.status == Status.RESERVATION_STATUS_APPROVED
     await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
-    # The same person, however logged in: the subject is who it is.
+    # The same person after another login is the same customer, because the subject is the same.
     again = await door.log_in("counter", "minji")
     assert [r.reservation_id for r in await again.screen()] == [booked.reservation_id]
 
 
-async def test_a_token_that_the_provider_made_for_somebody_else_is_refused(door: Door) -> None:
+async def test_a_token_that_the_provider_made_for_another_audience_is_refused(door: Door) -> None:
     wrong_audience = await door.log_in("shop", "minji")
     refusal = await refused(wrong_audience.screen())
     assert (refusal.code.name, refusal.reason) == ("UNAUTHENTICATED", "TOKEN_INVALID")

@@ -222,7 +222,7 @@ async def test_watching_shows_the_present_and_then_every_change(world: World) ->
     )
 
     async def read() -> mypage_service_pb2.WatchMyReservationsResponse:
-        answer: Any = await watch.read()  # or the end of the stream, which fails here
+        answer: Any = await watch.read()  # at the stream's end this is EOF, which fails the test
         assert isinstance(answer, mypage_service_pb2.WatchMyReservationsResponse)
         return answer
 

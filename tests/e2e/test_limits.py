@@ -1,7 +1,7 @@
-"""The limits at the door: what one client, slow, greedy or foreign, cannot do to the others.
+"""The gateway's limits protect clients from one that is slow, greedy or foreign.
 
-Each test has a door of its own: an Envoy with the gateway's configuration as the mesh runs it, in which only numbers
-are changed, so that nobody waits for minutes. A limit that the mesh does not set is an error here too.
+Each test has a door of its own: an Envoy with the gateway's configuration as the mesh runs it. Only numbers in it are
+changed, so that no test waits for minutes. A number that the mesh's configuration does not set is an error.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ LIST = "ListHospitals"
 LIST_PATH = "/vaccination.approval.v1.HospitalService/ListHospitals"
 WATCH_PATH = "/vaccination.mypage.v1.MypageService/WatchMyReservations"
 EMPTY = bytes(5)  # a gRPC message without fields
-PATIENCE = 20.0  # seconds, for what takes one or two
+PATIENCE = 20.0  # seconds to wait for what takes one or two
 
 
 class Door(World):
-    """The world, by a way in with other numbers."""
+    """The world behind a gateway that has other numbers."""
 
     def __init__(self, mesh: Mesh, channel: grpc.aio.Channel, port: int, admin: int) -> None:
         super().__init__(mesh, channel)
         self.channel, self.port, self._admin = channel, port, admin
 
     async def stat(self, name: str) -> int:
-        """The sum of Envoy's counters or gauges whose names end so."""
+        """The sum of Envoy's counters or gauges whose names end with `name`."""
 
         def read() -> str:
             url = f"http://127.0.0.1:{self._admin}/stats?filter={name}$"
@@ -54,7 +54,7 @@ class Door(World):
 
     @contextlib.asynccontextmanager
     async def ways(self, source: str = "127.0.0.1") -> AsyncIterator[Ways]:
-        """Ways into it, from an address of this machine."""
+        """The ways through this door, from an address of this machine."""
         transport = httpx.AsyncHTTPTransport(local_address=source)
         base = f"http://127.0.0.1:{self.port}"
         async with httpx.AsyncClient(base_url=base, transport=transport, trust_env=False, timeout=PATIENCE) as http:
@@ -114,8 +114,10 @@ def _configuration(mesh: Mesh, port: int, admin: int, numbers: Mapping[str, Any]
 async def door(
     world: World, numbers: Mapping[str, Any] | None = None, *, full: bool = False, **buckets: int
 ) -> AsyncIterator[Door]:
-    """A door with other numbers, and rate limits (`customer`, `address`, `crowd`) of so many calls an hour; `full`:
-    with breakers that are open all the time."""
+    """A door with other numbers, and with rate limits (`customer`, `address`, `crowd`) of so many calls an hour.
+
+    If `full`, its breakers are always open.
+    """
     port, admin = _free_port(), _free_port()
     config = _configuration(world.mesh, port, admin, numbers or {}, buckets)
     for thresholds in _found(config, "max_requests") if full else ():
@@ -148,11 +150,11 @@ class Http2:
         self._reader, self._writer = reader, writer
 
     def send(self, kind: int, flags: int, stream: int, payload: bytes = b"") -> None:
-        """One frame."""
+        """Sends one frame."""
         self._writer.write(len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload)
 
     def begin(self, stream: int, path: str, token: str | None, flags: int = END_HEADERS) -> None:
-        """A gRPC call's headers."""
+        """Sends the headers of a gRPC call."""
         fields = {":method": "POST", ":scheme": "http", ":path": path, ":authority": "door", "te": "trailers"}
         fields |= {"content-type": "application/grpc", "authorization": f"Bearer {token}"}
         block = b"".join(b"\0" + _text(name) + _text(value) for name, value in fields.items())
@@ -185,7 +187,7 @@ def _text(value: str) -> bytes:
 
 @contextlib.asynccontextmanager
 async def connected(door: Door) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Bare TCP."""
+    """A TCP connection on which nothing is sent yet."""
     reader, writer = await asyncio.open_connection("127.0.0.1", door.port)
     try:
         yield reader, writer
@@ -195,7 +197,7 @@ async def connected(door: Door) -> AsyncIterator[tuple[asyncio.StreamReader, asy
 
 @contextlib.asynccontextmanager
 async def http2(door: Door) -> AsyncIterator[Http2]:
-    """A connection on which the client has said hello."""
+    """An HTTP/2 connection on which the client has sent its preface."""
     async with connected(door) as (reader, writer):
         connection = Http2(reader, writer)
         writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
@@ -204,7 +206,7 @@ async def http2(door: Door) -> AsyncIterator[Http2]:
 
 
 async def ended(reader: asyncio.StreamReader) -> bytes:
-    """What comes until the other side closes the connection."""
+    """Everything that is received until the other side closes the connection."""
     return await asyncio.wait_for(reader.read(), PATIENCE)
 
 
@@ -214,17 +216,17 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 @pytest.mark.parametrize(
     "headers", [{"x_long": "h" * 20_000}, {f"x_{i}": "h" for i in range(100)}], ids=["long", "many"]
 )
-async def test_headers_that_are_too_much_are_refused(headers: dict[str, str], world: World) -> None:
+async def test_headers_that_are_too_large_or_too_many_are_refused(headers: dict[str, str], world: World) -> None:
     token = world.customer().token
     async with door(world) as at, at.ways() as ways:
         answer = await ways.rest(token, LIST, {}, **headers)
         assert isinstance(answer, Refusal)
         assert (answer.code.name, answer.reason) == ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE")
         web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"} | headers
-        assert (await ways.http.post(LIST_PATH, content=EMPTY, headers=web)).status_code == 431  # as far as it was read
+        assert (await ways.http.post(LIST_PATH, content=EMPTY, headers=web)).status_code == 431  # after a part was read
         assert isinstance(
             await ways.grpc(token, LIST, {}, **headers), Refusal
-        )  # Envoy resets the stream, and says no more
+        )  # Envoy resets the stream and gives no reason
         for way in (ways.grpc, ways.rest, ways.grpc_web):
             assert not isinstance(await way(token, LIST, {}, x_short="h" * 1000), Refusal)
 
@@ -250,10 +252,10 @@ async def test_a_connection_has_a_limited_number_of_streams(world: World) -> Non
 async def test_a_connection_on_which_nothing_happens_is_closed(world: World) -> None:
     async with door(world, {"common_http_protocol_options.idle_timeout": "1s"}) as at:
         async with connected(at) as (reader, writer):
-            assert await ended(reader) == b""  # nothing was ever asked
+            assert await ended(reader) == b""  # this connection never had a request
         async with connected(at) as (reader, writer):
             writer.write(b"GET /v1/hospitals HTTP/1.1\r\nhost: door\r\n\r\n")
-            assert (await ended(reader)).startswith(b"HTTP/1.1 401")  # and nothing more was asked
+            assert (await ended(reader)).startswith(b"HTTP/1.1 401")  # this one had no further request
         async with http2(at) as connection:
             await connection.until(Http2.GOAWAY)
             with pytest.raises(EOFError):
@@ -281,7 +283,7 @@ SLOW = {
 
 
 async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
-    """Sends a byte now and then for ever, never idle for long, until the other side has had enough: its answer."""
+    """Sends a byte now and then, never idle for long, until the other side ends the connection; returns its answer."""
     answer = asyncio.create_task(reader.read(1 << 16))
     for _ in range(1000):
         writer.write(b"0")
@@ -290,7 +292,7 @@ async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> by
     pytest.fail("the door has all the time in the world")
 
 
-async def test_headers_that_never_end_are_not_waited_for(world: World) -> None:
+async def test_the_gateway_does_not_wait_for_headers_that_never_end(world: World) -> None:
     async with door(world, SLOW) as at:
         async with connected(at) as (reader, writer):
             writer.write(b"GET /v1/hospitals HTTP/1.1\r\nhost: door\r\nx-slow: ")
@@ -301,7 +303,7 @@ async def test_headers_that_never_end_are_not_waited_for(world: World) -> None:
                 await connection.until(Http2.DATA)
 
 
-async def test_a_body_that_never_ends_is_not_waited_for(world: World) -> None:
+async def test_the_gateway_does_not_wait_for_a_body_that_never_ends(world: World) -> None:
     token = world.customer().token
     async with door(world, SLOW) as at:
         async with connected(at) as (reader, writer):
@@ -316,7 +318,7 @@ async def test_a_body_that_never_ends_is_not_waited_for(world: World) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call(_never(), metadata=[("authorization", f"Bearer {token}")], timeout=PATIENCE)
         assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert error.value.details() != "Deadline Exceeded"  # the door's, not the client's own
+        assert error.value.details() != "Deadline Exceeded"  # the gateway's time-out has ended it, not the client's
 
 
 async def _never() -> AsyncIterator[bytes]:
@@ -324,14 +326,14 @@ async def _never() -> AsyncIterator[bytes]:
     yield b""
 
 
-async def test_a_watch_lives_on_when_nothing_happens(world: World) -> None:
+async def test_a_watch_on_which_nothing_happens_is_kept_open(world: World) -> None:
     hospital, day = await world.new_hospital(capacity=1, doses=1)
     async with door(world, SLOW) as at:
         customer = at.customer()
         request = mypage_service_pb2.WatchMyReservationsRequest()
         watch: Any = customer.mypage.WatchMyReservations(request, metadata=customer.metadata, timeout=60)
         assert not (await watch.read()).reservations
-        for _ in range(2):  # longer than any limit that another stream or connection has
+        for _ in range(2):  # longer than any limit of other streams or connections
             async with connected(at) as (reader, _writer):
                 assert await ended(reader) == b""
         assert await at.stat("downstream_rq_active") == 1
@@ -354,8 +356,8 @@ async def test_a_browser_may_call_from_the_origins_that_are_allowed(world: World
             assert told.headers["access-control-allow-origin"] == ORIGIN
             assert {"GET", "POST", "PUT"} <= set(told.headers["access-control-allow-methods"].split(","))
             assert set(asks.split(",")) <= set(told.headers["access-control-allow-headers"].split(","))
-            assert "access-control-allow-credentials" not in told.headers  # a token is sent by a program, not a cookie
-        for bearer, status in ((token, 200), ("forged", 401), (None, 401)):  # also what the gateway itself refuses
+            assert "access-control-allow-credentials" not in told.headers  # a program sends the token, not a cookie
+        for bearer, status in ((token, 200), ("forged", 401), (None, 401)):  # the gateway's refusals too
             headers = {"origin": ORIGIN} | ({"authorization": f"Bearer {bearer}"} if bearer else {})
             rest = await ways.http.get("/v1/hospitals", headers=headers)
             web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
@@ -382,7 +384,7 @@ async def test_a_browser_may_not_call_from_any_other_origin(world: World) -> Non
 
 
 def turned_away(answer: Any, reason: str = "RATE_LIMITED") -> bool:
-    """Whether the answer is "not now", which is whole then; fails if it is another refusal."""
+    """Whether the answer is "try again later" with all its details; fails if it is another refusal."""
     if not isinstance(answer, Refusal):
         return False
     assert (answer.code.name, answer.reason, answer.domain) == ("RESOURCE_EXHAUSTED", reason, "vaccination.edge")
@@ -396,7 +398,7 @@ async def test_a_customer_who_calls_too_often_is_turned_away_and_no_other(way: s
     greedy = "greedy"
     async with door(world, customer=3) as at, at.ways() as ways, at.ways("127.0.0.2") as elsewhere:
         call = getattr(ways, way)
-        # Another token, or another address, is the same customer.
+        # A customer with another token or another address is still the same customer.
         answers = [await call(at.token(greedy, ["customer"], jti=str(i)), LIST, {}) for i in range(5)]
         assert [turned_away(answer) for answer in answers] == [False, False, False, True, True]
         assert turned_away(await elsewhere.rest(at.token(greedy, ["customer"]), LIST, {}))
@@ -407,9 +409,9 @@ async def test_a_customer_who_calls_too_often_is_turned_away_and_no_other(way: s
 async def test_an_address_that_calls_too_often_is_turned_away_and_no_other(way: str, world: World) -> None:
     async with door(world, address=3) as at, at.ways() as ways, at.ways("127.0.0.2") as elsewhere:
         call = getattr(ways, way)
-        for i in range(3):  # also what is refused for another reason counts: guessing tokens is calling
+        for i in range(3):  # calls refused for another reason count too, as when somebody guesses tokens
             assert (await call("forged", LIST, {}, x_forwarded_for=f"192.0.2.{i}")).reason == "TOKEN_INVALID"
-        # Who says that he comes from elsewhere still comes from here.
+        # A client that claims another address in a header is still counted by its own address.
         assert turned_away(await call(at.customer().token, LIST, {}, x_forwarded_for="192.0.2.9"))
         assert turned_away(await call(None, LIST, {}))
         assert not turned_away(await elsewhere.rest(at.customer().token, LIST, {}))
@@ -426,13 +428,13 @@ async def test_rest_says_when_to_try_again_in_the_header_too(world: World) -> No
 
 
 @pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web"])
-async def test_what_a_service_has_no_room_for_is_turned_away(way: str, world: World) -> None:
+async def test_calls_that_a_service_has_no_room_for_are_told_to_try_again(way: str, world: World) -> None:
     async with door(world, full=True) as at, at.ways() as ways:
         assert turned_away(await getattr(ways, way)(at.customer().token, LIST, {}), "OVERLOADED")
 
 
 @pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web"])
-async def test_a_crowd_is_let_in_by_so_many_a_second_and_strangers_take_no_places(way: str, world: World) -> None:
+async def test_a_rush_is_let_in_at_a_limited_rate_and_unauthorized_calls_do_not_count(way: str, world: World) -> None:
     hospital, day = await world.new_hospital(capacity=10)
     async with door(world, crowd=3) as at, at.ways() as ways:
         call = getattr(ways, way)
@@ -441,8 +443,8 @@ async def test_a_crowd_is_let_in_by_so_many_a_second_and_strangers_take_no_place
             request = {"request_id": str(uuid.uuid4()), "hospital_id": hospital, "date": str(day)}
             return await call(token, "CreateReservation", request)
 
-        for stranger in (None, "forged", at.operator.token, None):  # who may not book does not stand in the line
+        for stranger in (None, "forged", at.operator.token, None):  # those who may not book do not count
             assert (await book(stranger)).reason in ("TOKEN_MISSING", "TOKEN_INVALID", "ROLE_NOT_ALLOWED")
         answers = [await book(at.customer().token) for _ in range(5)]
         assert [turned_away(answer, "OVERLOADED") for answer in answers] == [False, False, False, True, True]
-        assert not turned_away(await call(at.customer().token, LIST, {}))  # reads have no line
+        assert not turned_away(await call(at.customer().token, LIST, {}))  # reads have no such limit

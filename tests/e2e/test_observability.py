@@ -1,4 +1,4 @@
-"""What the mesh shows of itself: traces, and the metrics that alerts and dashboards are made of."""
+"""The mesh shows traces, and the metrics that alerts and dashboards read."""
 
 import asyncio
 import gzip
@@ -30,7 +30,7 @@ class Collector(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Receive)
-        self.spans: list[tuple[str, Span]] = []  # with their services
+        self.spans: list[tuple[str, Span]] = []  # each with its service
 
     def of(self, trace: str) -> list[tuple[str, Span]]:
         """A trace's spans so far."""
@@ -68,7 +68,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture
 async def traced(world: World, collector: Collector, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
-    """The mesh with services that export to the collector."""
+    """The mesh, with services that export their spans to the collector."""
 
     async def restart() -> None:
         await asyncio.gather(*(world.stop(service) for service in SERVICES))
@@ -83,7 +83,7 @@ async def traced(world: World, collector: Collector, monkeypatch: pytest.MonkeyP
 
 
 def begun(client: Client, trace: str) -> Client:
-    """The client, whose calls are part of a trace that began with it."""
+    """The client, whose calls from now on belong to the trace."""
     client.metadata.append(("traceparent", f"00-{trace}-00f067aa0ba902b7-01"))
     return client
 
@@ -94,7 +94,7 @@ async def test_one_booking_is_one_trace_through_all_four_services(traced: World,
     booked = await begun(customer, TRACE).create(hospital, day)
     customer.metadata.pop()
     await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
-    # Each process sends its spans in batches of its own: the last steps' may arrive before those between.
+    # Each process sends its spans in batches of its own, so the last spans may arrive before those between.
     event = "vaccination.vaccinemgmt.v1.ReservationCompleted"
     last = {("mypage", f"process {event}"), ("reservation", f"process {event}"), ("vaccinemgmt", f"send {event}"),
             ("vaccinemgmt", "process vaccination.approval.v1.ApprovalGranted"),
@@ -108,7 +108,7 @@ async def test_one_booking_is_one_trace_through_all_four_services(traced: World,
     by_id = {span.span_id: (service, span) for service, span in found}
 
     def way(service: str, span: Span) -> list[str]:
-        """From the call on, to this step."""
+        """The spans from the call to this span."""
         parent = by_id.get(span.parent_span_id)
         return [*(way(*parent) if parent else []), f"{service}: {span.name}"]
 
@@ -135,7 +135,7 @@ async def test_one_booking_is_one_trace_through_all_four_services(traced: World,
         assert personal not in everything, "no personal data in spans"
 
 
-async def test_who_waits_for_a_dose_gets_it_in_the_same_trace(traced: World, collector: Collector) -> None:
+async def test_a_dose_given_out_after_a_wait_is_in_the_bookings_trace(traced: World, collector: Collector) -> None:
     trace = TRACE[::-1]
     hospital, day = await traced.new_hospital(capacity=1)
     customer = traced.customer()
@@ -155,7 +155,7 @@ async def test_who_waits_for_a_dose_gets_it_in_the_same_trace(traced: World, col
     await eventually(look, lambda seen: ("mypage", "process vaccination.vaccinemgmt.v1.ReservationCompleted") in seen)
 
 
-async def test_a_refusal_is_no_failure_in_the_trace(traced: World, collector: Collector) -> None:
+async def test_a_refusal_is_not_a_failed_span(traced: World, collector: Collector) -> None:
     trace = "0af7651916cd43dd8448eb211c80319c"
     customer = begun(traced.customer(), trace)
     with pytest.raises(Exception, match="NOT_FOUND"):
@@ -188,7 +188,7 @@ def expressions() -> dict[str, str]:
 
 
 def metric_names(expression: str) -> set[str]:
-    """The metrics that an expression reads: every name that is no function, keyword, label or value."""
+    """The metrics that an expression reads: every name that is not a function, keyword, label or value."""
     text = re.sub(r'"[^"]*"', "", expression)
     text = re.sub(r"\{[^}]*\}|\[[^\]]*\]", " ", text)
     text = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", text)
@@ -206,20 +206,20 @@ def labels_read(expression: str) -> set[tuple[str, str]]:
 
 
 def get(url: str) -> str:
-    """What is there, asked without a proxy."""
+    """The page at the URL, fetched without a proxy."""
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=5) as answer:
         return str(answer.read(), "utf-8")
 
 
 async def pages(mesh: Mesh) -> list[str]:
-    """What Prometheus gets from every service, and last from Envoy."""
+    """The pages that Prometheus gets from every service, and as the last one from Envoy."""
     urls = [f"http://{mesh.home.address(f'{service}-metrics')}/metrics" for service in SERVICES]
     urls.append(f"http://{mesh.home.address('envoy-admin')}/stats/prometheus")
     return [await asyncio.to_thread(get, url) for url in urls]
 
 
 async def scraped(mesh: Mesh) -> dict[str, set[str]]:
-    """Names of all metrics as Prometheus would keep them, with their labels as far as there are samples."""
+    """The names of all metrics as Prometheus would keep them, with the labels of the samples that there are."""
     found: dict[str, set[str]] = {}
     for page in await pages(mesh):
         for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", page, flags=re.MULTILINE):
@@ -246,7 +246,7 @@ async def test_alerts_and_dashboards_read_metrics_that_exist(world: World) -> No
 
     async def mislabelled() -> set[tuple[str, str]]:
         have = await scraped(world.mesh)
-        # A cluster has one of two labels: see the breaker's test.
+        # Envoy's clusters have one of two labels: see the test of the breaker.
         of_the_scrape = {"namespace", "job", "instance", "cluster_name", "envoy_cluster_name"}
         wanted = {pair for expression in expressions().values() for pair in labels_read(expression)}
         return {(m, label) for m, label in wanted if have[m] and label not in have[m] | of_the_scrape}
@@ -255,7 +255,7 @@ async def test_alerts_and_dashboards_read_metrics_that_exist(world: World) -> No
 
 
 async def test_the_breakers_alert_sees_every_way_to_approval(world: World) -> None:
-    """Envoy's tags decide what is a metric's name and what a label: a cluster's name with dots could end up in both."""
+    """Envoy's tags split a metric into its name and labels, and a cluster's name with dots could end up in both."""
     metric = "upstream_rq_(?:active|pending)_overflow"
     *_, envoy = await pages(world.mesh)
     seen = re.findall(rf'^envoy_cluster_{metric}{{(?:envoy_)?cluster_name="[^"]*approval[^"]*"}} ', envoy, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Operators look after a service with grpcurl, as the runbooks say."""
+"""Operators operate a service with grpcurl, as the runbooks say."""
 
 import asyncio
 import json
@@ -26,17 +26,17 @@ CANCELLED = "vaccination.vaccinemgmt.v1.CancellationCompleted"
 
 
 RUNBOOKS = ROOT / "docs/runbooks"
-TYPED_ELSEWHERE = ("README.md", "dead-letters.md")  # with every other, and with a dead letter
+TYPED_ELSEWHERE = ("README.md", "dead-letters.md")  # these are typed with each of the others, and with a dead letter
 
 
 def runbook(name: str) -> str:
-    """A runbook's commands, in their order, in the shell that all of them begin with."""
+    """A runbook's commands in their order, after the common commands that prepare the shell."""
     texts = [(RUNBOOKS / page).read_text() for page in ("README.md", name)]
     return "\n".join(block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL))
 
 
 async def typed(world: World, script: str, **env: str) -> str:
-    """What the commands print, typed into a shell."""
+    """Types the commands into a shell; returns what they print."""
     moved = world.mesh.home.base_port - DEFAULT_BASE_PORT
     script = re.sub(r"127\.0\.0\.1:(18\d{3})\b", lambda found: f"127.0.0.1:{int(found[1]) + moved}", script)
     process = await asyncio.create_subprocess_exec(
@@ -50,7 +50,7 @@ async def typed(world: World, script: str, **env: str) -> str:
 
 
 async def ops(world: World, service: str, method: str, **fields: Any) -> Any:
-    """One operation's answer."""
+    """Calls one operation; returns its answer."""
     body = json.dumps({"service": service, **fields})
     call = f"""export TOKEN=$(./dev token --role operator) PATH="$PATH:$PWD/.venv/bin"
         grpcurl -plaintext -H "authorization: Bearer $TOKEN" -H "service: {service}" -d '{body}' \\
@@ -59,7 +59,7 @@ async def ops(world: World, service: str, method: str, **fields: Any) -> Any:
 
 
 async def publish(world: World, subject: str, data: bytes, key: str) -> None:
-    """As a client of the stream that knows no rules."""
+    """Publishes any bytes to the stream, as a client that keeps no rules."""
     client = await nats.connect(world.mesh.stores.nats_url)
     headers = {"ce-id": str(uuid.uuid4()), "ce-subject": key, "ce-time": datetime.now(UTC).isoformat()}
     await client.jetstream().publish(subject, data, headers=headers)
@@ -67,7 +67,7 @@ async def publish(world: World, subject: str, data: bytes, key: str) -> None:
 
 
 def appointment(reservation_id: uuid.UUID, customer_id: str, hospital: str, day: object) -> appointment_pb2.Appointment:
-    """As approval would have written it."""
+    """An appointment as approval would have written it."""
     return appointment_pb2.Appointment(
         reservation_id=str(reservation_id),
         customer_id=customer_id,
@@ -80,7 +80,7 @@ def appointment(reservation_id: uuid.UUID, customer_id: str, hospital: str, day:
 
 @pytest.fixture
 async def clean(world: World) -> None:
-    """No dead letters of other tests."""
+    """Removes the dead letters of other tests."""
     client = await nats.connect(world.mesh.stores.nats_url)
     await client.jetstream().purge_stream("DEAD_LETTERS")
     await client.close()
@@ -115,7 +115,7 @@ async def test_garbage_is_found_explained_and_discarded_while_the_rest_flows(wor
 
 
 @pytest.mark.usefixtures("clean")
-async def test_what_could_not_be_handled_is_redriven_when_it_can(world: World) -> None:
+async def test_an_event_that_could_not_be_handled_is_redriven_when_it_can(world: World) -> None:
     hospital, day = await world.new_hospital(capacity=1)
     name, request_id = f"customer-{uuid.uuid4()}", uuid.uuid4()
     customer = world.client(name, ["customer"])
@@ -143,17 +143,17 @@ async def test_what_could_not_be_handled_is_redriven_when_it_can(world: World) -
 async def test_an_event_whose_handling_always_fails_is_tried_and_then_laid_aside(world: World) -> None:
     hospital, day = await world.new_hospital(capacity=1, doses=1)
     reservation_id = uuid.uuid4()
-    # Within the contract's rules, and in no Postgres: a text with NUL.
+    # The contract's rules allow a text with NUL, but Postgres cannot store it.
     poison = approval_events_pb2.ApprovalGranted(appointment=appointment(reservation_id, "a\0b", hospital, day))
     await publish(world, "vaccination.approval.v1.ApprovalGranted", poison.SerializeToString(), str(reservation_id))
     customer = world.customer()
     booked = await customer.create(hospital, day)
-    await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_APPROVED)  # the poison took the dose
+    await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_APPROVED)  # the poison event took the dose
 
     async def letters() -> Any:
         return (await ops(world, "reservation", "ListDeadLetters")).get("dead_letters", [])
 
-    # The approval, and the completion that vaccine management made of it.
+    # The two letters are the approval, and the completion that vaccine management made of it.
     for letter in await eventually(letters, lambda found: len(found) == 2, within=40):
         assert [failure["tries"] for failure in letter["history"]] == [1, 2, 3, 4, 5]
         await ops(world, "reservation", "DiscardDeadLetter", sequence=letter["sequence"], reason="poison of a test")

@@ -1,6 +1,6 @@
-"""Who and what is refused: with the code and reason that tell what to do, the field named, and nothing stored.
+"""Every refusal has the code and the reason that tell what to do, and names the field, and nothing is stored.
 
-Never INTERNAL, never UNKNOWN, no HTTP 5xx: every expectation here is another code.
+No refusal is INTERNAL, UNKNOWN or an HTTP 5xx: every expectation here is another code.
 """
 
 import base64
@@ -39,15 +39,15 @@ async def ways(world: World) -> AsyncIterator[Ways]:
 
 @dataclass
 class Stage:
-    """A hospital with a past, its people, and a request for each RPC that would succeed."""
+    """A hospital with some history, its people, and for each RPC a request that would succeed."""
 
     world: World
     hospital: str
     day: date
     customer: Client
     manager: Client
-    reservation: str  # the customer's, COMPLETED
-    lot: str  # with its dose
+    reservation: str  # the customer's reservation, which is COMPLETED
+    lot: str  # the lot that its dose is from
     good: dict[str, Request]
 
     @property
@@ -56,11 +56,11 @@ class Stage:
         return {"customer": self.customer.token, "manager": self.manager.token, "operator": self.world.operator.token}
 
     def token(self, rpc: str) -> str | None:
-        """Of somebody who may."""
+        """The token of somebody who may call the RPC."""
         return self.people[ROLES[rpc][0]]
 
     async def stored(self) -> Any:
-        """All that the stores have of the hospital, and how many hospitals there are."""
+        """Everything that the stores have of the hospital, and the number of hospitals."""
         seen: list[Any] = []
         for service, table in (("approval", "days"), ("approval", "decisions"), ("reservation", "reservations")):
             rows = await self.world.query(service, f"SELECT * FROM {table} WHERE hospital_id = $1", self.hospital)
@@ -79,7 +79,7 @@ async def set_stage(world: World) -> Stage:
     [lot] = await manager.register(hospital, delivery(3))
     booked = await customer.create(hospital, day)
     await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
-    await world.quiet()  # reservation has heard of it too
+    await world.quiet()  # until reservation has handled the event too
     days = {"hospital_id": hospital, "first_date": str(day), "last_date": str(day)}
     mine = {"reservation_id": booked.reservation_id}
     good: dict[str, Request] = {
@@ -104,7 +104,7 @@ def a_delivery(**others: Any) -> Request:
     return {field.name: value for field, value in delivery(4, **others).ListFields()}
 
 
-# Who may call what.
+# The roles that may call each RPC.
 ROLES = {
     "CreateReservation": ("customer",),
     "GetReservation": ("customer",),
@@ -128,7 +128,7 @@ ROLES = {
 async def expect(
     ways: Ways, token: str | None, rpc: str, request: Request, code: str, reason: str, *fields: str, **headers: str
 ) -> None:
-    """Refused alike by gRPC and, where the request can be written so, by REST."""
+    """Expects the same refusal by gRPC and, if the request has a REST form, by REST."""
     for way in (ways.grpc, ways.rest):
         if way == ways.rest and RPCS[rpc].rest(request) is None:
             continue
@@ -145,7 +145,7 @@ async def expect(
 
 
 def forged(payload: Request, algorithm: str, sign: Callable[[bytes], bytes], **header: Any) -> str:
-    """A token signed somehow."""
+    """A token with any header and signature."""
     parts = [{"typ": "JWT", "alg": algorithm} | header, payload]
     text = b".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=") for part in parts)
     return (text + b"." + base64.urlsafe_b64encode(sign(text)).rstrip(b"=")).decode()
@@ -266,7 +266,7 @@ async def test_another_customers_reservation_is_not_there(world: World, ways: Wa
     stranger = world.customer()
     for rpc in ("GetReservation", "CancelReservation", "GetMyReservation"):
         await expect(ways, stranger.token, rpc, stage.good[rpc], "NOT_FOUND", "UNKNOWN_RESERVATION", "reservation_id")
-        # An unknown one gets the same answer, so that nobody learns which ids exist.
+        # An unknown reservation has the same answer, so that nobody learns which ids exist.
         unknown = {"reservation_id": str(uuid.uuid4())}
         await expect(ways, stranger.token, rpc, unknown, "NOT_FOUND", "UNKNOWN_RESERVATION", "reservation_id")
     for rpc in ("ListReservations", "ListMyReservations", "WatchMyReservations"):
@@ -276,7 +276,7 @@ async def test_another_customers_reservation_is_not_there(world: World, ways: Wa
     assert await stage.stored() == before
 
 
-async def test_claims_that_the_caller_sends_himself_are_worth_nothing(world: World, ways: Ways) -> None:
+async def test_claims_that_the_caller_sends_as_a_header_have_no_effect(world: World, ways: Ways) -> None:
     stage = await set_stage(world)
     victim, stranger = (stage.customer.token or "").split(".")[1], world.customer().token
     await expect(ways, None, "ListReservations", {}, "UNAUTHENTICATED", "TOKEN_MISSING", x_jwt_payload=victim)
@@ -312,7 +312,7 @@ def not_sizes(most: int) -> list[Any]:
     return [-1, most + 1, *HUGE]
 
 
-# What each field of each request must not be. A field of `deliveries` is one of the second delivery.
+# The values that each field of each request must not have. A field of `deliveries` belongs to the second delivery.
 BAD: dict[str, dict[str, list[Any]]] = {
     "CreateReservation": {
         "request_id": NOT_UUIDS, "hospital_id": NOT_HOSPITALS, "date": NOT_DAYS,
@@ -354,7 +354,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
 
 
 def spoilt(good: Request, field: str, value: Any) -> tuple[Request, str]:
-    """The request with that value in the field, and the field's path as it is told. None: without the field."""
+    """The request with that value in the field, or if None without the field; and the field's path in a refusal."""
     outer, _, name = field.partition(".")
     if outer == "deliveries" and name:
         first, second = good["deliveries"]
@@ -388,7 +388,7 @@ async def test_every_field_is_checked_and_named_and_nothing_is_stored(world: Wor
     assert await stage.stored() == before
 
 
-async def test_fields_that_are_missing_are_all_named(world: World, ways: Ways) -> None:
+async def test_all_missing_fields_are_named(world: World, ways: Ways) -> None:
     everybody = world.token("everybody", ["customer", "operator"])
     may_be_empty = {"vaccine_code", "page_size", "page_token", "capacity"}
     for rpc, fields in BAD.items():
@@ -399,7 +399,7 @@ async def test_fields_that_are_missing_are_all_named(world: World, ways: Ways) -
 # What: each rule
 
 
-async def test_every_rule_that_a_request_breaks_is_told_and_nothing_is_stored(world: World, ways: Ways) -> None:
+async def test_a_request_that_breaks_a_rule_is_refused_and_nothing_is_stored(world: World, ways: Ways) -> None:
     stage = await set_stage(world)
     hospital, day, manager = stage.hospital, stage.day, stage.manager
     elsewhere, _ = await world.new_hospital()
@@ -423,9 +423,9 @@ async def test_every_rule_that_a_request_breaks_is_told_and_nothing_is_stored(wo
     assert not_offered.status == Status.RESERVATION_STATUS_REJECTED
     passed = await late.create(hospital, day)
     request_id = str(uuid.uuid4())
-    again = await picky.create(hospital, day, request_id)  # refused: has a booking; the answer is recorded all the same
+    again = await picky.create(hospital, day, request_id)  # denied for the active booking; the decision is recorded too
     assert again.status == Status.RESERVATION_STATUS_REJECTED
-    # Nobody waits until the day has passed.
+    # The test changes the date in the store, so that it need not wait until the day has passed.
     await world.query(
         "reservation", "UPDATE reservations SET date = '2020-01-01' WHERE reservation_id = $1",
         uuid.UUID(passed.reservation_id),
@@ -448,7 +448,7 @@ async def test_every_rule_that_a_request_breaks_is_told_and_nothing_is_stored(wo
 
     invalid, exists, forbids, nowhere = "INVALID_ARGUMENT", "ALREADY_EXISTS", "FAILED_PRECONDITION", "NOT_FOUND"
     known_before, reused = {"request_id": request_id}, (exists, "REQUEST_ID_REUSED", "request_id")
-    # who, RPC, what is other than in a good request, code, reason, field
+    # the caller, the RPC, the difference from a good request, the code, the reason, the field
     rows: list[tuple[str, str, Request, str, str, str]] = [
         ("late", create, {"date": "2020-01-01"}, invalid, "DATE_PASSED", "date"),
         ("late", create, {"date": "0001-01-02"}, invalid, "DATE_PASSED", "date"),
@@ -519,19 +519,17 @@ async def test_a_range_of_366_days_and_the_calendars_last_days_are_accepted(worl
 # What: page tokens
 
 
-async def test_a_page_token_is_good_for_its_own_listing_as_it_came_and_for_nothing_else(
-    world: World, ways: Ways
-) -> None:
+async def test_a_page_token_is_accepted_only_unchanged_and_only_by_its_own_listing(world: World, ways: Ways) -> None:
     hospital, day = await world.new_hospital(capacity=5)
     other, _ = await world.new_hospital()
     manager, customer = world.manager(hospital), world.customer()
-    for ahead in (400, 401):  # not offered, so at once REJECTED
+    for ahead in (400, 401):  # these days are not offered, so both are REJECTED at once
         await customer.create(hospital, day + timedelta(ahead))
     for _ in range(2):
         await world.customer().create(hospital, day)
     await eventually(customer.screen, lambda screen: len(screen) == 2)
     await eventually(lambda: manager.waiting(hospital), lambda queue: len(queue) == 2)
-    # Expired before the day, so that those who wait still do.
+    # These lots expire before the day, so that those who wait go on waiting.
     await manager.register(hospital, *(delivery(1, expiry_date=str(day - timedelta(1))) for _ in range(2)))
 
     listings: dict[str, tuple[Client, Request, str, str]] = {
@@ -560,7 +558,7 @@ async def test_a_page_token_is_good_for_its_own_listing_as_it_came_and_for_nothi
             *map(_b64, ([], {}, "x", 1, None, [digest], [digest, *position, "more"], changed, [digest, 1, 2], [[]])),
             base64.urlsafe_b64encode(b"[" * 700).decode(), base64.urlsafe_b64encode(b"\xff\xfe\x00").decode(),
             *(t for other_rpc, t in tokens.items() if other_rpc != rpc),
-            # With a digest that fits, as whoever reads the source can make one: nothing that a store would choke on.
+            # Anybody who reads the source can make a digest that fits. Such a token must not make the store fail.
             *(paging.encode(listing, *parts) for parts in (
                 ["a\0b"], ["\n"], ["2026-01-01T00:00:00", A_UUID], ["2026-01-01T00:00:00+09:00", A_UUID],
                 ["0001-01-01T00:00:00+23:59", A_UUID], ["2026-01-01T00:00:00+00:00", "x"], ["2026-02-30", A_UUID], [],
@@ -581,7 +579,7 @@ async def test_a_page_token_is_good_for_its_own_listing_as_it_came_and_for_nothi
             answer = await ways.grpc(who.token, rpc, request | ends)
             assert not isinstance(answer, Refusal) or answer.reason == "INVALID_PAGE_TOKEN"
 
-    # Of the same listing, but another customer's or hospital's.
+    # These tokens are of the same listing, but of another customer or hospital.
     for rpc in ("ListReservations", "ListMyReservations"):
         await expect(
             ways, world.customer().token, rpc, {"page_token": tokens[rpc]},
@@ -613,7 +611,7 @@ async def test_bytes_that_are_no_message_are_refused(world: World, ways: Ways) -
             fields = rpc.method.input_type.fields
             text = next((f.number for f in fields if f.type == f.TYPE_STRING), None)
             bodies = [b"\xff\xff\xff", b"\x0a\x7f", b"\x07"]
-            bodies += [bytes([text << 3 | 2, 2]) + b"\xff\xfe"] if text else []  # not UTF-8
+            bodies += [bytes([text << 3 | 2, 2]) + b"\xff\xfe"] if text else []  # a text that is not UTF-8
             for body in bodies:
                 metadata = (("authorization", f"Bearer {stage.token(rpc.method.name)}"),)
                 call: Any = channel.unary_stream(rpc.path) if rpc.streams else channel.unary_unary(rpc.path)
@@ -631,7 +629,7 @@ async def test_rest_that_cannot_be_understood_is_refused(world: World, ways: Way
     malformed, unknown = ("INVALID_ARGUMENT", "MALFORMED_REQUEST"), ("NOT_FOUND", "UNKNOWN_METHOD")
     cancel = f"POST /v1/reservations/{A_UUID}:cancel"
     rows: list[tuple[str, str, Any, tuple[str, str], str]] = [
-        # who, request, body, code and reason, what the message names
+        # the caller, the request, the body, the code and reason, what the message names
         ("customer", "POST /v1/reservations", b"{", malformed, ""),
         ("customer", "POST /v1/reservations", b"[]", malformed, ""),
         ("customer", "POST /v1/reservations", b"null", malformed, ""),
@@ -666,7 +664,7 @@ async def test_rest_that_cannot_be_understood_is_refused(world: World, ways: Way
         ("manager", f"POST /v1/hospitals/{hospital}/lots", {"deliveries": ["lot"]}, malformed, ""),
         ("manager", f"POST /v1/hospitals/{hospital}/lots", {"deliveries": [a_delivery() | {"quantity": "1 dozen"}]},
          malformed, "quantity"),
-        # wrong method, unknown path
+        # the wrong method or an unknown path
         ("customer", "DELETE /v1/reservations", None, unknown, ""),
         ("customer", f"DELETE /v1/reservations/{A_UUID}", None, unknown, ""),
         ("customer", f"PATCH /v1/reservations/{A_UUID}", {}, unknown, ""),
@@ -709,7 +707,7 @@ async def test_rest_ignores_what_it_does_not_know_in_a_body_as_protobuf_does(wor
         assert await ways.send("GET", "/v1/hospitals?page_size=1", token, content=in_a_get) == page
 
 
-async def test_what_is_too_large_is_refused_and_the_connection_lives_on(world: World, ways: Ways) -> None:
+async def test_a_request_that_is_too_large_is_refused_and_the_connection_stays_open(world: World, ways: Ways) -> None:
     stage = await set_stage(world)
     before, manager = await stage.stored(), stage.manager.token
     large = stage.good["RegisterLots"] | {"deliveries": [a_delivery(lot_number="L" * 5 * MB)]}
@@ -720,12 +718,12 @@ async def test_what_is_too_large_is_refused_and_the_connection_lives_on(world: W
     assert isinstance(by_rest, Refusal)
     assert (
         by_rest.code.name == "RESOURCE_EXHAUSTED"
-    )  # of the gateway or of the service, whoever has seen too much first
+    )  # the gateway or the service refuses it, whichever reaches its limit first
     header = await ways.rest(manager, "ListLots", stage.good["ListLots"], x_long="h" * 70_000)
     assert isinstance(header, Refusal)
     assert (header.code.name, header.reason) == ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE")
     for way in (ways.grpc, ways.rest, ways.grpc_web):
-        # More is wrong than the headers of an answer could tell.
+        # The request has more errors than fit into the headers of an answer.
         wrong = {"hospital_id": stage.hospital, "deliveries": [{"quantity": 0}] * 500}
         answer = await way(manager, "RegisterLots", wrong)
         assert isinstance(answer, Refusal)

@@ -1,4 +1,4 @@
-"""What the mesh makes of replicas that fail, hang and die, and of a crowd: retries, ejection, the breaker."""
+"""Retries, ejection and the breaker protect customers from replicas that fail, hang and die, and from a rush."""
 
 import asyncio
 import os
@@ -25,13 +25,13 @@ WAYS = {
 
 
 class Trouble:
-    """A mesh of two replicas of each service, of which approval's can be told to fail."""
+    """A mesh with two replicas of each service. Approval's replicas can be told to fail."""
 
     def __init__(self, world: World, folder: Path) -> None:
         self.world, self._folder = world, folder
 
     def tell(self, replica: str, what: str = "") -> None:
-        """See troubled; nothing: it is well again."""
+        """Tells a replica how to fail (see troubled.py); with an empty text it works again."""
         file = self._folder / replica
         file.unlink(missing_ok=True)
         if what:
@@ -40,7 +40,7 @@ class Trouble:
             unfinished.rename(file)
 
     async def statistics(self, way: str = WAYS["approval"]) -> Counter[str]:
-        """Envoy's own, of calls to a component."""
+        """Envoy's statistics of the calls to a component."""
         async with httpx.AsyncClient(trust_env=False) as http:
             url = f"http://{self.world.mesh.home.address('envoy-admin')}/stats"
             answer = await http.get(url, params={"filter": re.escape(way)})
@@ -48,7 +48,7 @@ class Trouble:
         return Counter({name: int(value) for name, value in found})
 
     async def calls_of(self, replica: str) -> int:
-        """How many bookings a replica has had a part in, by its own count."""
+        """The number of bookings that a replica has handled, by its own count."""
         async with httpx.AsyncClient(trust_env=False) as http:
             answer = await http.get(f"http://{self.world.mesh.home.address(f'{replica}-metrics')}/metrics")
         method = '[^"]*/(?:Approve|CreateReservation)'
@@ -56,11 +56,11 @@ class Trouble:
         return sum(int(float(n)) for n in counts)
 
     async def calls(self) -> int:
-        """Of both replicas."""
+        """The number of bookings that both replicas have handled."""
         return await self.calls_of("approval") + await self.calls_of("approval-2")
 
     def signal(self, replica: str, number: signal.Signals) -> None:
-        """To a replica's process."""
+        """Sends a signal to a replica's process."""
         process = self.world.mesh.processes.find(replica)
         assert process is not None
         os.kill(process.pid, number)
@@ -68,8 +68,8 @@ class Trouble:
     async def book(
         self, hospital: str, day: object, people: int, at_once: int = 16, patient: bool = False
     ) -> list[Refusal | int]:
-        """So many new customers book; each one's status or refusal. Who is patient comes again, as clients do: a dead
-        replica has the fewest calls in hand, so that of two it may be chosen for every try until it is ejected."""
+        """So many new customers book; returns the status or refusal of each. If they are `patient` they try again, as
+        clients do. A dead replica has the fewest calls in flight, so every try may choose it until it is ejected."""
         gate = asyncio.Semaphore(at_once)
 
         async def one(customer: Client) -> Refusal | int:
@@ -88,10 +88,10 @@ class Trouble:
 
 @pytest.fixture(scope="module")
 def troubled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    """Its breaker can be filled by a test."""
+    """A mesh with a breaker so small that a test can fill it."""
     folder = tmp_path_factory.mktemp("troubled")
     os.environ["TROUBLE"] = str(folder)
-    # And time for two tries of approval, and of reservation, also when the machine is busy: nobody has to come again.
+    # The deadlines leave time for two tries of approval and of reservation on a busy machine, so no client retries.
     budget = {"gateway": "14s", "gatewayTry": "6s", "reservation": "5.5s", "approval": "5s", "approvalTry": "2s"}
     breaker = {"approval": {"connections": {"maxRequests": 24, "maxPending": 24}}}
     values = {"budget": budget, "components": breaker}
@@ -129,7 +129,7 @@ async def test_a_replica_that_fails_now_and_then_is_noticed_by_nobody(trouble: T
     assert answers == {str(APPROVED): people}
     [row] = await trouble.world.query("approval", "SELECT approved FROM days WHERE hospital_id = $1", hospital)
     decisions = await trouble.world.query("approval", "SELECT 1 FROM decisions WHERE hospital_id = $1", hospital)
-    assert (row["approved"], len(decisions)) == (people, people)  # each decided once, however often it was tried
+    assert (row["approved"], len(decisions)) == (people, people)  # each is decided once, however often it was tried
     spent = await trouble.statistics() - before
     attempts = await trouble.calls() - served
     print(f"{people} bookings, {attempts} attempts, {spent['upstream_rq_retry']} retries")
@@ -138,7 +138,7 @@ async def test_a_replica_that_fails_now_and_then_is_noticed_by_nobody(trouble: T
     assert spent["upstream_rq_retry_success"] == spent["upstream_rq_retry"]
 
 
-async def test_when_all_replicas_fail_not_everything_is_tried_twice(trouble: Trouble) -> None:
+async def test_when_all_replicas_fail_the_retry_budget_limits_the_retries(trouble: Trouble) -> None:
     hospital, day = await trouble.world.new_hospital(capacity=200)
     before = await trouble.statistics()
     for replica in ("approval", "approval-2"):
@@ -164,7 +164,7 @@ async def test_a_replica_that_is_gone_is_left_alone_until_it_is_back(trouble: Tr
     trouble.signal(gone, signal.SIGSTOP if how == "hangs" else signal.SIGKILL)
 
     async def ejected() -> int:
-        assert [a for a in await trouble.book(hospital, day, 8, patient=True) if a != APPROVED] == []  # nobody is lost
+        assert [a for a in await trouble.book(hospital, day, 8, patient=True) if a != APPROVED] == []  # all are served
         return (await trouble.statistics(way))["outlier_detection.ejections_active"]
 
     async def retries() -> int:
@@ -174,7 +174,7 @@ async def test_a_replica_that_is_gone_is_left_alone_until_it_is_back(trouble: Tr
 
     try:
         await eventually(ejected, lambda n: n == 1, within=60)
-        # Its traffic has moved: nothing is tried twice any more, until it is given a chance again.
+        # All calls go to the other replica, so there are no retries until the ejected one gets another chance.
         await eventually(retries, lambda n: n == 0, within=60)
     finally:
         if how == "hangs":
@@ -192,7 +192,7 @@ async def test_a_replica_that_is_gone_is_left_alone_until_it_is_back(trouble: Tr
     assert (await trouble.statistics(way))["outlier_detection.ejections_active"] == 0
 
 
-async def test_the_breaker_opens_for_a_crowd_and_closes_when_it_has_gone(trouble: Trouble) -> None:
+async def test_the_breaker_opens_in_a_rush_and_closes_after_it(trouble: Trouble) -> None:
     hospital, day = await trouble.world.new_hospital(capacity=2000)
     assert await trouble.book(hospital, day, 1) == [APPROVED]
     before = await trouble.statistics()
@@ -227,6 +227,6 @@ async def test_the_breaker_opens_for_a_crowd_and_closes_when_it_has_gone(trouble
     spent = await trouble.statistics() - before
     overflows = spent["upstream_rq_pending_overflow"] + spent["upstream_rq_active_overflow"]
     print(f"{len(answers)} asked, {len(refused)} told to come again, {overflows} overflows")
-    assert 0 < overflows <= len(refused) + 1  # who waited too long for a slow answer is told so too
+    assert 0 < overflows <= len(refused) + 1  # one more may have waited too long for a slow answer
     assert (await trouble.statistics())["circuit_breakers.default.rq_open"] == 0
     assert [a for a in await trouble.book(hospital, day, 20) if a != APPROVED] == []

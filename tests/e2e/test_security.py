@@ -1,4 +1,4 @@
-"""Who may call what: every caller, every RPC, every credential, by every way in; and component by component inside."""
+"""Only those who may call an RPC can: every credential by every way in, and every component inside the mesh."""
 
 import base64
 import hashlib
@@ -41,7 +41,7 @@ OPERATOR_ONLY = [
     *view_service_pb2.DESCRIPTOR.services_by_name["ViewService"].methods,
 ]
 APPROVE = approval_service_pb2.DESCRIPTOR.services_by_name["ApprovalService"].methods_by_name["Approve"]
-# What an operator may ask of a service, without much happening.
+# Requests of an operator that change little.
 ASKED: dict[str, Any] = {
     "GetStatus": {}, "ListDeadLetters": {}, "GetDeadLetter": {"sequence": 1}, "RedriveDeadLetters": {"sequence": 1},
     "DiscardDeadLetter": {"sequence": 1, "reason": "none"}, "PauseConsumer": {"until": "2020-01-01T00:00:00Z"},
@@ -51,7 +51,7 @@ ASKED: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Call:
-    """A method and a request that would succeed, or at least be understood."""
+    """A method, and a request that would succeed or at least be well-formed."""
 
     method: MethodDescriptor
     content: dict[str, Any]
@@ -86,7 +86,7 @@ class Call:
 
 
 def calls(stage: Stage) -> list[Call]:
-    """One of every public RPC."""
+    """One call of every public RPC."""
     found = [Call(RPCS[name].method, json_plain(name, content)) for name, content in stage.good.items()]
     operations = [Call(method, ASKED.get(method.name, {})) for method in OPERATOR_ONLY]
     return found + [
@@ -100,7 +100,7 @@ def json_plain(name: str, content: dict[str, Any]) -> dict[str, Any]:
 
 
 def headers(world: World, stage: Stage, credential: str) -> dict[str, str]:
-    """What somebody with the credential sends."""
+    """The headers that a caller with the credential sends."""
     subject, everything = "somebody", ["customer", "manager", "operator"]
     payload = {"iss": identity.ISSUER, "aud": identity.AUDIENCE, "sub": subject, "roles": everything, "exp": 2**31}
     plain = base64.urlsafe_b64encode(json.dumps(payload | {"hospital": stage.hospital}).encode()).decode().rstrip("=")
@@ -129,7 +129,7 @@ def headers(world: World, stage: Stage, credential: str) -> dict[str, str]:
 
 
 def expected(rpc: str, credential: str) -> str:
-    """UNAUTHENTICATED, PERMISSION_DENIED, or passes."""
+    """The expected result: UNAUTHENTICATED, PERMISSION_DENIED or passes."""
     if credential in NOBODY:
         return "UNAUTHENTICATED"
     role = credential.split()[0]
@@ -140,7 +140,7 @@ def expected(rpc: str, credential: str) -> str:
 
 
 def told(code: int | None) -> str:
-    """What a gRPC code means here."""
+    """The result that a gRPC code stands for."""
     return {16: "UNAUTHENTICATED", 7: "PERMISSION_DENIED"}.get(code or 0, "passes")
 
 
@@ -201,7 +201,7 @@ async def test_every_rpc_is_open_to_those_it_is_for_and_to_nobody_else(world: Wo
 
 
 def _credentials(mesh: Mesh, component: str, folder: Path) -> ssl.SSLContext:
-    """What a component's proxy shows, taken out of the running configuration."""
+    """The certificate of a component's proxy, taken from the running configuration."""
     config = json.loads((mesh.home.path / "envoy.json").read_text())["static_resources"]
     if component == "gateway":
         socket = next(c for c in config["clusters"] if c["name"].startswith("gateway>"))["transport_socket"]
@@ -246,7 +246,7 @@ async def test_inside_a_component_is_open_to_its_declared_callers_and_to_nobody_
                 port = world.mesh.home.port(_component(call.method))
                 fields = {"content-type": "application/grpc", "te": "trailers"}
                 answer = await client.post(f"https://127.0.0.2:{port}{call.path}", content=call.body, headers=fields)
-                # The policy's own refusal: what got past it is refused by the service, for want of a token or another.
+                # This is the policy's own refusal. The service refuses a call that gets past it, for lack of a token.
                 let_in = answer.headers.get("grpc-message") != "RBAC: access denied"
                 is_approve = call.method is APPROVE
                 assert let_in == ((caller, is_approve) in {("gateway", False), ("reservation", True)}), (caller, call)

@@ -1,9 +1,9 @@
-"""Starts a service that can be told to fail: the process reads what ails it from the file TROUBLE/<component>.
+"""Starts a service that can be told to fail. The process reads how to fail from the file TROUBLE/<component>.
 
 usage: -m tests.e2e.troubled COMPONENT services.NAME
 
-`flaky 0.3`: of approval's decisions that share end in UNAVAILABLE, half of them after they were committed.
-`slow`: they wait until the file is gone.
+`flaky 0.3`: this share of approval's decisions ends with UNAVAILABLE, half of them after the commit.
+`slow`: decisions wait until the file is gone.
 """
 
 import asyncio

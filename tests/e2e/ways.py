@@ -1,4 +1,4 @@
-"""The ways in: one call, told by the RPC's name and the request as JSON, made by gRPC, REST, gRPC-Web or grpcurl."""
+"""The ways in: a call, given as the RPC's name and the request as JSON, is made by gRPC, REST, gRPC-Web or grpcurl."""
 
 import asyncio
 import base64
@@ -32,7 +32,8 @@ from .conftest import Refusal, World, refusal
 
 Request = dict[str, Any]
 
-# Every public service by the name that `Client` has for it, and every RPC with its REST form, as the world knows them.
+# Every public service by the name that `Client` has for it, and every RPC with its REST form. They are written out
+# here, because they are what clients rely on.
 SERVICES = {
     "reservation": reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
     "hospital": hospital_service_pb2.DESCRIPTOR.services_by_name["HospitalService"],
@@ -57,9 +58,9 @@ ROUTES = {
     "GetMyReservation": "GET /v1/my/reservations/{reservation_id}",
     "WatchMyReservations": "GET /v1/my/reservations:watch",
 }
-# The REST forms as they are told to the world: what is accepted and answered has to conform.
+# The published description of the REST forms. Accepted requests and their answers have to conform to it.
 DESCRIBED: dict[str, Any] = json.loads((CHART / "files/openapi.json").read_text())
-MOST_IN_URL = 2000  # characters of a value
+MOST_IN_URL = 2000  # characters of a value that is sent in the URL
 HTTP_STATUS = {
     "INVALID_ARGUMENT": {400},
     "FAILED_PRECONDITION": {400},
@@ -90,15 +91,15 @@ class Rpc:
 
     @property
     def streams(self) -> bool:
-        """Whether it answers with a stream, of which the ways take the first message."""
+        """Whether it answers with a stream. Then the ways return the stream's first message."""
         return bool(self.method.server_streaming)
 
     def request(self, content: Request) -> Message:
-        """The message of a request."""
+        """The request as a message."""
         return message_factory.GetMessageClass(self.method.input_type)(**content)
 
     def response(self, content: str | bytes) -> Message:
-        """The message of a response: JSON text, or bytes in protobuf's own form."""
+        """The response as a message, from JSON text or from protobuf's bytes."""
         message = message_factory.GetMessageClass(self.method.output_type)()
         if isinstance(content, bytes):
             message.ParseFromString(content)
@@ -106,7 +107,7 @@ class Rpc:
         return json_format.Parse(content, message)
 
     def rest(self, content: Request) -> tuple[str, str, Request | None] | None:
-        """Verb, path with query, and JSON body; None if what belongs into the URL cannot stand there."""
+        """Verb, path with query, and JSON body; None if a value cannot be written into the URL."""
         verb, path = ROUTES[self.method.name].split()
         content = deepcopy(content)
         for variable in re.findall(r"{([\w.]+)}", path):
@@ -157,7 +158,7 @@ class Ways:
         self, verb: str, path: str, token: str | None, *, first: bool = False, json: Any = None, content: Any = None,
         **headers: str,
     ) -> str | Refusal:  # fmt: skip
-        """Any HTTP request; the body of the answer (of a stream the first line), or the Refusal that it tells."""
+        """Sends any HTTP request; returns the answer's body (a stream's first line), or the Refusal."""
         fields = {name.replace("_", "-"): value for name, value in headers.items()}
         if token is not None:
             fields["authorization"] = f"Bearer {token}"
@@ -175,7 +176,7 @@ class Ways:
         return _refusal(told)
 
     async def grpc_web(self, token: str | None, rpc: str, request: Request, **headers: str) -> Message | Refusal:
-        """By hand, as a browser does: protobuf in frames over HTTP/1.1, the trailers as the last frame."""
+        """By gRPC-Web as a browser writes it: protobuf in frames over HTTP/1.1, with the trailers as the last frame."""
         fields = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"}
         fields |= {name.replace("_", "-"): value for name, value in headers.items()}
         if token is not None:
@@ -184,7 +185,7 @@ class Ways:
         body = b"\0" + len(message).to_bytes(4, "big") + message
         async with self.http.stream("POST", RPCS[rpc].path, content=body, headers=fields) as response:
             assert response.headers["content-type"] == "application/grpc-web+proto"
-            trailers: Mapping[str, str] = response.headers  # of an answer without a message
+            trailers: Mapping[str, str] = response.headers  # an answer without a message has them among its headers
             async for kind, payload in _frames(response):
                 if kind == 0x80:
                     lines = payload.decode().splitlines()
@@ -201,7 +202,7 @@ class Ways:
         return _refusal(status)
 
     async def grpcurl(self, token: str | None, rpc: str, request: Request) -> Message:
-        """By the command, which knows the RPCs from reflection."""
+        """By the command grpcurl, which learns the RPCs by reflection."""
         arguments = ["-H", f"authorization: Bearer {token}", "-d", json.dumps(request), "--", RPCS[rpc].path[1:]]
         arguments.insert(-2, self.world.mesh.gateway)
         text = await grpcurl(*arguments[:-2], arguments[-1], first=RPCS[rpc].streams)
@@ -211,13 +212,13 @@ class Ways:
 @asynccontextmanager
 async def ways_into(world: World) -> AsyncIterator[Ways]:
     """Ways into the world's gateway."""
-    # Local, whatever proxies the surroundings have.
+    # The gateway is local, so a proxy of the environment must not be used.
     async with httpx.AsyncClient(base_url=f"http://{world.mesh.gateway}", trust_env=False, timeout=15) as http:
         yield Ways(world, http)
 
 
 async def grpcurl(*arguments: str, first: bool = False) -> str:
-    """What the command prints; of a stream the first message."""
+    """Runs grpcurl; returns what it prints, or if `first`, a stream's first message."""
     command = Path(sys.executable).parent / "grpcurl"
     process = await asyncio.create_subprocess_exec(
         command, "-plaintext", *arguments, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
@@ -234,7 +235,7 @@ async def grpcurl(*arguments: str, first: bool = False) -> str:
 
 
 def _consistent(error: grpc.aio.AioRpcError) -> Refusal:
-    told = status_of(error)  # clients reject details that tell anything else than the call
+    told = status_of(error)  # clients reject details that differ from the call's own status
     assert told is None or (told.code, told.message) == (error.code().value[0], error.details())
     return refusal(error)
 
@@ -245,7 +246,7 @@ def _conforms(text: str, schema: Mapping[str, Any]) -> None:
 
 
 def _as_described(rpc: Rpc, request: Request, answer: str) -> None:
-    """Whether the description allows a request that was accepted, and its answer."""
+    """Fails unless the description allows the accepted request and its answer."""
     verb, path = ROUTES[rpc.method.name].split()
     form = DESCRIBED["paths"][path][verb.lower()]
     _conforms(answer, form["responses"]["200"]["content"]["application/json"]["schema"])

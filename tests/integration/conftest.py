@@ -43,7 +43,7 @@ OpenBus = Callable[[str], Awaitable[Bus]]
 
 @dataclass(frozen=True)
 class Days:
-    """How long what is kept; for ever if nothing else is said."""
+    """The settings that say how many days data are kept; 0, the default, keeps them for ever."""
 
     retention_refused_days: int = 0
     retention_passed_days: int = 0

@@ -1,4 +1,4 @@
-"""A service as a process: starts before its stores do, outlives their absence, and leaves without losing anything."""
+"""A service's process starts before its stores do, survives their absence, and ends without losing anything."""
 
 import asyncio
 import base64
@@ -46,7 +46,7 @@ def free_port() -> int:
 
 
 class Door:
-    """The way to a real server, which can be shut: then nobody comes in, and whoever was in is thrown out."""
+    """A proxy to a real server. When it is shut, it refuses new connections and cuts those that are open."""
 
     def __init__(self, target: int) -> None:
         self.port, self._target = free_port(), target
@@ -81,7 +81,7 @@ class Door:
 
 @dataclass
 class Service:
-    """One process of approval, with doors in front of its stores."""
+    """One process of approval, with a door in front of each of its stores."""
 
     process: asyncio.subprocess.Process
     address: str
@@ -91,7 +91,7 @@ class Service:
     log: Path
 
     async def health(self, name: str) -> int | None:
-        """What its health service says; None when it does not answer."""
+        """The status that its health service gives; None when it does not answer."""
         async with self.channel() as channel:
             try:
                 request = health_pb2.HealthCheckRequest(service=name)
@@ -119,7 +119,7 @@ class Service:
             await stub.SetDailyCapacity(request, metadata=OPERATOR, timeout=10)
 
     async def approve(self, customer: str) -> int:
-        """The denial reason; 0: granted."""
+        """Asks for a place; returns the denial's reason, or 0 if it is granted."""
         request = approval_service_pb2.ApproveRequest(
             reservation_id=str(uuid.uuid4()), customer_id=customer, hospital_id="h1", date=DAY
         )
@@ -128,17 +128,17 @@ class Service:
         return int(answer.denial_reason)
 
     def complaints(self) -> int:
-        """How often it has said that something is not there."""
+        """How often it has logged that something is not there."""
         return self.log.read_text().count('"level": "warning"')
 
     async def ends(self, within: float = 20) -> int:
-        """Its exit code."""
+        """Waits for its end; returns its exit code."""
         return await asyncio.wait_for(self.process.wait(), within)
 
 
 @pytest.fixture
 async def service(servers: Servers, jetstream: JetStreamContext, tmp_path: Path) -> AsyncIterator[Service]:
-    """Starts with both doors shut, and an empty database behind one of them."""
+    """Starts a service with both doors shut, and with an empty database behind one of them."""
     admin = await asyncpg.connect(servers.stores.postgres_url)
     database = f"process_{uuid.uuid4().hex[:8]}"
     await admin.execute(f"CREATE DATABASE {database}")
@@ -178,7 +178,7 @@ async def test_a_service_starts_before_its_stores_and_serves_when_they_are_there
     doors = {"postgres": service.postgres, "nats": service.nats}
     await doors.pop(first).open()
     complaints = service.complaints()
-    await within(20, lambda: service.complaints() >= complaints + 2)  # it tries, and waits
+    await within(20, lambda: service.complaints() >= complaints + 2)  # it goes on trying
     assert (await service.health(""), await service.health("approval")) == (SERVING, NOT_SERVING)
     assert service.process.returncode is None
     [second] = doors.values()
@@ -191,7 +191,7 @@ async def test_a_service_starts_before_its_stores_and_serves_when_they_are_there
 
 
 def approval_env(service: Service, secrets: Path) -> dict[str, str]:
-    """For another process of the same service."""
+    """The environment of another process of the same service."""
     return {
         "METRICS_LISTEN": "127.0.0.1:0",
         "NATS_URL": f"nats://127.0.0.1:{service.nats.port}",
@@ -200,7 +200,7 @@ def approval_env(service: Service, secrets: Path) -> dict[str, str]:
     }
 
 
-async def test_the_migration_job_makes_the_schema_and_the_consumer_before_and_beside_who_serves(
+async def test_the_migration_job_makes_the_schema_and_the_consumer_before_and_beside_a_serving_replica(
     service: Service, tmp_path: Path, jetstream: JetStreamContext
 ) -> None:
     async def migrate() -> int:
@@ -238,7 +238,7 @@ async def test_a_service_whose_store_is_away_is_alive_and_not_ready_until_it_is_
     assert service.process.returncode is None
 
 
-async def test_a_changed_secret_restarts_a_replica_and_one_that_lets_nobody_in_does_not(
+async def test_a_changed_secret_restarts_a_replica_unless_the_secret_is_wrong(
     service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await service.postgres.open()
@@ -264,7 +264,7 @@ async def test_a_changed_secret_restarts_a_replica_and_one_that_lets_nobody_in_d
         before = len(tried)
         await within(60, lambda: len(tried) > before + 1)
         assert not any(tried)
-        (tmp_path / "nats_password").write_text(right + "\n")  # another content, and the same password
+        (tmp_path / "nats_password").write_text(right + "\n")  # the file changes, but the password is the same
         await asyncio.wait_for(stop.wait(), 60)
     finally:
         watching.cancel()
@@ -276,7 +276,7 @@ async def test_a_service_that_is_still_waiting_for_its_stores_stops_when_told(se
     assert await service.ends(10) == 0
 
 
-async def test_a_service_outlives_its_stores_absence(service: Service, jetstream: JetStreamContext) -> None:
+async def test_a_service_survives_the_absence_of_its_stores(service: Service, jetstream: JetStreamContext) -> None:
     await service.postgres.open()
     await service.nats.open()
     await service.becomes("approval", SERVING)
@@ -284,7 +284,7 @@ async def test_a_service_outlives_its_stores_absence(service: Service, jetstream
     assert await service.approve("c1") == 0
 
     await service.nats.shut()
-    assert await service.approve("c2") == 0  # the stream is not in the way of a decision
+    assert await service.approve("c2") == 0  # a decision does not need the stream
     await service.postgres.shut()
     with pytest.raises(grpc.aio.AioRpcError) as refusal:
         await service.approve("c3")
@@ -335,7 +335,7 @@ async def test_a_service_that_is_told_to_stop_finishes_what_it_has_begun_and_pub
             async def refused() -> int | None:
                 return await service.health("")
 
-            await eventually(refused, lambda answer: answer is None)  # nobody new is let in
+            await eventually(refused, lambda answer: answer is None)  # no new call is let in
             assert not any(call.done() for call in calls)
         assert sorted(await asyncio.gather(*calls)) == [0, 1]
         assert await service.ends() == 0

@@ -1,4 +1,4 @@
-"""The view is built anew beside the one that is read: all of it or nothing, and nothing is left lying about."""
+"""The view is rebuilt beside the one that is read. It changes as a whole or not at all, and nothing is left over."""
 
 import asyncio
 import base64
@@ -48,7 +48,7 @@ class Replica:
         return self.view.RebuildView(RebuildViewRequest(**since), metadata=token("operator"))
 
     async def rebuilt(self, **since: Any) -> None:
-        """Returns when the view is built anew."""
+        """Rebuilds the view; returns when that is done."""
         assert (await rest(self.rebuild(**since)))[-1] == RebuildPhase.REBUILD_PHASE_DONE
 
 
@@ -93,7 +93,7 @@ async def replica(database: Database, bus: Bus) -> AsyncIterator[Replica]:
 
 @pytest.fixture
 def draining(monkeypatch: pytest.MonkeyPatch) -> asyncio.Event:
-    """Set when the replicas begin to stop; the process' own event belongs to another test's event loop."""
+    """Is set when the replicas begin to stop; replaces the process' own event, which has another test's event loop."""
     event = asyncio.Event()
     monkeypatch.setattr(rebuild, "draining", event)
     monkeypatch.setattr(server, "draining", event)
@@ -125,7 +125,7 @@ async def consumers(jetstream: JetStreamContext) -> list[str]:
 
 
 async def held_up(jetstream: JetStreamContext) -> None:
-    """Stops the replay of the rebuild that is beginning, for good."""
+    """Stops the replay of the rebuild that is just beginning, and does not let it go on."""
     while True:
         try:
             until = (datetime.now(UTC) + timedelta(hours=1)).isoformat().replace("+00:00", "Z")
@@ -150,7 +150,7 @@ async def nothing_is_left(view: Database, jetstream: JetStreamContext) -> None:
 
 
 async def rest(call: Any) -> list[int]:
-    """The phases that are still told, up to the call's end."""
+    """The phases that the call still reports until its end."""
     phases = []
     while (progress := await call.read()) is not grpc.aio.EOF:
         phases.append(progress.phase)
@@ -166,7 +166,7 @@ def reason_of(error: grpc.aio.AioRpcError) -> str:
 
 @pytest.fixture
 async def replaying(one: Replica, jetstream: JetStreamContext) -> Any:
-    """A rebuild in the middle of its replay, where it stays."""
+    """A rebuild that stays in the middle of its replay."""
     call = one.rebuild()
     await held_up(jetstream)
     assert (await asyncio.wait_for(call.read(), 10)).phase == RebuildPhase.REBUILD_PHASE_REPLAYING
@@ -216,7 +216,7 @@ async def test_whenever_a_client_leaves_the_next_one_can_rebuild(
     await one.rebuilt()
 
 
-async def test_a_watcher_hears_what_a_rebuild_has_put_right(one: Replica, view: Database) -> None:
+async def test_a_watcher_is_told_what_a_rebuild_has_corrected(one: Replica, view: Database) -> None:
     async with view.connection() as connection:
         await connection.execute("UPDATE my_reservations SET hospital_name = 'a mistake'")
     call: Any = one.mypage.WatchMyReservations(
@@ -231,7 +231,7 @@ async def test_a_watcher_hears_what_a_rebuild_has_put_right(one: Replica, view: 
     call.cancel()
 
 
-async def test_a_migration_that_comes_while_a_view_is_rebuilt_is_not_undone(
+async def test_a_migration_during_a_rebuild_is_not_undone(
     replaying: Any, view: Database, jetstream: JetStreamContext
 ) -> None:
     async with view.transaction() as connection:

@@ -1,4 +1,4 @@
-"""Replicated stores: what was acknowledged survives the death of the server that acknowledged it."""
+"""What a replicated store has acknowledged survives the death of the server that acknowledged it."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ STREAM = "KEPT"
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[Mesh]:
-    """The stores, replicated, once for all tests of this file; in a folder that Postgres' user may pass through."""
+    """Replicated stores for all tests of this file, in a folder that Postgres' user may enter."""
     with tempfile.TemporaryDirectory(prefix="replicated-") as folder:
         mesh = Mesh(Path(folder) / "home", free_base_port(), replicated=True)
         try:
@@ -40,7 +40,7 @@ def running() -> Iterator[Mesh]:
 
 @pytest.fixture
 def mesh(running: Mesh) -> Mesh:
-    """All of them run, whatever an earlier test did."""
+    """The mesh with all stores running, whatever an earlier test did."""
     running.up(only=running.stores.names)
     return running
 
@@ -65,9 +65,9 @@ async def _roles(mesh: Mesh) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def _writing(write: Callable[[int], Awaitable[None]]) -> AsyncIterator[list[int]]:
-    """Writes one number after the other all the while; the list has those that were acknowledged.
+    """Writes one number after the other during the block; the list has those that were acknowledged.
 
-    At its begin and after its body it waits until some more were, which is how a new primary shows.
+    Before and after the block it waits until some more are acknowledged, because that shows that there is a primary.
     """
     acknowledged: list[int] = []
     stop = asyncio.Event()
@@ -138,7 +138,7 @@ class TestPostgres:
             _crash(mesh, dead)
         _crash(mesh, promoted)
         if not order:
-            with pytest.raises(MeshError, match="pg_basebackup failed"):  # it has lost what the other one acknowledged
+            with pytest.raises(MeshError, match="pg_basebackup failed"):  # it lacks what the other one has acknowledged
                 await asyncio.to_thread(mesh.start, dead)
         await asyncio.to_thread(mesh.up, mesh.stores.names)
         assert await _roles(mesh) == {promoted: "primary", dead: "standby"}
@@ -200,7 +200,7 @@ class TestNats:
 
 
 class TestHome:
-    """What is remembered."""
+    """The home remembers that the stores are replicated."""
 
     async def test_the_next_up_knows_that_the_stores_are_replicated_and_may_move_them(self, mesh: Mesh) -> None:
         async with mesh.stores.postgres.connection(mesh.stores.postgres.primary()) as connection:
@@ -219,6 +219,6 @@ class TestHome:
         finally:
             await asyncio.to_thread(moved.down)
 
-    def test_a_home_keeps_the_kind_of_its_stores(self, mesh: Mesh) -> None:
+    def test_a_home_cannot_change_whether_its_stores_are_replicated(self, mesh: Mesh) -> None:
         with pytest.raises(MeshError, match="are replicated, for good"):
             Mesh(mesh.home.path, replicated=False).up(only=["nats"])

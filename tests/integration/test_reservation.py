@@ -1,4 +1,4 @@
-"""Reservations in a real Postgres, and the way to a real approval over gRPC."""
+"""Reservations in a real Postgres, with a real approval over gRPC."""
 
 import asyncio
 import base64
@@ -82,7 +82,7 @@ class Shelf:
 
     async def give_up(self, a: Appointment, replica: int = 0) -> Reservation:
         """The customer cancels."""
-        unasked: Any = None  # approval has no part in it
+        unasked: Any = None  # cancelling does not ask approval
         return await ReservationDesk(self.replicas[replica % 2], unasked, lambda: NOW).cancel(
             a.customer_id, a.reservation_id
         )
@@ -96,7 +96,7 @@ class Shelf:
         return {row["reservation_id"]: Status(row["status"]) for row in rows}
 
     async def events(self) -> Counter[tuple[ReservationId, str]]:
-        """The outbox, by reservation and what it tells."""
+        """The number of events in the outbox, by reservation and type."""
         rows = await self.rows("SELECT key, subject FROM outbox")
         return Counter((row["key"], row["subject"].split(".")[-1]) for row in rows)
 
@@ -114,7 +114,7 @@ async def shelf(open_database: OpenDatabase) -> Shelf:
     return Shelf(replicas, databases[0], woken)
 
 
-async def test_a_reservation_is_stored_once_and_told_once(shelf: Shelf) -> None:
+async def test_a_reservation_is_stored_once_and_has_one_event(shelf: Shelf) -> None:
     granted, denied = appointment(), appointment()
     for _ in range(2):
         await shelf.add(
@@ -135,7 +135,7 @@ async def test_a_reservation_is_stored_once_and_told_once(shelf: Shelf) -> None:
     assert stored == Reservation(denied, Status.REJECTED, DAY_FULL)
 
 
-async def test_events_of_what_is_new_alone_are_told_from_a_batch(shelf: Shelf) -> None:
+async def test_only_the_new_reservations_of_a_batch_have_events(shelf: Shelf) -> None:
     old, new = appointment(), appointment()
     await shelf.add(Reservation.decided(old, None))
     await shelf.give_up(old)
@@ -144,7 +144,7 @@ async def test_events_of_what_is_new_alone_are_told_from_a_batch(shelf: Shelf) -
     assert (await shelf.events())[old.reservation_id, "ReservationPlaced"] == 1
 
 
-async def test_the_answer_and_the_event_that_repairs_it_make_one_reservation_at_once(shelf: Shelf) -> None:
+async def test_approvals_answer_and_its_event_at_once_make_one_reservation(shelf: Shelf) -> None:
     many = [appointment() for _ in range(30)]
     await asyncio.gather(
         *(
@@ -155,7 +155,7 @@ async def test_the_answer_and_the_event_that_repairs_it_make_one_reservation_at_
     assert await shelf.events() == {(a.reservation_id, "ReservationPlaced"): 1 for a in many}
 
 
-async def test_a_cancellation_asked_for_many_times_at_once_is_told_once(shelf: Shelf) -> None:
+async def test_a_cancellation_asked_for_many_times_at_once_has_one_event(shelf: Shelf) -> None:
     a = appointment()
     await shelf.add(Reservation.decided(a, None))
     found = await asyncio.gather(*(shelf.give_up(a, replica=i) for i in range(10)))
@@ -163,7 +163,7 @@ async def test_a_cancellation_asked_for_many_times_at_once_is_told_once(shelf: S
     assert (await shelf.events())[a.reservation_id, "CancellationRequested"] == 1
 
 
-async def test_changes_that_meet_see_each_other(shelf: Shelf) -> None:
+async def test_concurrent_changes_of_one_reservation_see_each_other(shelf: Shelf) -> None:
     a = appointment()
     await shelf.followup.decided([(a, None)])
     async with shelf.database.transaction() as blocker:
@@ -181,7 +181,7 @@ async def test_changes_that_meet_see_each_other(shelf: Shelf) -> None:
     assert (await shelf.events())[a.reservation_id, "CancellationRequested"] == 1
 
 
-async def test_events_of_one_batch_take_effect_all_or_none(shelf: Shelf) -> None:
+async def test_the_events_of_one_batch_take_effect_together_or_not_at_all(shelf: Shelf) -> None:
     known, unknown, rejected = appointment(), appointment(), appointment()
     await shelf.add(Reservation.decided(known, None), Reservation.decided(rejected, DAY_FULL))
     await shelf.followup.completed([known])
@@ -194,7 +194,7 @@ async def test_events_of_one_batch_take_effect_all_or_none(shelf: Shelf) -> None
     assert (unknown.reservation_id, "ReservationPlaced") not in await shelf.events()
 
 
-async def test_only_what_is_there_is_held(shelf: Shelf) -> None:
+async def test_only_reservations_that_exist_are_locked(shelf: Shelf) -> None:
     known = appointment()
     await shelf.add(Reservation.decided(known, None))
     async with shelf.replicas[0].unit_of_work() as work:
@@ -202,7 +202,7 @@ async def test_only_what_is_there_is_held(shelf: Shelf) -> None:
     assert held == Reservation(known, Status.APPROVED)
 
 
-async def test_changes_of_the_same_reservations_in_other_orders_at_once_do_not_block_each_other(shelf: Shelf) -> None:
+async def test_concurrent_changes_of_the_same_reservations_in_different_orders_do_not_deadlock(shelf: Shelf) -> None:
     many = [appointment() for _ in range(40)]
     await shelf.add(*(Reservation.decided(a, None) for a in many))
     orders = [random.Random(i).sample(many, len(many)) for i in range(6)]
@@ -232,7 +232,7 @@ async def test_every_order_and_repetition_of_the_events_ends_in_the_same_row(
     orders = sorted({*itertools.permutations(events), *itertools.permutations(sorted(set(events)))})
     ids = [ReservationId(str(uuid.UUID(int=i))) for i in range(len(orders))]
     told = {order: replace(appointment(), reservation_id=i) for order, i in zip(orders, ids, strict=True)}
-    # Step by step through all orders at once: each step is a batch of the reservations whose turn it is.
+    # All orders are tried at once. Each step has a batch for each event, of the reservations that get it in this step.
     for step in range(len(events)):
         for what in sorted(set(events)):
             batch = [a for order, a in told.items() if len(order) > step and order[step] == what]
@@ -245,7 +245,7 @@ async def test_every_order_and_repetition_of_the_events_ends_in_the_same_row(
     assert await shelf.events() == {(a.reservation_id, "ReservationPlaced"): 1 for a in told.values()}
 
 
-async def test_a_dose_that_comes_after_the_customer_gave_up_does_not_complete(shelf: Shelf) -> None:
+async def test_a_completion_after_the_customer_cancelled_changes_nothing(shelf: Shelf) -> None:
     for order in itertools.permutations(["given up", "completed", "cancelled"]):
         a = appointment()
         await shelf.followup.decided([(a, None)])
@@ -265,7 +265,7 @@ async def test_a_batch_of_known_and_unknown_reservations_completes_both(shelf: S
     assert await shelf.statuses() == dict.fromkeys([known.reservation_id, unknown.reservation_id], Status.COMPLETED)
 
 
-async def test_a_customers_own_are_listed_newest_first_page_by_page(shelf: Shelf) -> None:
+async def test_a_customers_reservations_are_listed_newest_first_page_by_page(shelf: Shelf) -> None:
     mine = [appointment(seconds=i // 2) for i in range(7)]
     await shelf.add(*(Reservation.decided(a, None) for a in [*mine, appointment("c2")]))
     expected = sorted(mine, key=lambda a: (a.decide_time, a.reservation_id), reverse=True)
@@ -324,7 +324,7 @@ async def test_a_connection_lost_before_the_commit_leaves_neither_state_nor_even
 
 @dataclass
 class Town:
-    """A reservation desk, and a real approval behind a real channel."""
+    """A reservation desk that calls a real approval over a real channel."""
 
     desk: ReservationDesk
     shelf: Shelf
@@ -367,7 +367,7 @@ async def test_a_request_is_approved_or_rejected_as_approval_decided(town: Town)
 
 @asynccontextmanager
 async def customers_stub(desk: ReservationDesk) -> AsyncIterator["ReservationServiceAsyncStub"]:
-    """The desk as a customer's client calls it."""
+    """A stub by which a customer's client calls the desk."""
     server = grpc.aio.server(interceptors=[Edge(inbound.ERRORS, max_calls=9, max_streams=9)])
     inbound.register(server, desk)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -383,13 +383,13 @@ def bearer(customer: str) -> tuple[tuple[str, str], ...]:
     return ((CLAIMS_HEADER, base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()),)
 
 
-async def test_a_reason_that_this_version_does_not_know_is_carried_to_the_customer_as_it_was_told(
+async def test_a_reason_that_this_version_does_not_know_reaches_the_customer_unchanged(
     town: Town, open_database: OpenDatabase
 ) -> None:
     await town.create(wants("c1"))
     request = wants("c2")
     await town.create(request)
-    async with (await open_database("approval")).connection() as connection:  # as a newer approval would have decided
+    async with (await open_database("approval")).connection() as connection:  # as a newer approval would decide
         await connection.execute("UPDATE decisions SET denial = 7 WHERE customer_id = 'c2'")
     await town.shelf.rows("DELETE FROM reservations WHERE customer_id = 'c2'")
     async with customers_stub(town.desk) as stub:
@@ -443,7 +443,7 @@ async def test_many_requests_at_once_are_decided_in_batches_each_with_its_own_an
     assert Counter(r.status for r in made) == {Status.APPROVED: 20, Status.REJECTED: 30}
 
 
-async def test_what_approval_refuses_to_decide_is_refused_in_its_words_and_not_stored(town: Town) -> None:
+async def test_a_request_that_approval_refuses_to_decide_is_refused_in_its_words_and_not_stored(town: Town) -> None:
     request = wants()
     await town.create(request)
     for refused, error, text in (
@@ -456,9 +456,9 @@ async def test_what_approval_refuses_to_decide_is_refused_in_its_words_and_not_s
     assert len(await town.shelf.statuses()) == 1
 
 
-async def test_a_refusal_that_approval_does_not_record_is_not_stored_and_not_taken_for_a_crowd(town: Town) -> None:
+async def test_a_refusal_that_approval_does_not_record_is_not_stored_and_not_counted_as_overload(town: Town) -> None:
     for _ in range(MOST_REFUSALS):
-        await town.create(wants(day=DAY + timedelta(9)))  # is not offered
+        await town.create(wants(day=DAY + timedelta(9)))  # this day is not offered
     with pytest.raises(TooManyRefusals, match="DAY_NOT_OFFERED"):
         await town.create(wants(day=DAY + timedelta(9)))
     assert len(await town.shelf.statuses()) == MOST_REFUSALS
@@ -472,7 +472,7 @@ async def test_a_repeat_gets_the_recorded_answer_and_one_reservation(town: Town)
     assert await town.shelf.events() == {(request.reservation_id, "ReservationPlaced"): 1}
 
 
-async def test_when_approval_cannot_answer_a_known_request_is_answered_and_a_new_one_turned_away_growingly(
+async def test_when_approval_cannot_answer_a_known_request_is_answered_and_new_ones_are_told_to_wait_ever_longer(
     town: Town,
 ) -> None:
     request = wants()
@@ -492,7 +492,7 @@ async def test_when_approval_cannot_answer_a_known_request_is_answered_and_a_new
     assert len(await town.shelf.statuses()) == 1
 
 
-async def test_what_is_asked_of_approval_ends_with_the_deadline_of_who_asked() -> None:
+async def test_a_call_to_approval_ends_with_the_deadline_of_the_call_that_caused_it() -> None:
     asked = asyncio.Event()
 
     async def never(request: bytes, context: grpc.aio.ServicerContext[bytes, bytes]) -> bytes:
@@ -501,7 +501,7 @@ async def test_what_is_asked_of_approval_ends_with_the_deadline_of_who_asked() -
         return b""
 
     class Front(ReservationServiceServicer):
-        """Asks with half an hour of its own."""
+        """Calls approval with a deadline of half an hour."""
 
         busy = asyncio.Event()
 
@@ -534,7 +534,7 @@ async def test_what_is_asked_of_approval_ends_with_the_deadline_of_who_asked() -
         await reservation.stop(None)
 
 
-async def test_only_ones_own_reservation_can_be_seen_and_given_up(town: Town) -> None:
+async def test_a_customer_can_see_and_cancel_only_their_own_reservations(town: Town) -> None:
     reservation_id = (await town.create(wants())).appointment.reservation_id
     for stranger in (town.desk.get("c2", reservation_id), town.desk.cancel("c2", reservation_id)):
         with pytest.raises(UnknownReservation):

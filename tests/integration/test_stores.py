@@ -1,5 +1,5 @@
-"""A store that is not here, or not now: switched over, demoted, full, starting. It is never the item's own fault, and
-with the store everything is back by itself."""
+"""A store may be away because it is switched over, demoted, full or starting. Then no item is to blame, and everything
+works again by itself when the store is back."""
 
 import asyncio
 import hashlib
@@ -28,7 +28,7 @@ from .test_outbox import rows
 
 @dataclass
 class Switchover:
-    """A database that an administrator makes read-only and ends the sessions of, and what was done to it meanwhile."""
+    """A database that an administrator makes read-only, and the rows that were written to it meanwhile."""
 
     admin: asyncpg.Connection
     url: str
@@ -68,13 +68,13 @@ async def switchover(servers: Servers) -> AsyncIterator[Switchover]:
 
 
 async def outcomes(act: Callable[[], Awaitable[object]], times: int) -> set[str]:
-    """What becomes of so many calls at once: the names of their exceptions, or nothing."""
+    """Makes so many calls at once; returns the names of their exceptions, which are none if all succeed."""
     results = await asyncio.gather(*(act() for _ in range(times)), return_exceptions=True)
     return {type(result).__name__ for result in results if isinstance(result, BaseException)}
 
 
 async def succeeds(act: Callable[[], Awaitable[object]]) -> bool:
-    """Whether the store is back for this; any other exception than its absence fails the test."""
+    """Whether the call succeeds. An exception that does not say that the store is away fails the test."""
     try:
         await act()
     except StoreUnavailable:
@@ -83,18 +83,18 @@ async def succeeds(act: Callable[[], Awaitable[object]]) -> bool:
 
 
 async def test_a_database_that_refuses_writes_is_away_and_is_back_with_the_same_pool(switchover: Switchover) -> None:
-    await asyncio.gather(*(switchover.write() for _ in range(20)))  # a whole pool of sessions
+    await asyncio.gather(*(switchover.write() for _ in range(20)))  # so that the pool has all its sessions
     await switchover.begin()
-    for _ in range(3):  # the sessions of before, which were ended, and those that are made meanwhile
+    for _ in range(3):  # the earlier sessions, which were ended, and those that are made meanwhile
         assert await outcomes(switchover.write, 20) == {"StoreUnavailable"}
     await switchover.end()
-    for _ in range(20):  # every session of the pool writes again, and not just one
+    for _ in range(20):  # every session of the pool can write again, not only one
         await eventually(lambda: succeeds(switchover.write), bool)
     assert await outcomes(switchover.write, 20) == set()
     assert await switchover.written() == 60
 
 
-async def test_sessions_that_outlived_the_switch_are_thrown_away_all_together(switchover: Switchover) -> None:
+async def test_sessions_that_survived_a_switchover_are_all_thrown_away_together(switchover: Switchover) -> None:
     async with AsyncExitStack() as held:  # ten sessions that a failover made read-only and did not end
         for _ in range(10):
             connection = await held.enter_async_context(switchover.database.connection())
@@ -158,7 +158,7 @@ async def test_a_database_or_login_that_is_not_there_yet_is_waited_for(servers: 
 
 @asynccontextmanager
 async def accepts_and_says_nothing() -> AsyncIterator[str]:
-    """The address of a host that takes connections and never answers, as one behind a broken network does."""
+    """The address of a host that accepts connections and never answers, as behind a broken network."""
     server = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
     try:
         yield f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
@@ -174,7 +174,7 @@ async def test_of_several_hosts_the_one_that_takes_writes_is_used_whatever_the_o
     async with accepts_and_says_nothing() as silent:
         several = Database(f"{login}@127.0.0.1:1,{silent},{host}/{path}")
         await several.open(MIGRATIONS["approval"])
-        await several.check()  # in which there is no time for the others: the host that answered comes first
+        await several.check()  # it has no time for the other hosts, so it tries the host that answered first
         await several.close()
 
 
@@ -189,7 +189,7 @@ async def test_check_tells_whether_a_database_takes_writes_now(switchover: Switc
     async with AsyncExitStack() as busy:
         for _ in range(10):
             await busy.enter_async_context(switchover.database.connection())
-        await switchover.database.check()  # a pool in which all are busy is no absent server
+        await switchover.database.check()  # a pool whose sessions are all busy does not mean that the server is away
 
 
 async def test_check_does_not_wait_for_a_database_that_hangs() -> None:
@@ -212,7 +212,7 @@ async def replicas(
     return [await open_mongo() for _ in range(2)]
 
 
-async def test_one_replica_at_a_time_does_what_is_exclusive(replicas: list[Database | Mongo]) -> None:
+async def test_one_replica_at_a_time_runs_an_exclusive_block(replicas: list[Database | Mongo]) -> None:
     inside, most = 0, 0
 
     async def act(store: Database | Mongo) -> None:
@@ -227,7 +227,7 @@ async def test_one_replica_at_a_time_does_what_is_exclusive(replicas: list[Datab
     assert most == 1
 
 
-async def test_a_cancelled_call_does_not_keep_what_is_exclusive(replicas: list[Database | Mongo]) -> None:
+async def test_a_cancelled_call_does_not_keep_the_lock(replicas: list[Database | Mongo]) -> None:
     entered = asyncio.Event()
 
     async def stays() -> None:
@@ -243,7 +243,7 @@ async def test_a_cancelled_call_does_not_keep_what_is_exclusive(replicas: list[D
         pass
 
 
-async def test_who_waits_too_long_for_what_is_exclusive_is_told_to_come_back(
+async def test_a_call_that_waits_too_long_for_the_lock_is_told_to_try_again(
     replicas: list[Database | Mongo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (postgres, mongo):
@@ -256,7 +256,7 @@ async def test_who_waits_too_long_for_what_is_exclusive_is_told_to_come_back(
         pass
 
 
-async def test_a_process_that_hangs_in_what_is_exclusive_loses_it_and_one_that_is_slow_does_not(
+async def test_a_process_that_hangs_in_an_exclusive_block_loses_the_lock_and_a_slow_one_does_not(
     replicas: list[Database | Mongo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lease, "LEASE", 0.6)
@@ -269,7 +269,7 @@ async def test_a_process_that_hangs_in_what_is_exclusive_loses_it_and_one_that_i
         await stack.enter_async_context(replicas[0].exclusively())
         entering = asyncio.create_task(enters())
         done, _ = await asyncio.wait([entering], timeout=3 * lease.LEASE)
-        assert not done  # it is renewed
+        assert not done  # the lease is renewed
         entering.cancel()
     monkeypatch.setattr(lease, "renewed", never_renewed)
     async with AsyncExitStack() as stack:
@@ -307,7 +307,7 @@ async def test_an_older_replica_that_starts_again_leaves_a_newer_schema_alone(op
 
 async def test_a_schema_that_was_not_finished_is_brought_up_to_date_by_the_next_start(open_mongo: OpenMongo) -> None:
     store = await open_mongo()
-    await store.database["migrations"].delete_one({"_id": "schema"})  # as before it was counted, or killed on its way
+    await store.database["migrations"].delete_one({"_id": "schema"})  # as after a migration was killed
     await store.database.command("collMod", "lots", validator={})
     await store.open(SCHEMA)
     [lots] = [c async for c in await store.database.list_collections(filter={"name": "lots"})]
@@ -328,7 +328,7 @@ async def test_a_mongodb_primary_that_steps_down_is_away_and_is_back_by_itself(
     try:
         await admin.admin.command({"replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 0, "force": True})
     except PyMongoError:
-        pass  # it closes the connection that told it
+        pass  # the server closes the connection that gave the command
     finally:
         admin.close()
     with pytest.raises(StoreUnavailable):
@@ -343,7 +343,7 @@ async def test_a_unit_of_work_that_writes_once_is_one_statement_and_more_need_a_
 ) -> None:
     async with switchover.database.unit_of_work(lambda: None) as work:
         await work.enqueue(rows(1))
-        for forbidden in (work.enqueue(rows(1)), work.hold("SELECT 1")):  # what was written is committed already
+        for forbidden in (work.enqueue(rows(1)), work.hold("SELECT 1")):  # the first is committed already
             with pytest.raises(RuntimeError):
                 await forbidden
     assert await switchover.written() == 1
@@ -355,7 +355,7 @@ async def test_a_unit_of_work_that_writes_once_is_one_statement_and_more_need_a_
     assert await switchover.written() == 3
 
 
-async def test_transactions_that_block_each_other_lose_a_race_and_keep_their_sessions(switchover: Switchover) -> None:
+async def test_a_deadlock_is_a_lost_race_and_no_session_is_lost(switchover: Switchover) -> None:
     await switchover.write()
     await switchover.write()
     first, both = "SELECT pg_backend_pid() FROM outbox ORDER BY sequence LIMIT 1 FOR UPDATE", asyncio.Barrier(2)
@@ -394,9 +394,7 @@ AWAY_IN_POSTGRES = {
 
 
 @pytest.mark.parametrize("state", AWAY_IN_POSTGRES, ids=AWAY_IN_POSTGRES.get)
-async def test_what_postgres_says_when_it_is_not_here_or_not_now_is_no_items_fault(
-    open_database: OpenDatabase, state: str
-) -> None:
+async def test_an_error_of_postgres_about_itself_is_no_items_fault(open_database: OpenDatabase, state: str) -> None:
     database = await open_database("approval")
     with pytest.raises(StoreUnavailable):
         async with database.connection():
@@ -407,7 +405,7 @@ async def test_what_postgres_says_when_it_is_not_here_or_not_now_is_no_items_fau
 
 
 @pytest.mark.parametrize("code", [11, 18, 14031, 10107, 11600, 189, 91, 6, 89, 133, 262])
-async def test_what_mongodb_says_when_it_is_not_here_or_not_now_is_no_items_fault(servers: Servers, code: int) -> None:
+async def test_an_error_of_mongodb_about_itself_is_no_items_fault(servers: Servers, code: int) -> None:
     store = Mongo(servers.mongo_url("away"))
     with pytest.raises(StoreUnavailable):
         async with store.boundary():

@@ -1,4 +1,4 @@
-"""Lots and doses in a real MongoDB: nothing is given twice, whatever the order, the repetition and the concurrency."""
+"""No dose in a real MongoDB is given twice, whatever the order, repetition and concurrency of events and calls."""
 
 import asyncio
 import itertools
@@ -46,12 +46,12 @@ DELIVERY = Delivery("L1", "207", "MOD", date(2027, 1, 1), date(2027, 6, 30), 3)
 
 
 def anybody(_: str) -> None:
-    """May act for every hospital."""
+    """Allows a caller to act for every hospital."""
 
 
 @dataclass
 class Store:
-    """Vaccine management as two replicas on one database."""
+    """Two replicas of vaccine management on one database."""
 
     replicas: Sequence[Vaccines]
     mongo: Mongo
@@ -62,7 +62,7 @@ class Store:
         return self.replicas[0]
 
     async def free(self) -> dict[str, int]:
-        """Free doses by lot number; received = free + used everywhere, and used is what vaccinations hold."""
+        """Free doses by lot number. Checks each lot: received = free + used, and vaccinations hold the used doses."""
         lots = [row async for row in self.mongo.database["lots"].find()]
         held = Counter([row["dose"]["lot_id"] async for row in self.mongo.database["vaccinations"].find({"status": 2})])
         for lot in lots:
@@ -125,7 +125,7 @@ async def test_those_who_wait_are_served_first_come_first_when_stock_arrives(sto
     await store.vaccines.admit(people[:3])
     await store.vaccines.register("h1", [delivery(quantity=2)])
     newcomer = appointment(9)
-    await store.vaccines.admit([newcomer])  # before the waiting list is looked at
+    await store.vaccines.admit([newcomer])  # before the waiting list is served
     assert await store.status(*people, newcomer) == [Status.COMPLETED] * 2 + [Status.WAITING] * 4
     assert await store.vaccines.serve_waiting() == 0
     await store.vaccines.register("h1", [delivery("L2", 3)])
@@ -133,7 +133,7 @@ async def test_those_who_wait_are_served_first_come_first_when_stock_arrives(sto
     assert await store.status(*people, newcomer) == [Status.COMPLETED] * 5 + [Status.WAITING]
 
 
-async def test_newcomers_stay_behind_a_waiting_list_longer_than_one_look(
+async def test_newcomers_stay_behind_a_waiting_list_longer_than_one_transaction_serves(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(application, "GIVE_OUT", 3)
@@ -146,7 +146,7 @@ async def test_newcomers_stay_behind_a_waiting_list_longer_than_one_look(
     assert await store.status(early, *people, late) == [Status.COMPLETED] * 5 + [Status.WAITING] * 3
 
 
-async def test_a_lot_of_another_vaccine_leaves_who_asked_for_one_waiting_and_nobody_else(store: Store) -> None:
+async def test_a_lot_of_another_vaccine_leaves_only_those_waiting_who_asked_for_a_certain_one(store: Store) -> None:
     wants, takes_any = appointment(1, code="999"), appointment(2)
     await store.vaccines.admit([wants, takes_any])
     await store.vaccines.register("h1", [delivery()])
@@ -162,7 +162,7 @@ async def test_hospitals_do_not_share_doses(store: Store) -> None:
     assert await store.status(here, there) == [Status.COMPLETED, Status.WAITING]
 
 
-async def test_whose_day_has_passed_waits_for_nothing(store: Store) -> None:
+async def test_a_customer_whose_day_has_passed_gets_no_dose(store: Store) -> None:
     passed, today = appointment(1, day=date(2027, 2, 28)), appointment(2, day=date(2027, 3, 1))
     await store.vaccines.admit([passed, today])
     await store.vaccines.register("h1", [delivery()])
@@ -170,7 +170,7 @@ async def test_whose_day_has_passed_waits_for_nothing(store: Store) -> None:
     assert await store.status(passed, today) == [Status.WAITING, Status.COMPLETED]
 
 
-async def test_a_hospital_where_only_passed_bookings_wait_is_not_looked_at_again(store: Store) -> None:
+async def test_a_hospital_where_only_passed_bookings_wait_is_not_served(store: Store) -> None:
     await store.vaccines.admit([appointment(1, day=date(2027, 2, 27))])
     await store.vaccines.admit([appointment(2, hospital_id="h2")])
     for hospital_id in ("h1", "h2", "h3"):
@@ -180,20 +180,20 @@ async def test_a_hospital_where_only_passed_bookings_wait_is_not_looked_at_again
     assert await stock.hospitals_to_serve(date(2027, 2, 27)) == ["h1", "h2"]
 
 
-async def test_a_cancellation_gives_the_dose_back_to_who_waits(store: Store) -> None:
+async def test_the_dose_of_a_cancellation_goes_to_a_customer_who_waits(store: Store) -> None:
     await store.vaccines.register("h1", [delivery(quantity=1)])
     first, second = appointment(1), appointment(2)
     await store.vaccines.admit([first, second])
     await store.vaccines.cancel([first, first])
     assert await store.free() == {"L1": 1}
-    await asyncio.wait_for(store.vaccines.freed(), 1)  # who serves the waiting list is told
+    await asyncio.wait_for(store.vaccines.freed(), 1)  # the worker of the waiting list is told
     assert await store.vaccines.serve_waiting() == 1
     assert await store.status(first, second) == [Status.CANCELLED, Status.COMPLETED]
     [reset, _] = sorted(await store.documents(), key=lambda row: str(row["decide_time"]))
     assert (reset["dose"], reset["quantity"], reset["version"]) == (None, 0, 2)
 
 
-async def test_a_cancellation_before_approvals_word_leaves_a_tombstone_that_the_word_finds(store: Store) -> None:
+async def test_a_cancellation_before_the_approval_leaves_a_tombstone_that_the_approval_finds(store: Store) -> None:
     await store.vaccines.register("h1", [delivery()])
     a = appointment()
     await store.vaccines.cancel([a])
@@ -224,7 +224,7 @@ async def test_every_order_of_admission_stock_and_the_managers_choice_ends_with_
         hospital_id = f"h{i}"
         a = appointment(hospital_id=hospital_id)
         chosen = Lot.of(hospital_id, delivery("chosen"))
-        for what in (*order, "admit", "assign"):  # what came too early is tried again
+        for what in (*order, "admit", "assign"):  # an operation that came too early is tried again
             if what == "admit":
                 await store.vaccines.admit([a])
             elif what == "register":
@@ -250,7 +250,7 @@ async def test_every_order_of_admission_stock_and_the_managers_choice_ends_with_
 async def test_two_replicas_at_once_never_give_a_dose_twice(store: Store, seeded: random.Random) -> None:
     await store.vaccines.register("h1", [delivery("L1", 20), delivery("L2", 15)])
     people = [appointment(i) for i in range(60)]
-    # Every person twice, as a redelivery to the other replica would be.
+    # Every person comes twice, as by a redelivery to the other replica.
     batches = [seeded.sample(people[i : i + 15], 15) for i in range(0, 60, 15)] * 2
     await asyncio.gather(*(store.replicas[i % 2].admit(batch) for i, batch in enumerate(batches)))
     assert Counter(await store.status(*people)) == {Status.COMPLETED: 35, Status.WAITING: 25}
@@ -282,7 +282,7 @@ async def test_admissions_cancellations_choices_and_service_at_once_keep_every_d
     cancelled = [a for i in range(0, 30, 5) for a in people[i : i + 2]]
     assert set(await store.status(*cancelled)) == {Status.CANCELLED}
     free = await store.free()
-    assert sum(free.values()) == 0  # 18 who stay want 16 doses
+    assert sum(free.values()) == 0  # 18 customers remain, for 16 doses
     statuses = Counter(await store.status(*people))
     assert statuses == {Status.CANCELLED: 12, Status.COMPLETED: 16, Status.WAITING: 2}
 
@@ -317,7 +317,7 @@ async def test_a_lot_with_other_content_is_refused_with_all_its_deliveries(store
     assert await store.free() == {"L1": 3}
 
 
-async def test_a_manager_sees_and_chooses_for_the_own_hospital_only(store: Store) -> None:
+async def test_a_manager_sees_and_assigns_lots_only_of_their_own_hospital(store: Store) -> None:
     await store.vaccines.register("h1", [delivery()])
     [[elsewhere], _] = await store.vaccines.register("h2", [delivery()])
     a = appointment()
@@ -336,7 +336,7 @@ async def test_a_manager_sees_and_chooses_for_the_own_hospital_only(store: Store
         await store.vaccines.assign(new_id(), elsewhere.lot_id, anybody)
 
 
-async def test_a_write_conflict_runs_the_work_again_from_the_start(store: Store) -> None:
+async def test_a_write_conflict_runs_the_use_case_again_from_the_start(store: Store) -> None:
     await store.vaccines.register("h1", [delivery()])
     seen: list[int] = []
 
@@ -345,7 +345,7 @@ async def test_a_write_conflict_runs_the_work_again_from_the_start(store: Store)
         async with MongoStock(store.mongo, lambda: None).unit_of_work() as work:
             [lot] = await work.free_lots("h1")
             seen.append(lot.free)
-            if len(seen) == 1:  # somebody else takes one in between, and commits
+            if len(seen) == 1:  # another transaction takes one meanwhile, and commits
                 await store.replicas[1].admit([appointment()])
             vaccination = Vaccination(appointment(1))
             vaccination.complete(lot, NOW)
@@ -357,7 +357,7 @@ async def test_a_write_conflict_runs_the_work_again_from_the_start(store: Store)
     assert await store.free() == {"L1": 1}
 
 
-async def test_an_error_in_the_work_leaves_nothing_behind(store: Store) -> None:
+async def test_an_error_in_the_unit_of_work_leaves_nothing_behind(store: Store) -> None:
     async def breaks() -> None:
         async with MongoStock(store.mongo, lambda: None).unit_of_work() as work:
             vaccination = Vaccination(appointment())
@@ -380,7 +380,7 @@ FORBIDDEN: list[tuple[str, dict[str, Any]]] = [
     ("vaccinations", {"status": 0}),
     ("vaccinations", {"status": 2}),
     ("vaccinations", {"status": 2, "quantity": 1}),
-    ("vaccinations", {"status": 2, "quantity": 1, "dose": ...}),  # not there at all
+    ("vaccinations", {"status": 2, "quantity": 1, "dose": ...}),  # the field is missing
     ("vaccinations", {"dose": ...}),
     ("vaccinations", {"status": 2, "quantity": 2, "dose": {}}),
     ("vaccinations", {"status": 2, "dose": {}}),
@@ -405,7 +405,7 @@ async def test_the_store_itself_refuses_what_the_rules_forbid(store: Store) -> N
     assert await store.status(a) == [Status.WAITING]
 
 
-async def test_lots_are_listed_first_to_expire_first_page_by_page(store: Store) -> None:
+async def test_lots_are_listed_by_expiry_page_by_page(store: Store) -> None:
     days = [date(2027, 6, 1) + timedelta(i // 2) for i in range(7)]
     await store.vaccines.register("h1", [delivery(f"L{i}", expiry_date=d) for i, d in enumerate(days)])
     await store.vaccines.register("h2", [delivery()])
@@ -428,7 +428,7 @@ async def test_the_waiting_list_is_in_the_order_in_which_they_came_page_by_page(
 
 
 @pytest.mark.parametrize("zone", ["Asia/Atlantis", "../etc/passwd", "Asia", "\x00"])
-async def test_an_appointment_in_no_time_zone_is_not_stored_where_it_would_stop_the_waiting_list(
+async def test_an_appointment_without_a_valid_time_zone_is_not_stored_since_it_would_stop_the_waiting_list(
     store: Store, zone: str
 ) -> None:
     [granted] = [s for s in subscriptions(store.vaccines) if s.event is ApprovalGranted]
