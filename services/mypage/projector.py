@@ -103,8 +103,11 @@ class View:
         """Brings the rows up to date with these events, in one transaction."""
         rows, times = (zip(*of_table, strict=True) for of_table in zip(*entries, strict=True))
         async with self._database.transaction() as connection:
-            await connection.execute(self._forget, [row[0] for row, _ in entries], [row[7] for row, _ in entries])
-            await connection.execute(self._project, *map(list, rows))
+            columns = [*map(list, rows)]
+            done = await connection.execute(self._project, *columns)
+            if int(done.split()[-1]) < len({row[0] for row, _ in entries}):  # another decision than the one shown
+                await connection.execute(self._forget, columns[0], columns[7])
+                await connection.execute(self._project, *columns)
             await connection.execute(self._remember, *map(list, times))
             if not self._beside:
                 await connection.execute(TELL, sorted({row[1] for row, _ in entries}))

@@ -25,30 +25,25 @@ APPOINTMENT = [field.name for field in fields(Appointment)]
 # Named, since a newer version may add a column while this one reads.
 COLUMNS = ", ".join([*APPOINTMENT, "status", "rejection"])
 
-# State and events in one statement, so one round trip and one commit: the events only of what is new.
+# State and events in one statement, so one round trip and one commit: the events only of what is new. A request whose
+# refusal is over may have been decided anew before its row was deleted here: then the later decision counts.
 ADD = """
-WITH decided AS (
+WITH added AS (
+    INSERT INTO reservations AS r (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date,
+                                   vaccine_code, decide_time, status, rejection)
     SELECT * FROM unnest($7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::date[], $13::text[],
                          $14::timestamptz[], $15::smallint[], $16::smallint[])
-        AS d (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time,
-              status, rejection)
-), replaced AS (
-    UPDATE reservations r
+    ON CONFLICT (reservation_id) DO UPDATE
     SET (hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time, status, rejection) =
-        (d.hospital_id, d.hospital_name, d.time_zone, d.date, d.vaccine_code, d.decide_time, d.status, d.rejection)
-    FROM decided d WHERE r.reservation_id = d.reservation_id AND r.decide_time < d.decide_time
-    RETURNING r.reservation_id
-), added AS (
-    INSERT INTO reservations (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code,
-                              decide_time, status, rejection)
-    SELECT * FROM decided
-    ON CONFLICT DO NOTHING
+        (excluded.hospital_id, excluded.hospital_name, excluded.time_zone, excluded.date, excluded.vaccine_code,
+         excluded.decide_time, excluded.status, excluded.rejection)
+    WHERE r.decide_time < excluded.decide_time
     RETURNING reservation_id
 )
 INSERT INTO outbox (id, key, subject, time, traceparent, payload)
 SELECT o.* FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::bytea[])
     AS o (id, key, subject, time, traceparent, payload)
-JOIN (TABLE added UNION ALL TABLE replaced) AS new ON new.reservation_id = o.key::uuid"""
+JOIN added ON added.reservation_id = o.key::uuid"""
 
 GET = f"SELECT {COLUMNS} FROM reservations WHERE reservation_id = $1"  # noqa: S608 - constants
 
