@@ -405,6 +405,23 @@ async def test_the_store_itself_refuses_what_the_rules_forbid(store: Store) -> N
     assert await store.status(a) == [Status.WAITING]
 
 
+async def test_what_a_newer_version_stores_in_a_lot_or_a_dose_stays_there(store: Store) -> None:
+    a = appointment()
+    await store.vaccines.register("h1", [delivery()])
+    await store.vaccines.admit([a])
+    newer = {"$set": {"withdrawn": "", "dose.site": "left arm"}}
+    await store.mongo.database["lots"].update_one({}, {"$set": {"withdrawn": ""}})
+    await store.mongo.database["vaccinations"].update_one({}, newer)
+    [lot] = await store.vaccines.lots("h1", None, 10)
+    await store.vaccines.register("h1", [delivery("L2", expiry_date=lot.expiry_date)])
+    await store.vaccines.assign(a.reservation_id, lot.lot_id, anybody)
+    await store.vaccines.cancel([a])
+    assert await store.free() == {"L1": 3, "L2": 3}
+    assert (await store.documents())[0]["withdrawn"] == ""
+    rows = {row["lot_number"]: row.get("withdrawn") async for row in store.mongo.database["lots"].find()}
+    assert rows == {"L1": "", "L2": None}
+
+
 async def test_lots_are_listed_by_expiry_page_by_page(store: Store) -> None:
     days = [date(2027, 6, 1) + timedelta(i // 2) for i in range(7)]
     await store.vaccines.register("h1", [delivery(f"L{i}", expiry_date=d) for i, d in enumerate(days)])

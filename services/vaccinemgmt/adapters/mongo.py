@@ -6,7 +6,7 @@ from dataclasses import fields
 from datetime import date, datetime
 from typing import Any
 
-from pymongo import ReplaceOne
+from pymongo import UpdateOne
 
 from services.chassis.mongo import Mongo, Schema, Transaction
 from services.chassis.retention import Retention, Rule
@@ -43,6 +43,9 @@ VALIDATORS: dict[str, Document] = {
         }
     },
 }
+# Named, since a newer version may add fields while this one reads.
+LOT = [field.name for field in fields(Lot)]
+DOSE = [field.name for field in fields(Dose)]
 IN_ORDER = [("decide_time", 1), ("_id", 1)]
 INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     ("lots", [("hospital_id", 1), ("expiry_date", 1), ("_id", 1)], {}),
@@ -194,8 +197,9 @@ class MongoUnitOfWork:
         return _vaccination(row)
 
 
-def _put(document: Document) -> ReplaceOne[Document]:
-    return ReplaceOne({"_id": document["_id"]}, document, upsert=True)
+def _put(document: Document) -> UpdateOne:
+    """Writes what this version knows. Fields of a newer one stay as they are."""
+    return UpdateOne({"_id": document["_id"]}, {"$set": document}, upsert=True)
 
 
 def _behind(name: str, value: Any, key: str) -> Document:
@@ -214,7 +218,7 @@ def _lot_document(lot: Lot) -> Document:
 
 
 def _lot(row: Document) -> Lot:
-    values = {k: v for k, v in row.items() if k != "_id"}
+    values = {name: row[name] for name in LOT if name != "lot_id"}
     return Lot(lot_id=row["_id"], **values | _dates(row, "production_date", "expiry_date"))
 
 
@@ -236,7 +240,7 @@ def _vaccination(row: Document) -> Vaccination:
         date.fromisoformat(row["date"]), row["vaccine_code"], row["decide_time"])  # fmt: skip
     dose = row["dose"]
     if dose is not None:
-        dose = Dose(**dose | _dates(dose, "production_date", "expiry_date"))
+        dose = Dose(**{name: dose[name] for name in DOSE} | _dates(dose, "production_date", "expiry_date"))
     try:
         status = Status(row["status"])
     except ValueError:
