@@ -1,0 +1,361 @@
+"""Who gets a dose: the dose side of a reservation, from approval to the arm."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from enum import Enum
+from zoneinfo import ZoneInfo
+
+from .errors import (
+    AlreadyAdministered,
+    LotNotValid,
+    LotOtherVaccine,
+    LotWithdrawn,
+    VaccinationCancelled,
+    VaccinationEnded,
+    WrongDay,
+)
+from .lot import Dose, Lot, LotId, ReservationId, canonical_code
+
+PlaceInQueue = tuple[datetime, ReservationId]
+"""First come, first served; the id decides between those who came at the same moment."""
+
+
+class Status(Enum):
+    """Where a vaccination stands; the values are the contract's VaccinationStatus."""
+
+    WAITING = 1
+    COMPLETED = 2
+    CANCELLED = 3
+    ADMINISTERED = 4
+    MISSED = 5
+    UNSERVED = 6
+
+
+class DoseChangeReason(Enum):
+    """Why there is another dose than before, or none any more; the values are the contract's DoseChangeReason."""
+
+    LOT_RECALLED = 1
+    LOT_CORRECTED = 2
+    DOSES_WRITTEN_OFF = 3
+    MANAGER = 4
+    EXCHANGED = 5
+    GIVEN_TO_ANOTHER = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Appointment:
+    """Who comes where, on which day, for which vaccine, as approval decided it."""
+
+    reservation_id: ReservationId
+    customer_id: str
+    hospital_id: str
+    hospital_name: str
+    time_zone: str
+    date: date
+    vaccine_code: str
+    decide_time: datetime
+
+    def has_passed(self, now: datetime) -> bool:
+        """Whether its day is over at the hospital."""
+        return self.date < _today(self, now)
+
+    def accepts(self, lot: Lot) -> bool:
+        """Whether a dose of the lot would do."""
+        return lot.is_valid_on(self.date) and self.accepts_vaccine(lot.vaccine_code)
+
+    def accepts_vaccine(self, vaccine_code: str) -> bool:
+        """Whether the vaccine is the one asked for, or none was asked for."""
+        return self.vaccine_code == "" or canonical_code(self.vaccine_code) == canonical_code(vaccine_code)
+
+
+def _today(appointment: Appointment, now: datetime) -> date:
+    """The day it is at the hospital."""
+    return now.astimezone(ZoneInfo(appointment.time_zone)).date()
+
+
+@dataclass(frozen=True, slots=True)
+class DoseChange:
+    """Why a dose is another one than before, or gone, and the words to the customer."""
+
+    reason: DoseChangeReason
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A dose is set aside, or another one than before."""
+
+    appointment: Appointment
+    at: datetime
+    version: int
+    dose: Dose
+    change: DoseChange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """No suitable dose yet, or none any more."""
+
+    appointment: Appointment
+    at: datetime
+    version: int
+    change: DoseChange | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    """The dose, if there was one, is back in its lot."""
+
+    appointment: Appointment
+    at: datetime
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedIn:
+    """The customer is at the counter."""
+
+    appointment: Appointment
+    at: datetime
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Administered:
+    """The dose went into the arm."""
+
+    appointment: Appointment
+    at: datetime
+    version: int
+    dose: Dose
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """The customer did not come."""
+
+    appointment: Appointment
+    at: datetime
+    version: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unserved:
+    """The day was over while the customer waited for a dose."""
+
+    appointment: Appointment
+    at: datetime
+    version: int
+
+
+Event = Completed | Waiting | Cancelled | CheckedIn | Administered | Missed | Unserved
+
+
+@dataclass(slots=True)
+class Vaccination:
+    """The dose side of a reservation. `version` grows with every change and orders its events.
+
+    WAITING <-> COMPLETED until it ends: CANCELLED, ADMINISTERED, MISSED or UNSERVED. Who was missed can still be given
+    a dose on the same day.
+    """
+
+    appointment: Appointment
+    status: Status = Status.WAITING
+    dose: Dose | None = None
+    version: int = 0
+    checked_in_at: datetime | None = None
+    administered_at: datetime | None = None
+    events: list[Event] = field(default_factory=list)
+    lost: DoseChange | None = None
+    """Why it has no dose any more: until it is given another one, or waits for one, in the same transaction."""
+
+    @property
+    def reservation_id(self) -> ReservationId:
+        """The reservation's."""
+        return self.appointment.reservation_id
+
+    @property
+    def quantity(self) -> int:
+        """1 with a dose, else 0."""
+        return 0 if self.dose is None else 1
+
+    @property
+    def place_in_queue(self) -> PlaceInQueue:
+        """Where it stands among those who wait, also when it had a dose in between."""
+        return self.appointment.decide_time, self.appointment.reservation_id
+
+    def is_active(self, now: datetime) -> bool:
+        """Whether something may still become of it."""
+        return self.status in (Status.WAITING, Status.COMPLETED) and not self.appointment.has_passed(now)
+
+    def of_nobody(self, pseudonym: str) -> "Vaccination":
+        """The same with nobody's name, for the account of its lot's doses. Nobody is told."""
+        return replace(self, appointment=replace(self.appointment, customer_id=pseudonym))
+
+    # The dose
+
+    def wait(self, now: datetime) -> None:
+        """Joins the waiting list, which customer and managers can see."""
+        self._becomes(Status.WAITING)
+        self.events.append(Waiting(self.appointment, now, self.version, self.lost))
+        self.lost = None
+
+    def complete(self, lot: Lot, now: datetime, change: DoseChange | None = None) -> None:
+        """Sets a dose of the lot aside."""
+        self.dose = lot.take(self.reservation_id, now)
+        self._becomes(Status.COMPLETED)
+        self.events.append(Completed(self.appointment, now, self.version, self.dose, change or self.lost))
+        self.lost = None
+
+    def lose(self, lot: Lot, change: DoseChange, now: datetime) -> None:
+        """Gives its dose back to the lot. The caller then has it complete with another one, or wait."""
+        lot.put_back(self.reservation_id, now)
+        self.dose, self.status, self.lost = None, Status.WAITING, change
+
+    def refresh(self, lot: Lot, change: DoseChange, now: datetime) -> None:
+        """Its dose is as the lot says now."""
+        self.dose = lot.dose()
+        self._becomes(Status.COMPLETED)
+        self.events.append(Completed(self.appointment, now, self.version, self.dose, change))
+
+    def cancel(self, now: datetime) -> LotId | None:
+        """Cancels it: vaccine type, shelf life and production date are reset, and the quantity is 0.
+
+        Returns the lot that the dose goes back to, if there was one. Where it has ended already nothing changes: a dose
+        in an arm does not come back.
+        """
+        if self.status not in (Status.WAITING, Status.COMPLETED):
+            return None
+        back = self.dose.lot_id if self.dose else None
+        self.dose = None
+        self._becomes(Status.CANCELLED)
+        self.events.append(Cancelled(self.appointment, now, self.version))
+        return back
+
+    def assign(self, lot: Lot, present: Lot | None, now: datetime) -> None:
+        """Gives it a dose of the lot that a manager chose; the dose it had goes back to `present`.
+
+        Raises VaccinationCancelled, VaccinationEnded, AlreadyAdministered, LotWithdrawn, LotNotValid, LotOtherVaccine
+        or LotEmpty; then nothing has changed.
+        """
+        self._must_be_open()
+        if self.appointment.has_passed(now):
+            raise VaccinationEnded(f"the appointment's day, {self.appointment.date}, is over at the hospital")
+        if present is lot:
+            return
+        self.check_lot(lot)
+        self.complete(lot, now, None if present is None else DoseChange(DoseChangeReason.MANAGER))
+        if present is not None:
+            present.put_back(self.reservation_id, now)
+
+    def check_lot(self, lot: Lot) -> None:
+        """Raises LotWithdrawn, LotNotValid or LotOtherVaccine when a dose of the lot would not do."""
+        wanted = self.appointment
+        if lot.withdrawn:
+            raise LotWithdrawn(lot.lot_number)
+        if not lot.is_valid_on(wanted.date):
+            raise LotNotValid(
+                f"lot {lot.lot_number} is usable from {lot.production_date} to {lot.expiry_date}, not on {wanted.date}"
+            )
+        if not wanted.accepts(lot):
+            raise LotOtherVaccine(
+                f"the customer asked for vaccine {wanted.vaccine_code}, lot {lot.lot_number} is {lot.vaccine_code}"
+            )
+
+    # The day itself
+
+    def check_in(self, now: datetime) -> None:
+        """The customer is at the counter; a repeat changes nothing.
+
+        Raises WrongDay, VaccinationCancelled, VaccinationEnded or AlreadyAdministered.
+        """
+        if self.checked_in_at is not None:
+            return
+        self._must_be_open()
+        self._must_be_today(now)
+        self.checked_in_at = now
+        self.version += 1
+        self.events.append(CheckedIn(self.appointment, now, self.version))
+
+    def administer(self, lot: Lot, present: Lot | None, now: datetime, by: str) -> None:
+        """A dose of the lot went into the arm; the dose that was set aside in `present`, if another, goes back.
+
+        A repeat with the same lot changes nothing. Who was missed can come later on the same day. Raises
+        VaccinationCancelled, VaccinationEnded, AlreadyAdministered, WrongDay, LotWithdrawn, LotNotValid,
+        LotOtherVaccine or LotEmpty; then nothing has changed.
+        """
+        if self.status is Status.ADMINISTERED and self.dose and self.dose.lot_id == lot.lot_id:
+            return
+        if self.status is not Status.MISSED:
+            self._must_be_open()
+        self._must_be_today(now)
+        self.check_lot(lot)
+        if present is not lot:
+            lot.take(self.reservation_id, now)
+            if present is not None:
+                present.put_back(self.reservation_id, now)
+        lot.give(self.reservation_id, now, by)
+        self.dose, self.administered_at = lot.dose(), now
+        self.checked_in_at = self.checked_in_at or now
+        self._becomes(Status.ADMINISTERED)
+        self.events.append(Administered(self.appointment, now, self.version, self.dose))
+
+    def miss(self, now: datetime) -> LotId | None:
+        """The customer did not come; a repeat changes nothing. Returns the lot that the dose goes back to.
+
+        Who waited for a dose that did not come has missed nothing: that is `expire`. Raises WrongDay,
+        VaccinationCancelled, VaccinationEnded or AlreadyAdministered.
+        """
+        if self.status is Status.MISSED:
+            return None
+        self._must_be_open()
+        if _today(self.appointment, now) < self.appointment.date:
+            self._must_be_today(now)
+        back = self.dose.lot_id if self.dose else None
+        self.dose = None
+        self._becomes(Status.MISSED)
+        self.events.append(Missed(self.appointment, now, self.version))
+        return back
+
+    def expire(self, now: datetime) -> None:
+        """The day is over, and it still waits: it ends."""
+        if self.status is Status.WAITING and self.appointment.has_passed(now):
+            self._becomes(Status.UNSERVED)
+            self.events.append(Unserved(self.appointment, now, self.version))
+
+    def _becomes(self, status: Status) -> None:
+        self.status, self.version = status, self.version + 1
+
+    def _must_be_open(self) -> None:
+        if self.status is Status.CANCELLED:
+            raise VaccinationCancelled("the reservation is cancelled")
+        if self.status is Status.ADMINISTERED:
+            raise AlreadyAdministered(
+                f"the dose was given already, of lot {self.dose.lot_number if self.dose else '?'}"
+            )
+        if self.status not in (Status.WAITING, Status.COMPLETED):
+            raise VaccinationEnded(f"the vaccination has ended ({self.status.name})")
+
+    def _must_be_today(self, now: datetime) -> None:
+        today = _today(self.appointment, now)
+        if self.appointment.date != today:
+            raise WrongDay(f"the appointment is on {self.appointment.date}, and at the hospital it is {today}")
+
+
+def give_out(queue: Iterable[Vaccination], lots: Sequence[Lot], now: datetime) -> list[Vaccination]:
+    """Gives free doses to those who wait, first come first served; returns who got one.
+
+    Each gets a dose of the lot that expires first among those that suit (FEFO), so that none expires on the shelf
+    while a fresher one is used. An appointment whose day has passed gets none: the dose could not be given any more.
+    """
+    served = []
+    shelf = sorted((lot for lot in lots if lot.free), key=lambda lot: (lot.expiry_date, lot.lot_id))
+    for vaccination in sorted(queue, key=lambda v: v.place_in_queue):
+        if vaccination.appointment.has_passed(now):
+            continue
+        lot = next((lot for lot in shelf if lot.free and vaccination.appointment.accepts(lot)), None)
+        if lot is not None:
+            vaccination.complete(lot, now)
+            served.append(vaccination)
+    return served
