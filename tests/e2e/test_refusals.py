@@ -512,7 +512,7 @@ async def test_a_request_that_breaks_a_rule_is_refused_and_nothing_is_stored(wor
     known_recall = {f.name: v for f, v in delivery(1).ListFields()}
     known_recall |= {name: getattr(withdrawn, name) for name in ("lot_number", "vaccine_code", "manufacturer")}
     unknown = str(uuid.uuid4())
-    create, days = "CreateReservation", "SetDailyCapacity"
+    create, days, move = "CreateReservation", "SetDailyCapacity", "MoveReservation"
     tomorrow, too_far = str(day + timedelta(1)), str(day + timedelta(366))
     backwards, too_long = {"last_date": str(day - timedelta(1))}, {"last_date": too_far}
     ever = {"first_date": "0001-01-02", "last_date": "9999-12-30"}
@@ -584,13 +584,13 @@ async def test_a_request_that_breaks_a_rule_is_refused_and_nothing_is_stored(wor
         ("manager", "AssignLot", {"lot_id": early.lot_id}, forbids, "LOT_NOT_VALID", ""),
         ("manager", "AssignLot", picky_wants | {"lot_id": other.lot_id}, forbids, "LOT_OTHER_VACCINE", ""),
         ("manager", "AssignLot", {"lot_id": withdrawn.lot_id}, forbids, "LOT_WITHDRAWN", ""),
-        ("picky", "MoveReservation", {"reservation_id": unknown}, nowhere, "UNKNOWN_RESERVATION", "reservation_id"),
+        ("picky", move, {"reservation_id": unknown}, nowhere, "UNKNOWN_RESERVATION", "reservation_id"),
         *[
-            (who, "MoveReservation", {"reservation_id": old.reservation_id}, forbids, "NOTHING_TO_MOVE", "reservation_id")
+            (who, move, {"reservation_id": old.reservation_id}, forbids, "NOTHING_TO_MOVE", "reservation_id")
             for who, old in (("rejected", not_offered), ("quitter", given_up), ("late", passed))
         ],
-        ("picky", "MoveReservation", picky_wants | {"date": "2020-01-01"}, invalid, "DATE_PASSED", "date"),
-        ("picky", "MoveReservation", picky_wants | {"hospital_id": "nowhere"}, nowhere, "UNKNOWN_HOSPITAL", "hospital_id"),
+        ("picky", move, picky_wants | {"date": "2020-01-01"}, invalid, "DATE_PASSED", "date"),
+        ("picky", move, picky_wants | {"hospital_id": "nowhere"}, nowhere, "UNKNOWN_HOSPITAL", "hospital_id"),
         *[
             ("manager", rpc, {"lot_id": unknown}, nowhere, "UNKNOWN_LOT", "lot_id")
             for rpc in ("CorrectLot", "WriteOffDoses", "ListMovements")
