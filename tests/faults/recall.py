@@ -78,7 +78,7 @@ async def _kill(world: World, dice: random.Random, kills: int, seen: Seen) -> No
     for _ in range(kills):
         await asyncio.sleep(dice.uniform(0.1, 1.0))
         for name in world.mesh.home.processes_of("vaccinemgmt"):
-            await asyncio.to_thread(world.mesh.kill, name, signal.SIGKILL)
+            await asyncio.to_thread(world.mesh.processes.stop, name, signal.SIGKILL, 10)
         seen.kills += 1
         while True:
             try:
@@ -91,13 +91,14 @@ async def _kill(world: World, dice: random.Random, kills: int, seen: Seen) -> No
 async def _insist(call: Any) -> Any:
     """Repeats a call until it is answered."""
     PATIENCE.set(15.0)
-    for attempt in range(60):
+    deadline = time.monotonic() + DONE_WITHIN
+    while True:
         try:
             return await call()
         except grpc.aio.AioRpcError:
-            if attempt == 59:
+            if time.monotonic() > deadline:
                 raise
-            await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5)
 
 
 async def _done(manager: Person, recall: Any) -> Any:
