@@ -13,7 +13,7 @@ from services.chassis.telemetry import log
 
 from .adapters import events, grpc, metrics
 from .adapters.mongo import SCHEMA, MongoStock, rules
-from .application import Vaccines
+from .application import Stockroom, Vaccines
 
 
 async def serve_waiting(vaccines: Vaccines) -> None:
@@ -39,8 +39,9 @@ async def vaccinemgmt() -> None:
     service = Service("vaccinemgmt", settings, grpc.ERRORS)
     mongo = Mongo(settings.database_url.get_secret_value())
     relay = Relay(mongo, service.bus.publish)
-    vaccines = Vaccines(MongoStock(mongo, relay.wake), clock.now)
-    grpc.register(service.server, vaccines)
+    stock, freed = MongoStock(mongo, relay.wake), asyncio.Event()
+    vaccines, stockroom = Vaccines(stock, clock.now, freed), Stockroom(stock, clock.now, freed)
+    grpc.register(service.server, vaccines, stockroom)
     kept = retention.Retention(settings, clock.now)
 
     async def close() -> None:

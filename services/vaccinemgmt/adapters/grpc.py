@@ -11,12 +11,13 @@ from services.chassis import paging
 from services.chassis.caller import allow, caller
 from services.chassis.convert import canonical_id, from_message, to_message
 from services.chassis.errors import Answer, Details, Errors, InvalidFields, Refusal
-from vaccination.vaccinemgmt.v1 import lot_pb2, vaccination_pb2, vaccinemgmt_service_pb2_grpc
+from vaccination.vaccinemgmt.v1 import vaccination_pb2, vaccinemgmt_service_pb2_grpc
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as pb
 
 from .. import domain
-from ..application import Vaccines
+from ..application import Stockroom, Vaccines
 from ..domain import Delivery, LotId, ReservationId, Vaccination
+from .events import lot_message
 
 ERRORS = Errors(
     "vaccination.vaccinemgmt",
@@ -39,8 +40,8 @@ MANAGERS = allow("manager", "operator")
 class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceServicer):
     """For vaccine managers."""
 
-    def __init__(self, vaccines: Vaccines) -> None:
-        self._vaccines = vaccines
+    def __init__(self, vaccines: Vaccines, stockroom: Stockroom) -> None:
+        self._vaccines, self._stockroom = vaccines, stockroom
 
     @MANAGERS
     async def RegisterLots(self, request: pb.RegisterLotsRequest, context: Context) -> pb.RegisterLotsResponse:
@@ -54,22 +55,21 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
                     [(f"deliveries[{i}].{field}", problem) for field, problem in error.violations]
                 ) from None
         try:
-            lots, created = await self._vaccines.register(request.hospital_id, deliveries)
-        except domain.ExpiryBeforeProduction as error:
-            place = f"{_place_of(error.delivery, deliveries)}.expiry_date"
+            lots, created, taken = await self._stockroom.register(request.hospital_id, deliveries, caller().subject)
+        except (domain.ExpiryBeforeProduction, domain.LotConflict, domain.LotWithdrawn) as error:
+            place = _place_of(error.delivery, deliveries)
+            place += ".expiry_date" if isinstance(error, domain.ExpiryBeforeProduction) else ""
             raise Refusal(error, Details([(place, str(error))])) from error
-        except domain.LotConflict as error:
-            raise Refusal(error, Details([(_place_of(error.delivery, deliveries), str(error))])) from error
-        return pb.RegisterLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in lots], lots_created=created)
+        return pb.RegisterLotsResponse(lots=[lot_message(lot) for lot in lots], lots_created=created, taken=taken)
 
     @MANAGERS
     async def ListLots(self, request: pb.ListLotsRequest, context: Context) -> pb.ListLotsResponse:
         _own(request.hospital_id)
         limit, listing = request.page_size or 100, f"lots of {request.hospital_id}"
         after = paging.decode(listing, request.page_token, date.fromisoformat, canonical_id)
-        lots = await self._vaccines.lots(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
+        lots = await self._stockroom.lots(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
         page, token = paging.cut(listing, lots, limit, lambda lot: (lot.expiry_date.isoformat(), lot.lot_id))
-        return pb.ListLotsResponse(lots=[to_message(lot, lot_pb2.Lot) for lot in page], next_page_token=token)
+        return pb.ListLotsResponse(lots=[lot_message(lot) for lot in page], next_page_token=token)
 
     @MANAGERS
     async def GetVaccination(self, request: pb.GetVaccinationRequest, context: Context) -> pb.GetVaccinationResponse:
@@ -92,7 +92,7 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
         return pb.AssignLotResponse(vaccination=_message(vaccination))
 
 
-def _place_of(delivery: Delivery, deliveries: Sequence[Delivery]) -> str:
+def _place_of(delivery: Delivery | None, deliveries: Sequence[Delivery]) -> str:
     """Where in the request a delivery stands, and not another one like it."""
     return next(f"deliveries[{i}]" for i, other in enumerate(deliveries) if other is delivery)
 
@@ -122,6 +122,7 @@ def _message(vaccination: Vaccination) -> vaccination_pb2.Vaccination:
     )
 
 
-def register(server: Server, vaccines: Vaccines) -> None:
-    """Adds vaccine management's service to a server."""
-    vaccinemgmt_service_pb2_grpc.add_VaccinemgmtServiceServicer_to_server(VaccinemgmtServicer(vaccines), server)
+def register(server: Server, vaccines: Vaccines, stockroom: Stockroom) -> None:
+    """Adds vaccine management's services to a server."""
+    stock = VaccinemgmtServicer(vaccines, stockroom)
+    vaccinemgmt_service_pb2_grpc.add_VaccinemgmtServiceServicer_to_server(stock, server)

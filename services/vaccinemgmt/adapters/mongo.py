@@ -12,39 +12,57 @@ from services.chassis.mongo import Mongo, Schema, Transaction
 from services.chassis.retention import Retention, Rule
 from services.chassis.telemetry import traces_by_key
 
-from ..domain import Appointment, Dose, Lot, LotId, PlaceInQueue, ReservationId, Status, UnknownStatus, Vaccination
-from .events import outgoing
+from ..domain import (
+    Appointment,
+    Balance,
+    Dose,
+    Lot,
+    LotId,
+    Movement,
+    MovementId,
+    MovementKind,
+    PlaceInQueue,
+    ReservationId,
+    Status,
+    UnknownStatus,
+    Vaccination,
+    WriteOffReason,
+)
+from .events import outgoing, stock_moved
 
 Document = dict[str, Any]
 
+# A replica of 0.3.0 knows received, free and used alone. `used` is reserved + administered + written off.
+NOT_RESERVED = {"$add": [{"$ifNull": ["$administered", 0]}, {"$ifNull": ["$written_off", 0]}]}
+WITH_DOSE = [Status.COMPLETED.value, Status.ADMINISTERED.value]
 VALIDATORS: dict[str, Document] = {
     "lots": {
         "$expr": {
             "$and": [
                 {"$gte": ["$free", 0]},
-                {"$gte": ["$used", 0]},
+                {"$gte": ["$used", NOT_RESERVED]},
+                {"$gte": [{"$ifNull": ["$administered", 0]}, 0]},
+                {"$gte": [{"$ifNull": ["$written_off", 0]}, 0]},
                 {"$eq": ["$received", {"$add": ["$free", "$used"]}]},
                 {"$lte": ["$production_date", "$expiry_date"]},
             ]
         }
     },
     "vaccinations": {
-        "$expr": {  # a completed vaccination has exactly one dose, any other has none
+        "$expr": {  # a completed or administered vaccination has exactly one dose, any other has none
             "$and": [
-                {"$in": ["$status", [s.value for s in Status]]},
-                {
-                    "$eq": [
-                        {"$type": "$dose"},
-                        {"$cond": [{"$eq": ["$status", Status.COMPLETED.value]}, "object", "null"]},
-                    ]
-                },
-                {"$eq": ["$quantity", {"$cond": [{"$eq": ["$status", Status.COMPLETED.value]}, 1, 0]}]},
+                {"$gte": ["$status", 1]},
+                {"$eq": [{"$type": "$dose"}, {"$cond": [{"$in": ["$status", WITH_DOSE]}, "object", "null"]}]},
+                {"$eq": ["$quantity", {"$cond": [{"$in": ["$status", WITH_DOSE]}, 1, 0]}]},
             ]
         }
     },
+    "movements": {"$expr": {"$and": [{"$gte": ["$kind", 1]}, {"$eq": [{"$type": "$lot_id"}, "string"]}]}},
 }
 # Named, since a newer version may add fields while this one reads.
-LOT = [field.name for field in fields(Lot)]
+LOT = ["lot_id", "hospital_id", "lot_number", "vaccine_code", "manufacturer", "production_date", "expiry_date"]
+MOVEMENT = [field.name for field in fields(Movement) if field.name != "movement_id"]
+BALANCE = [field.name for field in fields(Balance)]
 DOSE = [field.name for field in fields(Dose)]
 IN_ORDER = [("decide_time", 1), ("_id", 1)]
 INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
@@ -56,9 +74,10 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     ),
     ("vaccinations", [("date", 1)], {}),
     ("vaccinations", [("customer_id", 1)], {}),
+    ("movements", [("lot_id", 1), ("at", 1), ("_id", 1)], {}),
     ("outbox", [("time", 1)], {}),
 ]
-SCHEMA = Schema(2, VALIDATORS, INDEXES)  # a change of either is a new version
+SCHEMA = Schema(3, VALIDATORS, INDEXES)  # a change of either is a new version
 
 
 def rules(mongo: Mongo, retention: Retention) -> list[Rule]:
@@ -126,6 +145,7 @@ class MongoUnitOfWork:
     def __init__(self, mongo: Mongo, transaction: Transaction) -> None:
         self._transaction, self._session = transaction, transaction.session
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
+        self._movements = mongo.database["movements"]
         self._traces: dict[str, str] = {}
 
     async def vaccinations(self, ids: Sequence[ReservationId]) -> dict[ReservationId, Vaccination]:
@@ -174,10 +194,18 @@ class MongoUnitOfWork:
         rows = self._lots.find({"_id": {"$in": list(ids)}}, session=self._session)
         return {(lot := _lot(row)).lot_id: lot async for row in rows}
 
+    async def movements(self, ids: Sequence[MovementId]) -> dict[MovementId, Movement]:
+        """See UnitOfWork."""
+        rows = self._movements.find({"_id": {"$in": list(ids)}}, session=self._session)
+        return {(movement := _movement(row)).movement_id: movement async for row in rows}
+
     async def save(self, vaccinations: Sequence[Vaccination], lots: Sequence[Lot]) -> None:
         """See UnitOfWork."""
+        movements = [movement for lot in lots for movement in lot.movements]
         if lots:
             await self._lots.bulk_write([_put(_lot_document(lot)) for lot in lots], session=self._session)
+        if movements:
+            await self._movements.insert_many([_movement_document(m) for m in movements], session=self._session)
         # What happens to a customer who has waited belongs to the trace of that customer's request, and not to the
         # trace of the delivery or of the cancellation that freed the dose.
         traces = self._traces | {key: trace for key, trace in traces_by_key.get().items() if trace}
@@ -190,7 +218,8 @@ class MongoUnitOfWork:
             events = [outgoing(event) for v in vaccinations for event in v.events]
         finally:
             traces_by_key.reset(before)
-        await self._transaction.enqueue(events)
+        stock = [moved for lot in lots for movement in lot.movements if (moved := stock_moved(lot, movement))]
+        await self._transaction.enqueue([*events, *stock])
 
     def _seen(self, row: Document) -> Vaccination:
         self._traces[row["_id"]] = row.get("traceparent", "")
@@ -206,20 +235,68 @@ def _behind(name: str, value: Any, key: str) -> Document:
     return {"$or": [{name: {"$gt": value}}, {name: value, "_id": {"$gt": key}}]}
 
 
-def _texts(item: Lot | Appointment | Dose) -> Document:
+def _texts(item: Appointment | Dose) -> Document:
     """Days as text: readable in the shell, and they compare as they should."""
     values = {field.name: getattr(item, field.name) for field in fields(item)}  # asdict() would copy deeply
     return {k: str(v) if isinstance(v, date) and not isinstance(v, datetime) else v for k, v in values.items()}
 
 
 def _lot_document(lot: Lot) -> Document:
-    document = _texts(lot)
-    return {"_id": document.pop("lot_id"), **document}
+    about = {name: getattr(lot, name) for name in LOT if name != "lot_id"}
+    balance = lot.balance
+    return {
+        "_id": lot.lot_id,
+        **about,
+        "production_date": str(lot.production_date),
+        "expiry_date": str(lot.expiry_date),
+        "received": balance.received,
+        "free": balance.free,
+        "used": balance.received - balance.free,
+        "administered": balance.administered,
+        "written_off": balance.written_off,
+        "withdrawn": lot.withdrawn,
+        "to_look_at": lot.to_look_at,
+        "entered": vars_of(lot.entered) if lot.opened else None,
+    }
 
 
 def _lot(row: Document) -> Lot:
-    values = {name: row[name] for name in LOT if name != "lot_id"}
-    return Lot(lot_id=row["_id"], **values | _dates(row, "production_date", "expiry_date"))
+    administered, written_off = row.get("administered", 0), row.get("written_off", 0)
+    entered = row.get("entered")
+    return Lot(
+        lot_id=row["_id"],
+        **{name: row[name] for name in LOT if name != "lot_id"} | _dates(row, "production_date", "expiry_date"),
+        balance=Balance(
+            row["received"], row["free"], row["used"] - administered - written_off, administered, written_off
+        ),
+        withdrawn=row.get("withdrawn", ""),
+        to_look_at=row.get("to_look_at", False),
+        opened=entered is not None,
+        entered=Balance(**{name: entered[name] for name in BALANCE}) if entered else Balance(),
+    )
+
+
+def vars_of(balance: Balance) -> Document:
+    """The quantities by their names."""
+    return {name: getattr(balance, name) for name in BALANCE}
+
+
+def _movement_document(movement: Movement) -> Document:
+    values = {name: getattr(movement, name) for name in MOVEMENT}
+    return {
+        "_id": movement.movement_id,
+        **values,
+        "kind": movement.kind.value,
+        "reason": movement.reason.value if movement.reason else None,
+        **{name: str(values[name]) if values[name] else None for name in ("production_date", "expiry_date")},
+    }
+
+
+def _movement(row: Document) -> Movement:
+    dates = {name: row[name] and date.fromisoformat(row[name]) for name in ("production_date", "expiry_date")}
+    values = {name: row[name] for name in MOVEMENT} | dates
+    reason = WriteOffReason(row["reason"]) if row["reason"] else None
+    return Movement(movement_id=row["_id"], **values | {"kind": MovementKind(row["kind"]), "reason": reason})
 
 
 def _vaccination_document(vaccination: Vaccination) -> Document:
@@ -231,6 +308,8 @@ def _vaccination_document(vaccination: Vaccination) -> Document:
         "dose": _texts(vaccination.dose) if vaccination.dose else None,
         "quantity": vaccination.quantity,
         "version": vaccination.version,
+        "checked_in_at": vaccination.checked_in_at,
+        "administered_at": vaccination.administered_at,
     }
 
 
@@ -245,7 +324,7 @@ def _vaccination(row: Document) -> Vaccination:
         status = Status(row["status"])
     except ValueError:
         raise UnknownStatus(row["status"]) from None
-    return Vaccination(appointment, status, dose, row["version"])
+    return Vaccination(appointment, status, dose, row["version"], row.get("checked_in_at"), row.get("administered_at"))
 
 
 def _dates(row: Document, *names: str) -> dict[str, date]:

@@ -1,19 +1,15 @@
-"""Vaccine management's use cases, and the port to its store."""
+"""Who gets a dose, who gives it back, and who waits."""
 
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime, timedelta
-from typing import Protocol
 
 from services.chassis.unit_of_work import repeated_after_lost_race
 
-from .domain import (
+from ..domain import (
     Appointment,
-    Delivery,
     Lot,
-    LotConflict,
     LotId,
     PlaceInQueue,
     ReservationId,
@@ -22,69 +18,17 @@ from .domain import (
     Vaccination,
     give_out,
 )
+from .ports import Clock, Stock, UnitOfWork
 
-Clock = Callable[[], datetime]
 # Doses given out in one transaction: it holds the hospital's lots for as long as it takes.
 GIVE_OUT = 500
 
 
-class UnitOfWork(Protocol):
-    """What one transaction sees and changes."""
-
-    async def vaccinations(self, ids: Sequence[ReservationId]) -> dict[ReservationId, Vaccination]:
-        """Those that are there."""
-
-    async def vaccinations_of(self, customer_id: str) -> Sequence[Vaccination]:
-        """The customer's."""
-
-    async def forget(self, vaccinations: Sequence[Vaccination]) -> None:
-        """Deletes them."""
-
-    async def waiting(
-        self,
-        hospital_id: str,
-        lots: Sequence[Lot],
-        since: date,
-        behind: PlaceInQueue | None,
-        limit: int,
-    ) -> Sequence[Vaccination]:
-        """The first to have come of those whom one of the lots suits, with an appointment on `since` or later."""
-
-    async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
-        """Lots with a free dose."""
-
-    async def lots(self, ids: Sequence[LotId]) -> dict[LotId, Lot]:
-        """Those that are there."""
-
-    async def save(self, vaccinations: Sequence[Vaccination], lots: Sequence[Lot]) -> None:
-        """Writes what is new or changed, and the events."""
-
-
-class Stock(Protocol):
-    """Where lots and vaccinations are kept."""
-
-    def unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
-        """One transaction: committed with its events when the block ends, undone when it raises."""
-
-    async def vaccination(self, reservation_id: ReservationId) -> Vaccination | None:
-        """Reads one."""
-
-    async def lots_page(self, hospital_id: str, after: tuple[date, LotId] | None, limit: int) -> Sequence[Lot]:
-        """Reads a hospital's lots, first to expire first, behind a position."""
-
-    async def waiting_page(self, hospital_id: str, after: PlaceInQueue | None, limit: int) -> Sequence[Vaccination]:
-        """Reads a hospital's waiting list, first come first, behind a position."""
-
-    async def hospitals_to_serve(self, since: date) -> Sequence[str]:
-        """Hospitals where somebody with an appointment on `since` or later waits while a dose is free."""
-
-
 class Vaccines:
-    """What vaccine management does."""
+    """Doses and reservations. `freed` is set whenever doses may have become free."""
 
-    def __init__(self, stock: Stock, clock: Clock) -> None:
-        self._stock, self._clock = stock, clock
-        self._freed = asyncio.Event()
+    def __init__(self, stock: Stock, clock: Clock, freed: asyncio.Event) -> None:
+        self._stock, self._clock, self._freed = stock, clock, freed
 
     @repeated_after_lost_race
     async def admit(self, appointments: Sequence[Appointment]) -> None:
@@ -109,7 +53,7 @@ class Vaccines:
 
     @repeated_after_lost_race
     async def cancel(self, appointments: Sequence[Appointment]) -> None:
-        """The customers cancelled these, and their doses go back.
+        """The customers cancelled these, or approval revoked them, and their doses go back.
 
         A cancellation that arrives before the approval leaves a cancelled vaccination, which the approval then finds.
         """
@@ -117,28 +61,12 @@ class Vaccines:
             known = await work.vaccinations([a.reservation_id for a in appointments])
             given_up = {a.reservation_id: known.get(a.reservation_id) or Vaccination(a) for a in appointments}
             lots = await work.lots(list({v.dose.lot_id for v in given_up.values() if v.dose}))
+            now = self._clock()
             for vaccination in given_up.values():
-                if back := vaccination.cancel(self._clock()):
-                    lots[back].put_back()
+                if back := vaccination.cancel(now):
+                    lots[back].put_back(vaccination.reservation_id, now)
             await work.save([v for v in given_up.values() if v.events], list(lots.values()))
         self._freed.set()
-
-    @repeated_after_lost_race
-    async def register(self, hospital_id: str, deliveries: Sequence[Delivery]) -> tuple[Sequence[Lot], int]:
-        """Takes deliveries into stock, all or none; returns the lots as they are, and how many are new."""
-        arrived = [Lot.of(hospital_id, delivery) for delivery in deliveries]
-        async with self._stock.unit_of_work() as work:
-            lots = await work.lots([lot.lot_id for lot in arrived])
-            new: dict[LotId, Lot] = {}
-            for delivery, lot in zip(deliveries, arrived, strict=True):
-                present = lots.setdefault(lot.lot_id, lot)
-                if present is lot:
-                    new[lot.lot_id] = lot
-                elif not present.is_same_delivery(lot):
-                    raise LotConflict(delivery)
-            await work.save([], list(new.values()))
-        self._freed.set()
-        return [lots[lot.lot_id] for lot in arrived], len(new)
 
     @repeated_after_lost_race
     async def assign(self, reservation_id: ReservationId, lot_id: LotId, may: Callable[[str], None]) -> Vaccination:
@@ -180,10 +108,6 @@ class Vaccines:
             raise UnknownVaccination(f"vaccine management does not know {reservation_id}")
         may(vaccination.appointment.hospital_id)
         return vaccination
-
-    async def lots(self, hospital_id: str, after: tuple[date, LotId] | None, limit: int) -> Sequence[Lot]:
-        """A hospital's lots, first to expire first."""
-        return await self._stock.lots_page(hospital_id, after, limit)
 
     async def waiting(self, hospital_id: str, after: PlaceInQueue | None, limit: int) -> Sequence[Vaccination]:
         """A hospital's waiting list, first come first."""
@@ -231,9 +155,8 @@ class Vaccines:
             behind = page[-1].place_in_queue
         else:  # more may wait behind these, and nobody may overtake them
             newcomers = [v for v in newcomers if v.place_in_queue < page[-1].place_in_queue]
-        before = {lot.lot_id: lot.free for lot in lots}
         served = give_out([*waiting, *newcomers], lots, now)
-        return served, [lot for lot in lots if lot.free != before[lot.lot_id]]
+        return served, [lot for lot in lots if lot.movements]
 
 
 def _earliest(now: datetime) -> date:

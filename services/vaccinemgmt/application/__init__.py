@@ -1,0 +1,5 @@
+"""Vaccine management's use cases, and the port to its store."""
+
+from .doses import *  # noqa: F403
+from .ports import *  # noqa: F403
+from .stockroom import *  # noqa: F403
