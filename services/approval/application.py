@@ -135,7 +135,7 @@ class Approval:
 
     async def put_hospital(self, hospital: Hospital) -> tuple[Hospital, bool]:
         """Creates or changes a hospital; returns it as it is now, and whether that changed anything."""
-        codes = sorted({canonical_code(code) for code in hospital.vaccine_codes}, key=int)
+        codes = tuple(sorted({canonical_code(code) for code in hospital.vaccine_codes}, key=int))
         hospital = replace(hospital, time_zone=hospital.time_zone or DEFAULT_TIME_ZONE, vaccine_codes=codes)
         if hospital.time_zone not in available_timezones():
             raise UnknownTimeZone(f"no IANA time zone {hospital.time_zone!r}")

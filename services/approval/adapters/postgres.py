@@ -307,7 +307,7 @@ class PostgresUnitOfWork:
     async def put_hospital(self, hospital: Hospital) -> bool:
         """See UnitOfWork."""
         h = hospital
-        changed = await self._transaction.write(PUT_HOSPITAL, h.hospital_id, h.name, h.time_zone, h.vaccine_codes)
+        changed = await self._transaction.write(PUT_HOSPITAL, h.hospital_id, h.name, h.time_zone, list(h.vaccine_codes))
         return changed == 1
 
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
