@@ -1,7 +1,7 @@
 """From events to rows. The same events end in the same rows, in whatever order and however often they come:
 
 - the status is the furthest one that any event tells of (the contract's numbers grow along a reservation's path), but
-  APPROVED and COMPLETED follow the dose, since a recall can take one away: see `queries.STATUS`;
+  APPROVED and COMPLETED follow the dose, since a recall can take it away;
 - the dose is the one that the event with the highest version tells of, among those that say something about the dose;
 - everything else is the appointment, which every event repeats.
 """
@@ -66,14 +66,18 @@ dose as it is: if its version counted here, the dose would be gone from the scre
 """
 
 
-PROJECT = """
-INSERT INTO {schema}.my_reservations (
+# A reservation's status in SQL, by the furthest one that was reached and by whether there is a dose.
+STATUS_OF = "CASE WHEN {furthest} IN (1, 3) THEN CASE {quantity} WHEN 0 THEN 1 ELSE 3 END ELSE {furthest} END"
+
+PROJECT = f"""
+INSERT INTO {{schema}}.my_reservations (
     reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
     status, rejection_reason, replaced_by, dose_version, vaccine_code, manufacturer, lot_number, production_date,
     expiry_date, quantity)
 SELECT DISTINCT ON (reservation_id)
        reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
-       max(status) OVER same, max(rejection_reason) OVER same, max(replaced_by) OVER same,
+       {STATUS_OF.format(furthest="max(status) OVER same", quantity="quantity")},
+       max(rejection_reason) OVER same, max(replaced_by) OVER same,
        dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date[], $7::text[], $8::timestamptz[],
             $9::smallint[], $10::smallint[], $11::text[], $12::int[], $13::text[], $14::text[], $15::text[],
@@ -84,18 +88,18 @@ FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date
 WINDOW same AS (PARTITION BY reservation_id)
 ORDER BY reservation_id, dose_version DESC
 ON CONFLICT (reservation_id) DO UPDATE SET
-    status = greatest(my_reservations.status, excluded.status),
     rejection_reason = greatest(my_reservations.rejection_reason, excluded.rejection_reason),
     replaced_by = greatest(my_reservations.replaced_by, excluded.replaced_by),
-    (dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity) =
-        (SELECT d.* FROM (VALUES
+    (status, dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity) =
+        (SELECT {STATUS_OF.format(furthest="greatest(my_reservations.status, excluded.status)", quantity="d.quantity")},
+                d.* FROM (VALUES
             (my_reservations.dose_version, my_reservations.vaccine_code, my_reservations.manufacturer,
              my_reservations.lot_number, my_reservations.production_date,
              my_reservations.expiry_date, my_reservations.quantity),
             (excluded.dose_version, excluded.vaccine_code, excluded.manufacturer, excluded.lot_number,
              excluded.production_date, excluded.expiry_date, excluded.quantity)
-         ) AS d (v) ORDER BY d.v DESC LIMIT 1)
-WHERE my_reservations.decide_time = excluded.decide_time"""
+         ) AS d (version, code, manufacturer, lot, production, expiry, quantity) ORDER BY d.version DESC LIMIT 1)
+WHERE my_reservations.decide_time = excluded.decide_time"""  # noqa: S608 - constants
 
 # A refused request that comes again when its retention is over is decided anew: nothing of the first time counts.
 FORGET = """

@@ -15,12 +15,10 @@ from services.chassis.postgres import Connection, Database
 from services.chassis.telemetry import log
 from vaccination.mypage.v1 import my_reservation_pb2
 
-from .projector import CHANNEL
+from .projector import CHANNEL, STATUS_OF
 
-# What a reservation's status is: a recall can take a dose away, so COMPLETED (3) and APPROVED (1) follow the dose, and
-# everything else is the furthest that was reached. It is found when it is read, and not when it is written, so that it
-# is also true of a row that version 0.3 has written, which knows no way back from COMPLETED.
-STATUS = "CASE WHEN r.status IN (1, 3) THEN CASE r.quantity WHEN 0 THEN 1 ELSE 3 END ELSE r.status END"
+# Version 0.3 knows no way back from COMPLETED: a row that it wrote while a dose was taken away says what is no more.
+STATUS = STATUS_OF.format(furthest="r.status", quantity="r.quantity")
 
 # Named, since an update may add a column while this version reads.
 COLUMNS = f"""

@@ -146,12 +146,8 @@ def one_truth_everywhere(books: Accounts, _: History) -> list[str]:
         )
         if state not in expected:
             wrong.append(f"{key}: reservation, vaccination, released are {state}; denial {decision['denial']}")
-        # MyPage's row has the furthest status that was reached; the screen's COMPLETED follows the dose.
-        screen = seen["status"]
-        if screen in (APPROVED, COMPLETED):
-            screen = COMPLETED if seen["quantity"] else APPROVED
-        if screen != reservation["status"]:
-            wrong.append(f"{key}: the screen shows {screen}, the reservation is {reservation['status']}")
+        if seen["status"] != reservation["status"]:
+            wrong.append(f"{key}: the screen shows {seen['status']}, the reservation is {reservation['status']}")
         dose = (vaccination or {}).get("dose")
         shown = (seen["lot_number"], seen["quantity"])
         if shown != ((dose["lot_number"], 1) if dose else ("", 0)):

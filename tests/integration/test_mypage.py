@@ -322,6 +322,8 @@ async def test_a_doses_whole_life_ends_on_the_same_screen_in_whatever_order_and_
     before = await contents(view)
     for reservation_id, shown in expected.items():
         assert await queries.one(view, "c1", uuid.UUID(reservation_id)) == shown
+    stored = await rows(view, "SELECT reservation_id::text AS id, status FROM my_reservations")
+    assert {row["id"]: row["status"] for row in stored} == {key: shown.status for key, shown in expected.items()}
     for batch in batches([seeded.sample(stream, len(stream)) for stream in streams], seeded):
         await project(view, batch)
     assert await contents(view) == before
