@@ -7,11 +7,13 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -28,6 +30,7 @@ from services.chassis.postgres import Database
 from services.mypage import erasure, queries, server
 from services.mypage.projector import View, entry
 from services.mypage.queries import SCREENS, Changes, Position, TooManyScreens, Watch
+from tests.releases import extract
 from vaccination.approval.v1 import appointment_pb2
 from vaccination.approval.v1 import approval_events_pb2 as approval
 from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc
@@ -36,7 +39,7 @@ from vaccination.reservation.v1 import reservation_pb2
 from vaccination.vaccinemgmt.v1 import vaccination_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2 as vaccinemgmt
 
-from .conftest import OpenBus, OpenDatabase, eventually, within
+from .conftest import OpenBus, OpenDatabase, Servers, eventually, within
 
 NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
 Status = reservation_pb2.ReservationStatus
@@ -426,21 +429,56 @@ async def test_reasons_of_a_newer_version_end_a_booking_and_change_a_dose_all_th
     assert [shown.timeline[0].reason for shown in (waiting, revoked)] == ["77", "77"]
 
 
-# What version 0.3 writes when vaccine management of this version takes a dose away: it keeps COMPLETED, and no reason.
-OF_0_3 = """
-INSERT INTO my_reservations (
-    reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
-    status, rejection_reason, dose_version, vaccine_code, manufacturer, lot_number, quantity)
-VALUES ($1, 'c1', 'h1', 'Han River Clinic', 'Asia/Seoul', '2027-03-10', '', $2, 3, 0, 2, '', '', '', 0)"""
-TIME_OF_0_3 = "INSERT INTO timeline (reservation_id, event, version, time) VALUES ($1, 'ReservationWaiting', 2, $2)"
+BY_0_3 = """
+import asyncio, sys
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from services.chassis.events import Event
+from services.chassis.postgres import Database
+from services.mypage import projector
+
+async def project(url, kind, payload):
+    database = Database(url)
+    await database.open(Path(projector.__file__).parent / "migrations")
+    message = getattr(import_module("vaccination.vaccinemgmt.v1.vaccinemgmt_events_pb2"), kind)
+    message = message.FromString(bytes.fromhex(payload))
+    event = Event("e", message.appointment.reservation_id, kind, datetime.now(UTC), message)
+    await projector.View(database).project([projector.entry(event)])
+    await database.close()
+
+asyncio.run(project(*sys.argv[1:]))
+"""
 
 
-async def test_what_the_version_before_wrote_of_a_dose_taken_away_is_shown_as_waiting(view: Database) -> None:
-    for statement in (OF_0_3, TIME_OF_0_3):
-        await rows(view, statement, uuid.UUID(int=1), NOW)
+async def test_what_the_version_before_makes_of_a_dose_taken_away_is_shown_as_it_is(
+    view: Database, servers: Servers, tmp_path: Path
+) -> None:
+    release = extract("0.3.0", tmp_path / "0.3.0")
+    [database] = await rows(view, "SELECT current_database() AS name")
+
+    async def project_by_0_3(message: Any) -> None:
+        """It knows the event, but not its reason, and no way back from COMPLETED."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-c", BY_0_3, servers.postgres_url(database["name"]),
+            type(message).__name__, message.SerializeToString().hex(), cwd=release,
+            env=os.environ | {"PYTHONPATH": str(release)},
+        )  # fmt: skip
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+
+    a, told = appointment(), events_of(journey(appointment()))
+    recalled = vaccination_pb2.DoseChangeReason.DOSE_CHANGE_REASON_LOT_RECALLED
+    await project(view, [told["granted"], told["completed"]])
+    await project_by_0_3(vaccinemgmt.ReservationWaiting(appointment=a, version=2, dose_change_reason=recalled))
+    for _ in range(2):
+        [shown], _ = await queries.page(view, "c1", None, 10)
+        assert (shown.status, shown.lot_number) == (Status.RESERVATION_STATUS_APPROVED, "")
+        assert ("ReservationWaiting", "") in [(entry.event, entry.reason) for entry in shown.timeline]
+        await project_by_0_3(told["completed"].message)  # once more
+    again = vaccinemgmt.ReservationCompleted(appointment=a, dose=OTHER, quantity=1, version=3)
+    await project(view, [event(again)])
     [shown], _ = await queries.page(view, "c1", None, 10)
-    assert (shown.status, shown.replaced_by) == (Status.RESERVATION_STATUS_APPROVED, "")
-    assert (shown.timeline[0].event, shown.timeline[0].reason) == ("ReservationWaiting", "")
+    assert (shown.status, shown.lot_number) == (Status.RESERVATION_STATUS_COMPLETED, "L2")
 
 
 async def test_a_persons_rows_may_go_when_bookings_have_ended_and_not_before_a_dose_is_back(
