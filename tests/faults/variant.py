@@ -17,9 +17,9 @@ from typing import Any
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 CLOSED = 60
-"""A status behind all that there are: nothing is left to do."""
+"""The status behind all others: nothing is left to do."""
 FULL_FOR_GOOD = 40
-"""The reason beside DAY_FULL."""
+"""A reason that this version has no name for."""
 EVENT = "vaccination.vaccinemgmt.v1.ReservationClosed"
 AFTER = "vaccination.vaccinemgmt.v1.CancellationCompleted"
 

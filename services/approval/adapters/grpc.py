@@ -30,7 +30,7 @@ ERRORS = Errors(
         domain.UnknownTimeZone: Answer(StatusCode.INVALID_ARGUMENT, "UNKNOWN_TIME_ZONE", "hospital.time_zone"),
         domain.DateRange: Answer(StatusCode.INVALID_ARGUMENT, "DATE_RANGE", "last_date"),
         domain.NothingToMove: Answer(StatusCode.FAILED_PRECONDITION, "NOTHING_TO_MOVE", "instead_of"),
-        domain.DayIsCalledOff: Answer(StatusCode.FAILED_PRECONDITION, "DAY_CALLED_OFF", "date"),
+        domain.DayIsCalledOff: Answer(StatusCode.FAILED_PRECONDITION, "DAY_CALLED_OFF", "last_date"),
         domain.NothingToCallOff: Answer(StatusCode.INVALID_ARGUMENT, "NOTHING_TO_CALL_OFF", "date"),
     },
 )
