@@ -1,7 +1,6 @@
 """Vaccine management's composition root."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated
 
@@ -25,8 +24,8 @@ class VaccinemgmtSettings(Settings):
     """The settings of every service, and those of the hospital's counter."""
 
     missed_after_hours: Annotated[int, Field(ge=0, le=240)] = 12
-    """Hours from the end of the day at the hospital, after which who has a dose and has not come has missed it. Until
-    then the staff can still say who did not come."""
+    """Hours from the end of the day at the hospital, after which a customer with a dose who was not given it has missed
+    the appointment. Before, the staff can say so."""
     retention_accesses_days: Days = 731
     """Days for which it is kept who of the staff read whose data. 0: for ever."""
 
@@ -59,18 +58,6 @@ async def end_days(counter: Counter) -> None:
             log.warning("store away: days that are over wait for their end")
         except Exception as error:  # see serve_waiting
             log.error("days that are over were not ended", exc_info=error)
-
-
-def erasing(vaccines: Vaccines, record: Accesses) -> Callable[[str], Awaitable[int | None]]:
-    """Erases a person from the vaccinations and from the record of accesses, unless something is not over."""
-
-    async def erase(customer_id: str) -> int | None:
-        erased = await vaccines.erase(customer_id)
-        if erased is not None:
-            await record.erase(customer_id)
-        return erased
-
-    return erase
 
 
 async def vaccinemgmt() -> None:
@@ -107,7 +94,7 @@ async def vaccinemgmt() -> None:
             mongo,
             single_active=True,
         ),
-        eraser=Eraser(erasing(vaccines, record)),
+        eraser=Eraser(lambda customer_id: record.erase(customer_id, vaccines.erase)),
         background=[
             lambda: serve_waiting(vaccines),
             lambda: end_days(desk),
