@@ -12,6 +12,7 @@ from services.chassis.settings import Settings
 from services.chassis.telemetry import log
 
 from .adapters import events, grpc, metrics
+from .adapters.books import LotBooks
 from .adapters.mongo import SCHEMA, MongoStock, rules
 from .application import Stockroom, Vaccines
 
@@ -66,6 +67,7 @@ async def vaccinemgmt() -> None:
             lambda: retention.keep(service.name, rules(mongo, kept)),
         ],
         probes=[metrics.stock(mongo, clock.now)],
+        books=lambda: LotBooks(mongo, kept),
     )
 
 
