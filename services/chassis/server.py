@@ -94,8 +94,8 @@ class Service:
         """Serves until SIGTERM, SIGINT or a changed secret, then drains; raises if a background task fails.
 
         With the argument `migrate` it brings the store's schema and the consumer's filter up to date, as a start does
-        first, and returns. `probes` are for the service's own figures, beside those that every service has. `books` makes
-        what a check of the service's accounts needs.
+        first, and returns. `probes` are for the service's own figures, beside those that every service has.
+        `books` makes what a check of the service's accounts needs.
         """
         if sys.argv[1:] == ["migrate"]:
             await _until_there(open_store, self.bus.connect, consumer.ensure)

@@ -40,9 +40,9 @@ class Account:
     """An account as the store has it.
 
     `own` are the amounts that the service works with; what is not there is 0. `others` are the same amounts counted
-    from other parts of the store, by what they were counted from. `told` are the quantities that the events tell from
-    the account's beginning to its end; None: all. `at_most` has, by what they were counted from, the quantities of which
-    something may be kept no longer, so that they may be smaller than the own ones.
+    from other parts of the store, by what they were counted from. `told` are the quantities that the events tell
+    completely; None: all. `at_most` has, by what they were counted from, the quantities of which something may be kept
+    no longer, so that they may be smaller than the own ones.
     """
 
     own: Amounts
@@ -117,7 +117,10 @@ class Check:
         self._progress = Progress()
 
     async def run(self) -> AsyncIterator[Progress]:
-        """Tells how far it is, and in the end what does not agree, each once; raises PublishFailed, StoreUnavailable."""
+        """Tells how far it is, and in the end what does not agree, each once.
+
+        Raises PublishFailed or StoreUnavailable.
+        """
         suspects: dict[str, float] | None = None  # since when; None: everything is looked at for the first time
         named: list[Difference] = []
         while suspects is None or suspects:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -231,12 +232,7 @@ class OperationsServicer(rpc.OperationsServiceServicer):
                 events_to_go=progress.to_go,
                 accounts=progress.accounts,
                 complete=progress.complete,
-                differences=[
-                    pb.Difference(
-                        account=d.account, quantity=d.quantity, store=d.store, other=d.other, counted_from=d.counted_from
-                    )
-                    for d in progress.differences
-                ],
+                differences=[pb.Difference(**asdict(difference)) for difference in progress.differences],
             )
             differences += len(answer.differences)
             yield answer

@@ -17,7 +17,8 @@ async def replay(
     """What comes behind a message, and how many more there are then, by a consumer that is thrown away at the end.
 
     First it tells with an empty batch how many there are. It ends when nothing more is there, and also where something
-    was lost on the way: the caller goes on behind the last message that it got. `subjects`: only these. Raises what nats-py raises; see stream.boundary.
+    was lost on the way: the caller goes on behind the last message that it got. `subjects`: only these.
+    Raises what nats-py raises; see stream.boundary.
     """
     begin = ConsumerConfig(
         deliver_policy=DeliverPolicy.BY_START_SEQUENCE,

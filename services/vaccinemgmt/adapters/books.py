@@ -12,7 +12,7 @@ from motor.motor_asyncio import AsyncIOMotorClientSession
 
 from services.chassis.events.books import EVENTS, Account, Amounts, Reading
 from services.chassis.mongo import Mongo
-from services.chassis.retention import Retention
+from services.chassis.retention import EPOCH, Retention
 from vaccination.vaccinemgmt.v1.vaccinemgmt_events_pb2 import (
     CancellationCompleted,
     ReservationCompleted,
@@ -29,7 +29,7 @@ RESERVED, ADMINISTERED = "reserved", "administered"
 OF_PEOPLE = (RESERVED, ADMINISTERED)
 WITH_DOSE = {Status.COMPLETED.value: RESERVED, Status.ADMINISTERED.value: ADMINISTERED}
 # Where a reservation's dose is after its last event. A check-in does not change that, and has no dose: it is not read.
-WHERE = {
+WHERE: dict[Any, str] = {
     ReservationCompleted: RESERVED, VaccinationAdministered: ADMINISTERED, ReservationWaiting: "",
     CancellationCompleted: "", VaccinationMissed: "", VaccinationUnserved: "",
 }  # fmt: skip
@@ -49,7 +49,11 @@ DOSES = {
     "hospital_id": {"$first": "$hospital_id"},
     "lot_number": {"$first": "$dose.lot_number"},
 }
-LOT = ("hospital_id", "lot_number", "production_date", "received", "free", "used", "administered", "written_off", "entered")
+# Named, since a newer version may add fields while this one reads.
+LOT = [
+    *("hospital_id", "lot_number", "production_date"),
+    *("received", "free", "used", "administered", "written_off", "entered"),
+]
 
 
 class LotBooks:
@@ -72,6 +76,7 @@ class LotBooks:
         self._mongo = mongo
         self._lots, self._movements = mongo.database["lots"], mongo.database["movements"]
         self._vaccinations = mongo.database["vaccinations"]
+        self._forgets = retention.passed_before > EPOCH.date()
         self._kept_since = retention.passed_before + timedelta(2)  # retention may go on meanwhile
         self._moved: set[bytes] = set()
         self._where: dict[bytes, tuple[int, str, str]] = {}  # by reservation: version of the last event, account, where
@@ -191,9 +196,9 @@ class LotBooks:
             told = ()
         # No dose is for a day before its lot came, nor before its lot was made, unless that date was corrected.
         corrected = MovementKind.CORRECTED.value in kinds
-        if (came is not None and (came - timedelta(2)).date() >= self._kept_since) or (
-            not corrected and row["production_date"] >= self._kept_since.isoformat()
-        ):
+        came_since = came is not None and (came - timedelta(2)).date() >= self._kept_since
+        made_since = not corrected and row["production_date"] >= self._kept_since.isoformat()
+        if not self._forgets or came_since or made_since:
             return Account(asdict(own), others, told)
         at_most = {"vaccinations": OF_PEOPLE, EVENTS: OF_PEOPLE}
         return Account(asdict(own), others, [quantity for quantity in told if quantity != "free"], at_most)
