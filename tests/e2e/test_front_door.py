@@ -114,9 +114,9 @@ async def _counter_and_stock(call: Any, world: World, hospital: str, day: str, l
     found = await call(manager, "FindBookings", hospital_id=hospital, customer_id=given.customer_id)
     assert first["reservation_id"] in [v.reservation_id for v in found.vaccinations]
 
-    change = {"lot_id": lots[1], "request_id": str(uuid.uuid4()), "note": "counted anew"}
+    change: dict[str, Any] = {"lot_id": lots[1], "request_id": str(uuid.uuid4()), "note": "counted anew"}
     assert (await call(manager, "CorrectLot", **change, received=6)).lot.received == 6
-    change = {"lot_id": lots[1], "request_id": str(uuid.uuid4()), "quantity": 2, "reason": 1}
+    change |= {"request_id": str(uuid.uuid4()), "quantity": 2, "reason": 1}
     lot = (await call(manager, "WriteOffDoses", **change)).lot
     assert (lot.received, lot.free, lot.administered, lot.written_off) == (6, 3, 1, 2)
     names = {"vaccine_code": lot.vaccine_code, "manufacturer": lot.manufacturer, "lot_number": lot.lot_number}

@@ -366,6 +366,11 @@ class Crowd:
         self._busy.add(task)
         task.add_done_callback(self._busy.discard)
 
+    @property
+    def busy(self) -> int:
+        """Customers who wait for an answer."""
+        return len(self._busy)
+
     async def gone(self, but: int = 0) -> None:
         """Waits until at most `but` customers wait for an answer."""
         while len(self._busy) > but:
