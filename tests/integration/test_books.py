@@ -439,7 +439,7 @@ class Pharmacy:
                 case 1:
                     lot.receive(Delivery("", "", "", lot.production_date, lot.expiry_date, 5), self.of_staff())
                 case 2 if lot.free > 1:
-                    lot.correct(lot.production_date, lot.expiry_date, -1, self.of_staff("counted anew"))
+                    lot._enter(Movement(MovementKind.CORRECTED, lot.lot_id, -1, self.now))
                 case 3 if person and present and person.status is Status.COMPLETED:
                     person.administer(present, present, self.now, "nurse")
                 case 4 if person and person.status is Status.COMPLETED:
