@@ -10,6 +10,7 @@ from services.chassis.server import Service, main
 from services.chassis.settings import Settings
 
 from .adapters import events, grpc, metrics
+from .adapters.books import ApprovalBooks
 from .adapters.postgres import PostgresBooks, rules
 from .application import Approval
 
@@ -37,6 +38,7 @@ async def approval() -> None:
         background=[lambda: retention.keep(service.name, rules(database, kept))],
         eraser=Eraser(use_cases.erase),
         probes=[metrics.outlook(database, clock.now)],
+        books=lambda: ApprovalBooks(database, kept, clock.now),
     )
 
 

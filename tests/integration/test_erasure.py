@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -21,6 +21,7 @@ from services.approval.domain import Decision, Hospital, Request, ReservationId
 from services.chassis.caller import CLAIMS_HEADER
 from services.chassis.edge import Edge
 from services.chassis.events import STREAM, Bus, Consumer, Outgoing, Relay, operations
+from services.chassis.events.books import Check
 from services.chassis.events.erasure import Eraser
 from services.chassis.events.setaside import Kind, Letter, SetAside
 from services.chassis.postgres import Database
@@ -201,12 +202,14 @@ class Replica:
 
 
 @asynccontextmanager
-async def serving(database: Database, bus: Bus, consumer: Consumer, eraser: Eraser) -> AsyncIterator[grpc.aio.Channel]:
+async def serving(
+    database: Database, bus: Bus, consumer: Consumer, eraser: Eraser, check: Callable[[], Check] | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
     await consumer.ensure()
     running = asyncio.create_task(consumer.run())
     edge = Edge(server.ERRORS, operations.ERRORS, max_calls=100, max_streams=100)
     grpc_server = grpc.aio.server(interceptors=[edge])
-    operations.register(grpc_server, "mypage", consumer, None, eraser)
+    operations.register(grpc_server, "mypage", consumer, None, eraser, check)
     rebuild.register(grpc_server, database, bus, consumer, FOR_EVER)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
