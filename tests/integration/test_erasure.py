@@ -28,8 +28,8 @@ from services.chassis.postgres import Database
 from services.mypage import erasure, rebuild, server
 from services.mypage.projector import View
 from services.reservation.adapters.postgres import PostgresReservations
-from services.reservation.application import ReservationDesk
-from services.reservation.domain import Appointment, RejectionReason, Reservation
+from services.reservation.application import Followup, ReservationDesk
+from services.reservation.domain import Appointment, RejectionReason, Reservation, Status
 from services.reservation.domain import ReservationId as Id
 from services.vaccinemgmt.adapters.mongo import MongoStock
 from services.vaccinemgmt.application import Counter, Stockroom, Vaccines
@@ -132,6 +132,19 @@ async def test_reservation_erases_nothing_while_something_may_become_of_a_reserv
     assert await desk.erase("c1") == 2
     [left] = await rows(database, "SELECT customer_id FROM reservations")
     assert left["customer_id"] == "other"
+
+
+async def test_reservation_erases_a_moved_or_called_off_booking_when_its_dose_is_back(
+    open_database: OpenDatabase, clock: Clock
+) -> None:
+    store, unasked = PostgresReservations(await open_database("reservation"), lambda: None, lambda: NOW), Any
+    desk, followup = ReservationDesk(store, unasked, clock), Followup(store)  # type: ignore[arg-type]
+    for customer, how in (("c1", Status.MOVED), ("c2", Status.CALLED_OFF)):
+        a = Appointment(Id(new_id()), customer, "h1", "Clinic", "Asia/Seoul", TODAY + DAY, "", NOW)
+        await followup.ended([(a, how)])
+        assert await desk.erase(customer) is None  # the event that its dose is back would make it anew
+        await followup.ended([(a, Status.CANCELLED)])
+        assert await desk.erase(customer) == 1
 
 
 async def test_a_dose_that_was_given_stays_in_its_lots_account_under_nobodys_name(
