@@ -13,6 +13,7 @@ from services.chassis.settings import Settings
 from services.chassis.telemetry import log
 
 from .adapters import events, grpc, metrics
+from .adapters.books import ApprovalBooks
 from .adapters.postgres import PostgresBooks, rules
 from .application import Approval
 
@@ -60,6 +61,7 @@ async def approval() -> None:
         ],
         eraser=Eraser(use_cases.erase),
         probes=[metrics.outlook(database, clock.now)],
+        books=lambda: ApprovalBooks(database, kept, clock.now),
     )
 
 
