@@ -16,10 +16,10 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-CLOSED = 6
-"""The status behind CANCELLED: nothing is left to do."""
-FULL_FOR_GOOD = 4
-"""The reason beside DAY_FULL."""
+CLOSED = 11
+"""The status behind all others: nothing is left to do."""
+FULL_FOR_GOOD = 6
+"""A reason that this version has no name for."""
 EVENT = "vaccination.vaccinemgmt.v1.ReservationClosed"
 AFTER = "vaccination.vaccinemgmt.v1.CancellationCompleted"
 

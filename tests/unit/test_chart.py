@@ -25,7 +25,7 @@ from tests.releases import extract
 GOLDEN = ROOT / "helm" / "golden"
 FILES = sorted(CHART.glob("values*.yaml"))
 Json = dict[str, Any]
-PREVIOUS = "0.2.0"  # the last release
+PREVIOUS = "0.3.0"  # the last release
 # This value has to be given, because no default would be right anywhere.
 NEEDED = ("--set", "auth.jwks=JWKS")
 SERVICERS = {
