@@ -16,6 +16,7 @@ from services.chassis.settings import Days, Settings
 from services.chassis.telemetry import log
 
 from .adapters import accesses, counter, events, grpc, metrics
+from .adapters.books import LotBooks
 from .adapters.mongo import SCHEMA, MongoStock, rules
 from .application import Accesses, Counter, Stockroom, Vaccines
 
@@ -101,6 +102,7 @@ async def vaccinemgmt() -> None:
             lambda: retention.keep(service.name, forgotten),
         ],
         probes=[metrics.stock(mongo, clock.now)],
+        books=lambda: LotBooks(mongo, kept),
     )
 
 

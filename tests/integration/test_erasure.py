@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -21,14 +21,15 @@ from services.approval.domain import Decision, Hospital, Request, ReservationId
 from services.chassis.caller import CLAIMS_HEADER
 from services.chassis.edge import Edge
 from services.chassis.events import STREAM, Bus, Consumer, Outgoing, Relay, operations
+from services.chassis.events.books import Check
 from services.chassis.events.erasure import Eraser
 from services.chassis.events.setaside import Kind, Letter, SetAside
 from services.chassis.postgres import Database
 from services.mypage import erasure, rebuild, server
 from services.mypage.projector import View
 from services.reservation.adapters.postgres import PostgresReservations
-from services.reservation.application import ReservationDesk
-from services.reservation.domain import Appointment, RejectionReason, Reservation
+from services.reservation.application import Followup, ReservationDesk
+from services.reservation.domain import Appointment, RejectionReason, Reservation, Status
 from services.reservation.domain import ReservationId as Id
 from services.vaccinemgmt.adapters.mongo import MongoStock
 from services.vaccinemgmt.application import Counter, Stockroom, Vaccines
@@ -133,6 +134,19 @@ async def test_reservation_erases_nothing_while_something_may_become_of_a_reserv
     assert left["customer_id"] == "other"
 
 
+async def test_reservation_erases_a_moved_or_called_off_booking_when_its_dose_is_back(
+    open_database: OpenDatabase, clock: Clock
+) -> None:
+    store, unasked = PostgresReservations(await open_database("reservation"), lambda: None, lambda: NOW), Any
+    desk, followup = ReservationDesk(store, unasked, clock), Followup(store)  # type: ignore[arg-type]
+    for customer, how in (("c1", Status.MOVED), ("c2", Status.CALLED_OFF)):
+        a = Appointment(Id(new_id()), customer, "h1", "Clinic", "Asia/Seoul", TODAY + DAY, "", NOW)
+        await followup.ended([(a, how)])
+        assert await desk.erase(customer) is None  # the event that its dose is back would make it anew
+        await followup.ended([(a, Status.CANCELLED)])
+        assert await desk.erase(customer) == 1
+
+
 async def test_a_dose_that_was_given_stays_in_its_lots_account_under_nobodys_name(
     open_mongo: OpenMongo, clock: Clock
 ) -> None:
@@ -201,12 +215,14 @@ class Replica:
 
 
 @asynccontextmanager
-async def serving(database: Database, bus: Bus, consumer: Consumer, eraser: Eraser) -> AsyncIterator[grpc.aio.Channel]:
+async def serving(
+    database: Database, bus: Bus, consumer: Consumer, eraser: Eraser, check: Callable[[], Check] | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
     await consumer.ensure()
     running = asyncio.create_task(consumer.run())
     edge = Edge(server.ERRORS, operations.ERRORS, max_calls=100, max_streams=100)
     grpc_server = grpc.aio.server(interceptors=[edge])
-    operations.register(grpc_server, "mypage", consumer, None, eraser)
+    operations.register(grpc_server, "mypage", consumer, None, eraser, check)
     rebuild.register(grpc_server, database, bus, consumer, FOR_EVER)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
