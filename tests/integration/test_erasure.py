@@ -31,7 +31,7 @@ from services.reservation.application import ReservationDesk
 from services.reservation.domain import Appointment, RejectionReason, Reservation
 from services.reservation.domain import ReservationId as Id
 from services.vaccinemgmt.adapters.mongo import MongoStock
-from services.vaccinemgmt.application import Vaccines
+from services.vaccinemgmt.application import Stockroom, Vaccines
 from services.vaccinemgmt.domain import Appointment as ForADose
 from services.vaccinemgmt.domain import Delivery
 from services.vaccinemgmt.domain import ReservationId as DoseId
@@ -137,8 +137,10 @@ async def test_a_dose_that_was_given_stays_in_its_lots_account_under_nobodys_nam
     open_mongo: OpenMongo, clock: Clock
 ) -> None:
     mongo = await open_mongo()
-    vaccines = Vaccines(MongoStock(mongo, lambda: None), clock)
-    await vaccines.register("h1", [Delivery("L1", "207", "MOD", TODAY - 30 * DAY, TODAY + 300 * DAY, 2)])
+    stock, freed = MongoStock(mongo, lambda: None), asyncio.Event()
+    vaccines, stockroom = Vaccines(stock, clock, freed), Stockroom(stock, clock, freed)
+    delivery = Delivery("L1", "207", "MOD", TODAY - 30 * DAY, TODAY + 300 * DAY, 2)
+    await stockroom.register("h1", [delivery], "manager")
     asks = [
         ForADose(DoseId(new_id()), customer, "h1", "Clinic", "Asia/Seoul", TODAY, "", NOW + timedelta(seconds=i))
         for i, customer in enumerate(["c1", "c1", "c1", "other"])
@@ -153,8 +155,8 @@ async def test_a_dose_that_was_given_stays_in_its_lots_account_under_nobodys_nam
     [nobody] = [row for row in found if row["customer_id"] != "other"]
     assert nobody["customer_id"].startswith("erased-")
     assert nobody["dose"]["lot_number"] == "L1"
-    [lot] = await vaccines.lots("h1", None, 10)
-    assert lot.used == sum(row["quantity"] for row in found)
+    [lot] = await stockroom.lots("h1", None, 10)
+    assert lot.balance.reserved == sum(row["quantity"] for row in found)
 
 
 # The view and the streams
