@@ -1,6 +1,9 @@
 """Vaccine management's composition root."""
 
 import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
 
 from services.chassis import clock, retention
 from services.chassis.errors import StoreUnavailable
@@ -12,25 +15,37 @@ from services.chassis.settings import Settings
 from services.chassis.telemetry import log
 
 from .adapters import events, grpc, metrics
+from .adapters import recalls as recalls_grpc
 from .adapters.mongo import SCHEMA, MongoStock, rules
-from .application import Stockroom, Vaccines
+from .application import Recalls, Stockroom, Vaccines
 
 
-async def serve_waiting(vaccines: Vaccines) -> None:
-    """Serves the waiting list when doses become free, and regularly since another replica may have freed some."""
+# Seconds between looks for what a look each second would make too dear.
+LOOK_THOROUGHLY_EVERY = 60.0
+
+
+async def keep(what: str, act: Callable[[bool], Awaitable[int]], woken: Callable[[], Awaitable[None]]) -> None:
+    """Acts when this process knows of a reason, and regularly since another replica may have had one.
+
+    The argument is whether to do it thoroughly.
+    """
+    thorough = time.monotonic()
     while True:
         try:
             async with asyncio.timeout(LOOK_EVERY):
-                await vaccines.freed()
+                await woken()
         except TimeoutError:
             pass
         try:
-            if served := await vaccines.serve_waiting():
-                log.info("waiting list served", doses=served)
+            thoroughly = time.monotonic() >= thorough
+            if done := await act(thoroughly):
+                log.info(what, number=done)
+            if thoroughly:  # replicas do not all do it at once
+                thorough = time.monotonic() + LOOK_THOROUGHLY_EVERY * random.uniform(0.8, 1.2)
         except StoreUnavailable:
-            log.warning("store away: the waiting list waits")
+            log.warning("store away: it waits", what=what)
         except Exception as error:  # trouble at one hospital must not end the service for all of them
-            log.error("the waiting list was not served", exc_info=error)
+            log.error("not done", what=what, exc_info=error)
 
 
 async def vaccinemgmt() -> None:
@@ -41,8 +56,15 @@ async def vaccinemgmt() -> None:
     relay = Relay(mongo, service.bus.publish)
     stock, freed = MongoStock(mongo, relay.wake), asyncio.Event()
     vaccines, stockroom = Vaccines(stock, clock.now, freed), Stockroom(stock, clock.now, freed)
+    accesses = Accesses(mongo.database, clock.now)
+    recalls = Recalls(stock, clock.now, freed, accesses.record)
     grpc.register(service.server, vaccines, stockroom)
+    recalls_grpc.register(service.server, recalls)
     kept = retention.Retention(settings, clock.now)
+
+    async def look(thoroughly: bool) -> int:
+        await recalls.open_ledgers()
+        return await recalls.look(thoroughly=thoroughly)
 
     async def close() -> None:
         mongo.close()
@@ -62,7 +84,8 @@ async def vaccinemgmt() -> None:
         ),
         eraser=Eraser(vaccines.erase),
         background=[
-            lambda: serve_waiting(vaccines),
+            lambda: keep("waiting list served", lambda t: vaccines.serve_waiting(thoroughly=t), vaccines.freed),
+            lambda: keep("bookings on withdrawn or corrected lots looked at", look, recalls.woken),
             lambda: retention.keep(service.name, rules(mongo, kept)),
         ],
         probes=[metrics.stock(mongo, clock.now)],

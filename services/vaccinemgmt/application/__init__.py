@@ -2,4 +2,6 @@
 
 from .doses import *  # noqa: F403
 from .ports import *  # noqa: F403
+from .recalls import *  # noqa: F403
+from .serving import *  # noqa: F403
 from .stockroom import *  # noqa: F403
