@@ -28,8 +28,10 @@ from ..domain import (
     UnknownStatus,
     Vaccination,
     WriteOffReason,
+    latest_day,
     spellings,
 )
+from . import accesses
 from .events import outgoing, stock_moved
 
 Document = dict[str, Any]
@@ -103,6 +105,7 @@ VALIDATORS: dict[str, Document] = {
             ]
         }
     },
+    "accesses": accesses.VALIDATOR,
 }
 # Named, since a newer version may add fields while this one reads.
 LOT = ["lot_id", "hospital_id", "lot_number", "vaccine_code", "manufacturer", "production_date", "expiry_date"]
@@ -111,14 +114,13 @@ RECALL = [field.name for field in fields(Recall) if field.name != "recall_id"]
 BALANCE = [field.name for field in fields(Balance)]
 DOSE = [field.name for field in fields(Dose)]
 IN_ORDER = [("decide_time", 1), ("_id", 1)]
+QUEUE = [("status", 1), ("hospital_id", 1), *IN_ORDER]
 INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     ("lots", [("hospital_id", 1), ("expiry_date", 1), ("_id", 1)], {}),
-    (
-        "vaccinations",
-        [("status", 1), ("hospital_id", 1), *IN_ORDER],
-        {"partialFilterExpression": {"status": Status.WAITING.value}},
-    ),
-    ("vaccinations", [("date", 1)], {}),
+    ("vaccinations", QUEUE, {"partialFilterExpression": {"status": Status.WAITING.value}}),
+    # For what is over and has not ended, by day and time zone; for who comes to a hospital on a day; and for retention.
+    # It takes the place of 0.3.0's ("date"), which a store that 0.3.0 has made keeps for the way back.
+    ("vaccinations", [("status", 1), ("date", 1), ("time_zone", 1), ("hospital_id", 1)], {}),
     ("vaccinations", [("customer_id", 1)], {}),
     # Bookings by lot, and of these the ones that another lot would suit.
     (
@@ -132,9 +134,12 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     ("recalls", [("at", 1)], {}),
     ("recalls", [("lot_number", 1)], {}),
     ("movements", [("lot_id", 1), ("at", 1), ("_id", 1)], {}),
+    *(("accesses", keys, options) for keys, options in accesses.INDEXES),
     ("outbox", [("time", 1)], {}),
 ]
 SCHEMA = Schema(3, VALIDATORS, INDEXES)  # a change of either is a new version
+RECORDED_SINCE = 3  # the first version of the schema that knows what became of a dose
+ANY_STATUS = {"$gte": 0}  # also that of a newer version
 
 
 def rules(mongo: Mongo, retention: Retention) -> list[Rule]:
@@ -142,7 +147,7 @@ def rules(mongo: Mongo, retention: Retention) -> list[Rule]:
     vaccinations = mongo.database["vaccinations"]
 
     async def passed(limit: int) -> int:
-        over = {"date": {"$lt": retention.passed_before.isoformat()}}
+        over = {"status": ANY_STATUS, "date": {"$lt": retention.passed_before.isoformat()}}
         async with mongo.boundary():
             ids = [row["_id"] async for row in vaccinations.find(over, {"_id": 1}).limit(limit)]
             return (await vaccinations.delete_many({"_id": {"$in": ids}, **over})).deleted_count if ids else 0
@@ -157,6 +162,7 @@ class MongoStock:
         self._mongo, self._wake = mongo, wake
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
         self._movements, self._recalls = mongo.database["movements"], mongo.database["recalls"]
+        self._recorded_since: date | None = None
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator["MongoUnitOfWork"]:
@@ -186,7 +192,8 @@ class MongoStock:
         behind = _behind("decide_time", *after) if after else {}
         query = {"hospital_id": hospital_id, "status": Status.WAITING.value, **behind}
         async with self._mongo.boundary():
-            return [_vaccination(row) async for row in self._vaccinations.find(query).sort(IN_ORDER).limit(limit)]
+            rows = self._vaccinations.find(query).sort(IN_ORDER).hint(QUEUE).limit(limit)
+            return [_vaccination(row) async for row in rows]
 
     async def hospitals_to_serve(self, since: date) -> Sequence[str]:
         """See Stock."""
@@ -270,6 +277,47 @@ class MongoStock:
         async with self._mongo.boundary():
             return [_vaccination(row) async for row in self._vaccinations.find(query).sort(order).limit(limit)]
 
+    async def day_page(
+        self, hospital_id: str, day: date, after: tuple[Status, ReservationId] | None, limit: int
+    ) -> Sequence[Vaccination]:
+        """See Stock."""
+        behind = _behind("status", after[0].value, after[1]) if after else {}
+        query = {"status": ANY_STATUS, "date": str(day), "hospital_id": hospital_id, **behind}
+        async with self._mongo.boundary():
+            rows = self._vaccinations.find(query).sort([("status", 1), ("_id", 1)]).limit(limit)
+            return [_vaccination(row) async for row in rows]
+
+    async def bookings(self, hospital_id: str, customer_id: str, limit: int) -> Sequence[Vaccination]:
+        """See Stock."""
+        query = {"customer_id": customer_id, "hospital_id": hospital_id}
+        async with self._mongo.boundary():
+            rows = self._vaccinations.find(query).sort([("date", -1), ("_id", 1)]).limit(limit)
+            return [_vaccination(row) async for row in rows]
+
+    async def recorded_since(self) -> date:
+        """See Stock: the day on which the store was brought to a version that records it."""
+        if self._recorded_since is None:
+            async with self._mongo.boundary():
+                self._recorded_since = latest_day(await self._mongo.reached(RECORDED_SINCE))
+        return self._recorded_since
+
+    async def days(self, status: Status, since: date, until: date) -> Sequence[date]:
+        """See Stock."""
+        query = {"status": status.value, "date": {"$gte": since.isoformat(), "$lt": until.isoformat()}}
+        async with self._mongo.boundary():
+            return [date.fromisoformat(day) for day in sorted(await self._vaccinations.distinct("date", query))]
+
+    async def time_zones(self, status: Status, day: date) -> Sequence[str]:
+        """See Stock."""
+        async with self._mongo.boundary():
+            return await self._vaccinations.distinct("time_zone", {"status": status.value, "date": day.isoformat()})
+
+    async def of_day(self, status: Status, day: date, time_zones: Sequence[str], limit: int) -> Sequence[ReservationId]:
+        """See Stock."""
+        query = {"status": status.value, "date": day.isoformat(), "time_zone": {"$in": list(time_zones)}}
+        async with self._mongo.boundary():
+            return [row["_id"] async for row in self._vaccinations.find(query, {"_id": 1}).limit(limit)]
+
 
 class MongoUnitOfWork:
     """See application.UnitOfWork."""
@@ -307,8 +355,21 @@ class MongoUnitOfWork:
         suited = [_suited_by(lot, since) for lot in lots]
         where = [{"$or": suited}, *([_behind("decide_time", *behind)] if behind else [])]
         query = {"hospital_id": hospital_id, "status": Status.WAITING.value, "$and": where}
-        rows = self._vaccinations.find(query, session=self._session).sort(IN_ORDER).limit(limit)
+        rows = self._vaccinations.find(query, session=self._session).sort(IN_ORDER).hint(QUEUE).limit(limit)
         return [self._seen(row) async for row in rows]
+
+    async def last_booked(self, lot: Lot, since: date, until: date) -> Vaccination | None:
+        """See UnitOfWork."""
+        query = {
+            "status": Status.COMPLETED.value,
+            "date": {"$gte": since.isoformat(), "$lt": until.isoformat()},
+            "hospital_id": lot.hospital_id,
+            "dose.lot_id": lot.lot_id,
+            "checked_in_at": None,
+        }
+        last_first = [("decide_time", -1), ("_id", -1)]
+        rows = self._vaccinations.find(query, session=self._session).sort(last_first).limit(1)
+        return next(iter([self._seen(row) async for row in rows]), None)
 
     async def movable(
         self, source: Lot, target: Lot, since: date, but: Sequence[ReservationId], limit: int

@@ -5,7 +5,7 @@ from typing import Any
 from grpc.aio import Server, ServicerContext
 
 from services.chassis import paging
-from services.chassis.caller import UNBOUND_ROLE, allow, caller
+from services.chassis.caller import UNBOUND_ROLE, caller
 from services.chassis.convert import canonical_id, to_message
 from services.chassis.errors import Details, Refusal
 from vaccination.vaccinemgmt.v1 import recall_service_pb2 as pb
@@ -14,9 +14,9 @@ from vaccination.vaccinemgmt.v1 import recall_service_pb2_grpc
 from .. import domain
 from ..application import Progress, Recalls
 from ..domain import ReservationId, Vaccination
+from .answers import MANAGERS, own
 
 Context = ServicerContext[Any, Any]
-MANAGERS = allow("manager", "operator")
 
 
 class RecallServicer(recall_service_pb2_grpc.RecallServiceServicer):
@@ -27,7 +27,7 @@ class RecallServicer(recall_service_pb2_grpc.RecallServiceServicer):
 
     @MANAGERS
     async def RecallLot(self, request: pb.RecallLotRequest, context: Context) -> pb.RecallLotResponse:
-        _own(request.hospital_id)
+        own(request.hospital_id)
         lot = request.vaccine_code, request.manufacturer, request.lot_number
         try:
             progress = await self._recalls.recall(*lot, request.hospital_id, caller().subject, request.note)
@@ -37,7 +37,7 @@ class RecallServicer(recall_service_pb2_grpc.RecallServiceServicer):
 
     @MANAGERS
     async def GetRecall(self, request: pb.GetRecallRequest, context: Context) -> pb.GetRecallResponse:
-        progress = await self._recalls.progress(canonical_id(request.recall_id), _own)
+        progress = await self._recalls.progress(canonical_id(request.recall_id), own)
         return pb.GetRecallResponse(recall=_message(progress))
 
     @MANAGERS
@@ -48,13 +48,9 @@ class RecallServicer(recall_service_pb2_grpc.RecallServiceServicer):
         behind = (after[0], after[1], ReservationId(after[2])) if after else None
         who = caller()
         role = UNBOUND_ROLE if UNBOUND_ROLE in who.roles else "manager"
-        found = await self._recalls.vaccinated(recall_id, behind, limit + 1, who.subject, role, _own)
+        found = await self._recalls.vaccinated(recall_id, behind, limit + 1, who.subject, role, own)
         page, token = paging.cut(listing, found, limit, _position)
         return pb.ListVaccinatedResponse(vaccinated=[_vaccinated(v) for v in page], next_page_token=token)
-
-
-def _own(hospital_id: str) -> None:
-    caller().check_scope("hospital", hospital_id)
 
 
 def _message(progress: Progress) -> pb.Recall:

@@ -62,7 +62,7 @@ class Vaccines:
             for vaccination in given_up.values():
                 if back := vaccination.cancel(now):
                     lots[back].put_back(vaccination.reservation_id, now)
-            await work.save([v for v in given_up.values() if v.events], list(lots.values()))
+            await work.save([v for v in given_up.values() if v.events], [lot for lot in lots.values() if lot.movements])
         self._freed_at |= {lot.hospital_id for lot in lots.values()}
         self._freed.set()
 
@@ -92,9 +92,10 @@ class Vaccines:
 
         A lot's used doses are those that vaccinations hold, so that one with a dose stays, under a name made by chance.
         """
+        recorded_since = await self._stock.recorded_since()
         async with self._stock.unit_of_work() as work:
             vaccinations = await work.vaccinations_of(customer_id)
-            if any(vaccination.is_active(self._clock()) for vaccination in vaccinations):
+            if any(vaccination.is_active(self._clock(), recorded_since) for vaccination in vaccinations):
                 return None
             await work.forget([v for v in vaccinations if v.dose is None])
             await work.save([v.of_nobody(f"erased-{uuid.uuid4()}") for v in vaccinations if v.dose], [])

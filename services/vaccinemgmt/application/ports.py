@@ -5,7 +5,17 @@ from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime
 from typing import Protocol
 
-from ..domain import Lot, LotId, Movement, MovementId, PlaceInQueue, Recall, ReservationId, Vaccination
+from ..domain import (
+    Lot,
+    LotId,
+    Movement,
+    MovementId,
+    PlaceInQueue,
+    Recall,
+    ReservationId,
+    Status,
+    Vaccination,
+)
 
 Clock = Callable[[], datetime]
 Record = Callable[[str, str, str, str, str], Awaitable[None]]
@@ -62,6 +72,10 @@ class UnitOfWork(Protocol):
 
     async def recall(self, recall_id: str) -> Recall | None:
         """Reads one."""
+
+    async def last_booked(self, lot: Lot, since: date, until: date) -> Vaccination | None:
+        """Who came last of those for whom a dose of the lot is set aside and who are not at the counter yet, with an
+        appointment on `since` or later and before `until`."""
 
     async def lots(self, ids: Sequence[LotId]) -> dict[LotId, Lot]:
         """Those that are there."""
@@ -127,3 +141,23 @@ class Stock(Protocol):
         self, lots: Sequence[Lot], after: tuple[str, datetime, ReservationId] | None, limit: int
     ) -> Sequence[Vaccination]:
         """Who was given a dose of the lots, by hospital, then by time, behind a position."""
+
+    async def day_page(
+        self, hospital_id: str, day: date, after: tuple[Status, ReservationId] | None, limit: int
+    ) -> Sequence[Vaccination]:
+        """Reads a hospital's day, by status and reservation id, behind a position."""
+
+    async def bookings(self, hospital_id: str, customer_id: str, limit: int) -> Sequence[Vaccination]:
+        """Reads a customer's vaccinations at a hospital, latest day first."""
+
+    async def recorded_since(self) -> date:
+        """The first day of which it is known what became of each dose."""
+
+    async def days(self, status: Status, since: date, until: date) -> Sequence[date]:
+        """Days from `since` on, before `until`, for which there are vaccinations in the status, earliest first."""
+
+    async def time_zones(self, status: Status, day: date) -> Sequence[str]:
+        """Where the hospitals of these vaccinations are."""
+
+    async def of_day(self, status: Status, day: date, time_zones: Sequence[str], limit: int) -> Sequence[ReservationId]:
+        """Some of these vaccinations."""
