@@ -87,8 +87,7 @@ class Shelf:
 
     def serve(self) -> None:
         """Serves those who wait until nobody more can be served."""
-        work: serving.UnitOfWork = self  # type: ignore[assignment]
-        while asyncio.run(serving.serve(work, "h1", [], NOW, thoroughly=True))[0]:
+        while asyncio.run(serving.serve(self, "h1", [], NOW, thoroughly=True))[0]:  # type: ignore[arg-type]
             pass
 
     def with_dose(self) -> int:

@@ -223,6 +223,12 @@ class MongoStock:
         async with self._mongo.boundary():
             return sum([await self._vaccinations.count_documents(_to_look_at(lot, since)) for lot in lots])
 
+    async def bookings_to_look_at(self, lot: Lot, since: date) -> Sequence[ReservationId]:
+        """See Stock."""
+        async with self._mongo.boundary():
+            rows = self._vaccinations.find(_to_look_at(lot, since), {"decide_time": 1}).sort(IN_ORDER)
+            return [row["_id"] async for row in rows]
+
     async def lots_to_look_at(self) -> Sequence[LotId]:
         """See Stock."""
         async with self._mongo.boundary():
@@ -423,6 +429,15 @@ class MongoUnitOfWork:
         """See UnitOfWork."""
         rows = self._lots.find({"_id": {"$in": list(ids)}}, session=self._session)
         return {(lot := _lot(row)).lot_id: lot async for row in rows}
+
+    async def claim(self, lot_id: LotId, since: date) -> Lot | None:
+        """See UnitOfWork. A write that changes something, since only that is in others' way."""
+        lot = await self._lots.find_one_and_update({"_id": lot_id}, {"$inc": {"claims": 1}}, session=self._session)
+        if lot is None:
+            return None
+        free = {"hospital_id": lot["hospital_id"], "expiry_date": {"$gte": since.isoformat()}, "free": {"$gt": 0}}
+        await self._lots.update_many(free, {"$inc": {"claims": 1}}, session=self._session)
+        return _lot(lot)
 
     async def movements(self, ids: Sequence[MovementId]) -> dict[MovementId, Movement]:
         """See UnitOfWork."""

@@ -80,6 +80,12 @@ class UnitOfWork(Protocol):
     async def lots(self, ids: Sequence[LotId]) -> dict[LotId, Lot]:
         """Those that are there."""
 
+    async def claim(self, lot_id: LotId, since: date) -> Lot | None:
+        """Has the lot, and its hospital's lots with a free dose that do not expire before `since`, to itself: whoever
+        else changes one of them has to begin again. A long transaction claims first; it would lose against short ones.
+        Returns the lot, if there is one.
+        """
+
     async def movements(self, ids: Sequence[MovementId]) -> dict[MovementId, Movement]:
         """Entries of ledgers, those that are there."""
 
@@ -118,6 +124,9 @@ class Stock(Protocol):
 
     async def bookings_to_go(self, lots: Sequence[Lot], since: date) -> int:
         """How many bookings on `since` or later have a dose that they cannot use, or that has other dates."""
+
+    async def bookings_to_look_at(self, lot: Lot, since: date) -> Sequence[ReservationId]:
+        """Which ones these are, first come first."""
 
     async def lots_to_look_at(self) -> Sequence[LotId]:
         """Lots with `to_look_at`, and withdrawn lots with free doses."""

@@ -1,11 +1,12 @@
 """Lots that nobody may be given any more, and bookings whose lot is not what it was."""
 
 import asyncio
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from services.chassis.unit_of_work import repeated_after_lost_race
+from services.chassis.unit_of_work import LostRace, StoreUnavailable, repeated_after_lost_race
 
 from ..domain import (
     DoseChange,
@@ -23,7 +24,12 @@ from ..domain import (
 from .ports import Clock, Record, Stock, UnitOfWork
 from .serving import earliest, give_others
 
-BATCH = 500  # bookings looked at in one transaction
+# Bookings looked at in one transaction. Whoever wants a dose of the hospital's lots meanwhile begins again, so that it
+# is not for long, and others have their turn before the next one.
+BATCH = 200
+GIVE_WAY = 0.03  # seconds
+MOST_LOST = 30  # times in a row
+LONGEST_PAUSE = 0.3  # seconds
 TOGETHER = 10  # lots changed in one transaction: whoever books on one of them meanwhile makes it begin again
 # A delivery that began before the recall was there may still commit, for as long as the store lets a transaction live.
 LATE_DELIVERIES = timedelta(minutes=5)
@@ -107,15 +113,31 @@ class Recalls:
         errors: list[Exception] = []
         for lot_id in lots:
             try:
-                more = True
-                while more:
-                    told, more = await self._look_at(lot_id)
-                    total += told
+                total += await self._look_through(lot_id)
             except Exception as error:  # trouble with one lot must not keep the others waiting
                 errors.append(error)
         if errors:
             raise errors[0]
         return total
+
+    async def _look_through(self, lot_id: LotId) -> int:
+        """Looks at all bookings on a lot that have to be looked at; returns how many were told of it."""
+        total, lost = 0, 0
+        while lost < MOST_LOST:
+            lot = await self._stock.lot(lot_id)
+            queue = await self._stock.bookings_to_look_at(lot, earliest(self._clock())) if lot else []
+            for start in range(0, max(1, len(queue)), BATCH):
+                try:
+                    told, finished = await self._look_at(lot_id, queue[start : start + BATCH])
+                except LostRace:  # whoever it lost to may be another replica that does the same
+                    lost += 1
+                    await asyncio.sleep(random.uniform(0, LONGEST_PAUSE))  # noqa: S311
+                    break
+                total, lost = total + told, 0
+                if finished:
+                    return total
+                await asyncio.sleep(GIVE_WAY)
+        raise StoreUnavailable("too many others at once change the lots of one hospital")
 
     async def open_ledgers(self) -> int:
         """Begins the ledgers of lots that were there before lots had ledgers; returns of how many."""
@@ -149,26 +171,37 @@ class Recalls:
                 lot.withdraw(recall.note, self._clock(), recall.by)
             await work.save([], lots)
 
-    @repeated_after_lost_race
-    async def _look_at(self, lot_id: LotId) -> tuple[int, bool]:
-        """Looks at the first bookings on a lot that have to be looked at; returns how many were told of
-        it, and whether there may be more.
+    async def _look_at(self, lot_id: LotId, ids: Sequence[ReservationId]) -> tuple[int, bool]:
+        """Looks at these bookings on a lot; returns how many were told of it, and whether no more have to be looked at.
 
-        When there are no more, it is so at the moment of the commit: whoever books on the lot meanwhile changes it too.
+        That is so at the moment of the commit, because whoever books on the lot meanwhile changes the lot too.
         """
         now = self._clock()
         async with self._stock.unit_of_work() as work:
-            lot = (await work.lots([lot_id]))[lot_id]
+            lot = await work.claim(lot_id, earliest(now))
+            if lot is None:
+                return 0, True
             lot.open(now)
             lot.write_off_what_came_back(now)
-            found, more = await _bookings(work, lot, now)
             reason = DoseChangeReason.LOT_RECALLED if lot.withdrawn else DoseChangeReason.LOT_CORRECTED
             change = DoseChange(reason, lot.withdrawn)
+            known = (await work.vaccinations(ids)).values() if ids else []
+            found = [v for v in known if v.dose and v.dose.lot_id == lot_id]
             losers = [v for v in found if v.look_at(lot, change, now)]
-            lot.to_look_at = more
-            await give_others(work, lot, losers, now, found)
-        self._freed.set()
-        return len(found), more
+            told = [v for v in found if v.events or v.lost]
+            lot.to_look_at = bool(ids) or await self._has_bookings_to_look_at(work, lot, now)
+            await give_others(work, lot, losers, now, told)
+        if told:
+            self._freed.set()
+        return len(told), not lot.to_look_at
+
+    async def _has_bookings_to_look_at(self, work: UnitOfWork, lot: Lot, now: datetime) -> bool:
+        behind: PlaceInQueue | None = None
+        while page := await work.bookings_to_look_at(lot, earliest(now), behind, BATCH):
+            if not all(v.appointment.has_passed(now) for v in page):
+                return True
+            behind = page[-1].place_in_queue
+        return False
 
     @repeated_after_lost_race
     async def _open(self, ids: Sequence[LotId]) -> None:
@@ -197,16 +230,3 @@ class Recalls:
             bookings_to_go=await self._stock.bookings_to_go(left, earliest(self._clock())) if left else 0,
             administered=sum(lot.balance.administered for lot in lots),
         )
-
-
-async def _bookings(work: UnitOfWork, lot: Lot, now: datetime) -> tuple[list[Vaccination], bool]:
-    """Bookings on the lot that have to be looked at, first come first, and whether there may be more."""
-    found: list[Vaccination] = []
-    behind: PlaceInQueue | None = None
-    while not found:
-        page = await work.bookings_to_look_at(lot, earliest(now), behind, BATCH)
-        found = [v for v in page if not v.appointment.has_passed(now)]
-        if len(page) < BATCH:
-            return found, False
-        behind = page[-1].place_in_queue
-    return found, True

@@ -77,7 +77,7 @@ class Stockroom:
         """
         request = Request(movement_id(lot_id, request_id), by, note, self._clock())
         async with self._stock.unit_of_work() as work:
-            lot = await _known(work, lot_id, may)
+            lot = await _known(work, lot_id, may, request.at)
             done = (await work.movements([request.movement_id])).get(request.movement_id)
             if done is None:
                 if lot.withdrawn:
@@ -110,7 +110,7 @@ class Stockroom:
         """
         request = Request(movement_id(lot_id, request_id), by, note, self._clock())
         async with self._stock.unit_of_work() as work:
-            lot = await _known(work, lot_id, may)
+            lot = await _known(work, lot_id, may, request.at)
             done = (await work.movements([request.movement_id])).get(request.movement_id)
             if done is None:
                 change = DoseChange(DoseChangeReason.DOSES_WRITTEN_OFF)
@@ -137,8 +137,8 @@ class Stockroom:
         return await self._stock.movements_page(lot_id, after, limit)
 
 
-async def _known(work: UnitOfWork, lot_id: LotId, may: Callable[[str], None]) -> Lot:
-    lot = (await work.lots([lot_id])).get(lot_id)
+async def _known(work: UnitOfWork, lot_id: LotId, may: Callable[[str], None], now: datetime) -> Lot:
+    lot = await work.claim(lot_id, earliest(now))
     if lot is None:
         raise UnknownLot("no such lot")
     may(lot.hospital_id)
