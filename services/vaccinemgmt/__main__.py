@@ -1,6 +1,9 @@
 """Vaccine management's composition root."""
 
 import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated
 
@@ -16,9 +19,13 @@ from services.chassis.settings import Days, Settings
 from services.chassis.telemetry import log
 
 from .adapters import accesses, counter, events, grpc, metrics
+from .adapters import recalls as recalls_grpc
 from .adapters.books import LotBooks
 from .adapters.mongo import SCHEMA, MongoStock, rules
-from .application import Accesses, Counter, Stockroom, Vaccines
+from .application import Accesses, Counter, Recalls, Stockroom, Vaccines
+
+# Seconds between looks for what a look each second would make too dear.
+LOOK_THOROUGHLY_EVERY = 60.0
 
 
 class VaccinemgmtSettings(Settings):
@@ -31,21 +38,28 @@ class VaccinemgmtSettings(Settings):
     """Days for which it is kept who of the staff read whose data. 0: for ever."""
 
 
-async def serve_waiting(vaccines: Vaccines) -> None:
-    """Serves the waiting list when doses become free, and regularly since another replica may have freed some."""
+async def keep(what: str, act: Callable[[bool], Awaitable[int]], woken: Callable[[], Awaitable[None]]) -> None:
+    """Acts when this process knows of a reason, and regularly since another replica may have had one.
+
+    The argument is whether to do it thoroughly.
+    """
+    thorough = time.monotonic()
     while True:
         try:
             async with asyncio.timeout(LOOK_EVERY):
-                await vaccines.freed()
+                await woken()
         except TimeoutError:
             pass
         try:
-            if served := await vaccines.serve_waiting():
-                log.info("waiting list served", doses=served)
+            thoroughly = time.monotonic() >= thorough
+            if done := await act(thoroughly):
+                log.info(what, number=done)
+            if thoroughly:  # replicas do not all do it at once
+                thorough = time.monotonic() + LOOK_THOROUGHLY_EVERY * random.uniform(0.8, 1.2)  # noqa: S311
         except StoreUnavailable:
-            log.warning("store away: the waiting list waits")
+            log.warning("store away: it waits", what=what)
         except Exception as error:  # trouble at one hospital must not end the service for all of them
-            log.error("the waiting list was not served", exc_info=error)
+            log.error("not done", what=what, exc_info=error)
 
 
 async def end_days(counter: Counter) -> None:
@@ -57,7 +71,7 @@ async def end_days(counter: Counter) -> None:
                 log.info("days ended", **{status.name.lower(): count for status, count in ended.items()})
         except StoreUnavailable:
             log.warning("store away: days that are over wait for their end")
-        except Exception as error:  # see serve_waiting
+        except Exception as error:  # see keep
             log.error("days that are over were not ended", exc_info=error)
 
 
@@ -71,13 +85,19 @@ async def vaccinemgmt() -> None:
     vaccines, stockroom = Vaccines(stock, clock.now, freed), Stockroom(stock, clock.now, freed)
     record = Accesses(accesses.MongoAccesses(mongo), clock.now)
     desk = Counter(stock, clock.now, freed, timedelta(hours=settings.missed_after_hours))
+    recalls = Recalls(stock, clock.now, freed, record.record)
     grpc.register(service.server, vaccines, stockroom, record)
     counter.register(service.server, desk, record)
+    recalls_grpc.register(service.server, recalls)
     kept = retention.Retention(settings, clock.now)
     forgotten = [
         *rules(mongo, kept),
         accesses.rule(mongo, lambda: kept.ago(settings.retention_accesses_days)),
     ]
+
+    async def look(thoroughly: bool) -> int:
+        await recalls.open_ledgers()
+        return await recalls.look(thoroughly=thoroughly)
 
     async def close() -> None:
         mongo.close()
@@ -97,7 +117,8 @@ async def vaccinemgmt() -> None:
         ),
         eraser=Eraser(lambda customer_id: record.erase(customer_id, vaccines.erase)),
         background=[
-            lambda: serve_waiting(vaccines),
+            lambda: keep("waiting list served", lambda t: vaccines.serve_waiting(thoroughly=t), vaccines.freed),
+            lambda: keep("bookings on withdrawn or corrected lots looked at", look, recalls.woken),
             lambda: end_days(desk),
             lambda: retention.keep(service.name, forgotten),
         ],

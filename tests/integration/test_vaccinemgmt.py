@@ -20,7 +20,7 @@ from services.chassis.mongo import Mongo
 from services.chassis.unit_of_work import repeated_after_lost_race
 from services.vaccinemgmt.adapters.events import subscriptions
 from services.vaccinemgmt.adapters.mongo import MongoStock
-from services.vaccinemgmt.application import Stockroom, Vaccines, doses
+from services.vaccinemgmt.application import Stockroom, Vaccines, serving
 from services.vaccinemgmt.domain import (
     Appointment,
     Delivery,
@@ -149,7 +149,7 @@ async def test_those_who_wait_are_served_first_come_first_when_stock_arrives(sto
 async def test_newcomers_stay_behind_a_waiting_list_longer_than_one_transaction_serves(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doses, "GIVE_OUT", 3)
+    monkeypatch.setattr(serving, "GIVE_OUT", 3)
     people = [appointment(i) for i in range(6)]
     await store.vaccines.admit(people)
     await store.register("h1", [delivery(quantity=5)])

@@ -9,14 +9,14 @@ from grpc.aio import Server, ServicerContext
 
 from services.chassis import paging
 from services.chassis.caller import caller
-from services.chassis.convert import canonical_id, from_message
+from services.chassis.convert import calendar_day, canonical_id, from_message, to_message
 from services.chassis.errors import Answer, Details, Errors, InvalidFields, Refusal
+from vaccination.vaccinemgmt.v1 import lot_pb2, vaccinemgmt_service_pb2_grpc
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as pb
-from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2_grpc
 
 from .. import domain
 from ..application import Accesses, Stockroom, Vaccines
-from ..domain import Delivery, LotId, Vaccination
+from ..domain import Correction, Delivery, LotId, Movement, Vaccination, WriteOffReason
 from .accesses import record
 from .answers import MANAGERS, own, reservation_id, vaccination_message
 from .events import lot_message
@@ -26,8 +26,10 @@ ERRORS = Errors(
     {
         domain.ExpiryBeforeProduction: Answer(StatusCode.INVALID_ARGUMENT, "EXPIRY_BEFORE_PRODUCTION"),
         domain.LotConflict: Answer(StatusCode.ALREADY_EXISTS, "LOT_CONFLICT"),
+        domain.RequestIdReused: Answer(StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", "request_id"),
         domain.UnknownVaccination: Answer(StatusCode.NOT_FOUND, "UNKNOWN_VACCINATION", "reservation_id"),
         domain.UnknownLot: Answer(StatusCode.NOT_FOUND, "UNKNOWN_LOT", "lot_id"),
+        domain.UnknownRecall: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RECALL", "recall_id"),
         domain.VaccinationCancelled: Answer(StatusCode.FAILED_PRECONDITION, "VACCINATION_CANCELLED"),
         domain.VaccinationEnded: Answer(StatusCode.FAILED_PRECONDITION, "VACCINATION_ENDED"),
         domain.AlreadyAdministered: Answer(StatusCode.FAILED_PRECONDITION, "ALREADY_ADMINISTERED"),
@@ -37,6 +39,8 @@ ERRORS = Errors(
         domain.LotEmpty: Answer(StatusCode.FAILED_PRECONDITION, "LOT_EMPTY"),
         domain.LotNotValid: Answer(StatusCode.FAILED_PRECONDITION, "LOT_NOT_VALID"),
         domain.LotOtherVaccine: Answer(StatusCode.FAILED_PRECONDITION, "LOT_OTHER_VACCINE"),
+        domain.TooFewDoses: Answer(StatusCode.FAILED_PRECONDITION, "TOO_FEW_DOSES", "quantity"),
+        domain.TooManyBooked: Answer(StatusCode.FAILED_PRECONDITION, "TOO_MANY_BOOKED", "quantity"),
         domain.UnknownStatus: Answer(StatusCode.FAILED_PRECONDITION, "UNKNOWN_STATUS"),
     },
 )
@@ -100,8 +104,49 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
         await self._record("AssignLot", vaccination)
         return pb.AssignLotResponse(vaccination=vaccination_message(vaccination))
 
+    @MANAGERS
+    async def CorrectLot(self, request: pb.CorrectLotRequest, context: Context) -> pb.CorrectLotResponse:
+        days = {
+            name: calendar_day(name, text) if (text := getattr(request, name)) else None
+            for name in ("production_date", "expiry_date")
+        }
+        correction = Correction(**days, received=request.received if request.HasField("received") else None)
+        lot_id, request_id = LotId(canonical_id(request.lot_id)), canonical_id(request.request_id)
+        try:
+            lot, to_go = await self._stockroom.correct(
+                lot_id, correction, request_id, caller().subject, request.note, own
+            )
+        except domain.ExpiryBeforeProduction as error:
+            raise Refusal(error, Details([("expiry_date", str(error))])) from error
+        except (domain.TooFewDoses, domain.TooManyBooked) as error:
+            raise Refusal(error, Details([("received", str(error))])) from error
+        return pb.CorrectLotResponse(lot=lot_message(lot), bookings_to_go=to_go)
+
+    @MANAGERS
+    async def WriteOffDoses(self, request: pb.WriteOffDosesRequest, context: Context) -> pb.WriteOffDosesResponse:
+        lot_id, request_id = LotId(canonical_id(request.lot_id)), canonical_id(request.request_id)
+        reason = WriteOffReason(request.reason)
+        lot = await self._stockroom.write_off(
+            lot_id, request.quantity, reason, request_id, caller().subject, request.note, own
+        )
+        return pb.WriteOffDosesResponse(lot=lot_message(lot))
+
+    @MANAGERS
+    async def ListMovements(self, request: pb.ListMovementsRequest, context: Context) -> pb.ListMovementsResponse:
+        lot_id = LotId(canonical_id(request.lot_id))
+        limit, listing = request.page_size or 100, f"movements of {lot_id}"
+        after = paging.decode(listing, request.page_token, paging.instant, canonical_id)
+        found = await self._stockroom.movements(lot_id, (after[0], after[1]) if after else None, limit + 1, own)
+        page, token = paging.cut(listing, found, limit, lambda m: (m.at.isoformat(), m.movement_id))
+        return pb.ListMovementsResponse(movements=[_movement(m) for m in page], next_page_token=token)
+
     async def _record(self, call: str, vaccination: Vaccination) -> None:
         await record(self._accesses, vaccination.appointment.hospital_id, call, vaccination.reservation_id)
+
+
+def _movement(movement: Movement) -> lot_pb2.Movement:
+    reason = movement.reason.value if movement.reason else 0
+    return to_message(movement, lot_pb2.Movement, time=movement.at, write_off_reason=reason)
 
 
 def _place_of(delivery: Delivery | None, deliveries: Sequence[Delivery]) -> str:

@@ -241,6 +241,36 @@ class Vaccination:
         self._becomes(Status.COMPLETED)
         self.events.append(Completed(self.appointment, now, self.version, self.dose, change))
 
+    def may_move(self, source: Lot, target: Lot, now: datetime) -> bool:
+        """Whether its dose is of the one lot and could as well be of the other, while the customer is not there yet."""
+        return (
+            self.status is Status.COMPLETED
+            and self.dose is not None
+            and self.dose.lot_id == source.lot_id
+            and self.checked_in_at is None
+            and not self.appointment.has_passed(now)
+            and self.appointment.accepts(target)
+        )
+
+    def exchange(self, lot: Lot, present: Lot, now: datetime) -> None:
+        """Its dose goes to somebody whom no other one suits, and it gets one of the lot."""
+        self.complete(lot, now, DoseChange(DoseChangeReason.EXCHANGED))
+        present.put_back(self.reservation_id, now)
+
+    def look_at(self, lot: Lot, change: DoseChange, now: datetime) -> bool:
+        """Its dose's lot is withdrawn or has other dates than it had; returns whether it lost its dose.
+
+        A booking whose day is over keeps its dose: it may well be in the arm.
+        """
+        if self.status is not Status.COMPLETED or self.appointment.has_passed(now):
+            return False
+        if not lot.is_valid_on(self.appointment.date):
+            self.lose(lot, change, now)
+            return True
+        if self.dose != lot.dose():
+            self.refresh(lot, change, now)
+        return False
+
     def cancel(self, now: datetime) -> LotId | None:
         """Cancels it: vaccine type, shelf life and production date are reset, and the quantity is 0.
 
