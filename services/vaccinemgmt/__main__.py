@@ -20,6 +20,7 @@ from services.chassis.telemetry import log
 
 from .adapters import accesses, counter, events, grpc, metrics
 from .adapters import recalls as recalls_grpc
+from .adapters.books import LotBooks
 from .adapters.mongo import SCHEMA, MongoStock, rules
 from .application import Accesses, Counter, Recalls, Stockroom, Vaccines
 
@@ -31,8 +32,8 @@ class VaccinemgmtSettings(Settings):
     """The settings of every service, and those of the hospital's counter."""
 
     missed_after_hours: Annotated[int, Field(ge=0, le=240)] = 12
-    """Hours from the end of the day at the hospital, after which who has a dose and has not come has missed it. Until
-    then the staff can still say who did not come."""
+    """Hours from the end of the day at the hospital, after which a customer with a dose who was not given it has missed
+    the appointment. Before, the staff can say so."""
     retention_accesses_days: Days = 731
     """Days for which it is kept who of the staff read whose data. 0: for ever."""
 
@@ -72,18 +73,6 @@ async def end_days(counter: Counter) -> None:
             log.warning("store away: days that are over wait for their end")
         except Exception as error:  # see keep
             log.error("days that are over were not ended", exc_info=error)
-
-
-def erasing(vaccines: Vaccines, record: Accesses) -> Callable[[str], Awaitable[int | None]]:
-    """Erases a person from the vaccinations and from the record of accesses, unless something is not over."""
-
-    async def erase(customer_id: str) -> int | None:
-        erased = await vaccines.erase(customer_id)
-        if erased is not None:
-            await record.erase(customer_id)
-        return erased
-
-    return erase
 
 
 async def vaccinemgmt() -> None:
@@ -126,7 +115,7 @@ async def vaccinemgmt() -> None:
             mongo,
             single_active=True,
         ),
-        eraser=Eraser(erasing(vaccines, record)),
+        eraser=Eraser(lambda customer_id: record.erase(customer_id, vaccines.erase)),
         background=[
             lambda: keep("waiting list served", lambda t: vaccines.serve_waiting(thoroughly=t), vaccines.freed),
             lambda: keep("bookings on withdrawn or corrected lots looked at", look, recalls.woken),
@@ -134,6 +123,7 @@ async def vaccinemgmt() -> None:
             lambda: retention.keep(service.name, forgotten),
         ],
         probes=[metrics.stock(mongo, clock.now)],
+        books=lambda: LotBooks(mongo, kept),
     )
 
 

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -290,12 +291,27 @@ async def test_vaccinemgmt_forgets_vaccinations_whose_day_has_passed_and_keeps_i
     assert (lot.free, lot.balance.reserved) == (3, 2)
 
 
-async def test_a_database_of_the_version_before_gets_the_index(open_mongo: OpenMongo) -> None:
+async def test_a_database_of_the_version_before_gets_the_indexes_and_keeps_its_own_for_the_way_back(
+    open_mongo: OpenMongo,
+) -> None:
     mongo = await open_mongo()
-    await mongo.database["vaccinations"].drop_index("date_1")
-    await mongo.database["migrations"].update_one({"_id": "schema"}, {"$set": {"version": 1}})
+    vaccinations, indexes = mongo.database["vaccinations"], mongo.database["vaccinations"].index_information
+    made = "status_1_date_1_time_zone_1_hospital_id_1"
+    await vaccinations.drop_index(made)
+    await vaccinations.create_index("date")
+    await mongo.database["migrations"].update_one({"_id": "schema"}, {"$set": {"version": 2}})
+    await mongo.database["migrations"].delete_many({"at": {"$exists": True}})
+    with pytest.raises(LookupError):
+        await mongo.reached(3)
+    begun = datetime.now(UTC)
     await mongo.open(vaccinemgmt_store.SCHEMA)
-    assert "date_1" in await mongo.database["vaccinations"].index_information()
+    assert {made, "date_1"} <= (await indexes()).keys()
+    at = await mongo.reached(3)
+    assert abs(at - begun) < timedelta(seconds=60)
+    newer = replace(vaccinemgmt_store.SCHEMA, version=vaccinemgmt_store.SCHEMA.version + 1)
+    await mongo.open(newer)
+    assert await mongo.reached(3) == at  # when it was reached does not change
+    assert await mongo.reached(newer.version) > at
 
 
 # MyPage

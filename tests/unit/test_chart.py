@@ -25,13 +25,14 @@ from tests.releases import extract
 GOLDEN = ROOT / "helm" / "golden"
 FILES = sorted(CHART.glob("values*.yaml"))
 Json = dict[str, Any]
-PREVIOUS = "0.2.0"  # the last release
+PREVIOUS = "0.3.0"  # the last release
 # This value has to be given, because no default would be right anywhere.
 NEEDED = ("--set", "auth.jwks=JWKS")
 SERVICERS = {
     "vaccination.approval.v1.HospitalService": ("services.approval.adapters.grpc", "HospitalServicer"),
     "vaccination.reservation.v1.ReservationService": ("services.reservation.adapters.grpc", "ReservationServicer"),
     "vaccination.vaccinemgmt.v1.VaccinemgmtService": ("services.vaccinemgmt.adapters.grpc", "VaccinemgmtServicer"),
+    "vaccination.vaccinemgmt.v1.CounterService": ("services.vaccinemgmt.adapters.counter", "CounterServicer"),
     "vaccination.mypage.v1.MypageService": ("services.mypage.server", "MypageServicer"),
     "vaccination.mypage.v1.ViewService": ("services.mypage.rebuild", "ViewServicer"),
 }

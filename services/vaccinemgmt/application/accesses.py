@@ -1,7 +1,7 @@
 """Who of the staff has read whose data."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -52,6 +52,12 @@ class Accesses:
         """A hospital's accesses, newest first."""
         return await self._kept.page(hospital_id, after, limit)
 
-    async def erase(self, customer_id: str) -> None:
-        """Nobody can see any more that the customer was asked for. That somebody was remains."""
-        await self._kept.rename(customer_id, f"erased-{uuid.uuid4()}")
+    async def erase(self, customer_id: str, rest: Callable[[str], Awaitable[int | None]]) -> int | None:
+        """Erases the person by `rest`, unless that says None, and then puts nobody's name in the place of the id here.
+
+        It remains that somebody was asked for.
+        """
+        erased = await rest(customer_id)
+        if erased is not None:
+            await self._kept.rename(customer_id, f"erased-{uuid.uuid4()}")
+        return erased
