@@ -1,21 +1,27 @@
 """Approval's books in a real Postgres stay exact when many write at once, and the store itself guards them."""
 
 import asyncio
+import base64
 import itertools
+import json
 import random
 import re
+import time
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import asyncpg
+import grpc.aio
 import pytest
 from google.protobuf.message import Message
 
 from services.approval import application
+from services.approval.adapters import grpc as inbound
 from services.approval.adapters.events import subscriptions, term
 from services.approval.adapters.postgres import HELD_BOOKINGS, TAKE_PLACES, TO_REVOKE, PostgresBooks
 from services.approval.application import Approval
@@ -35,13 +41,19 @@ from services.approval.domain import (
     UnknownHospital,
     UnknownTimeZone,
 )
+from services.chassis.caller import CLAIMS_HEADER
+from services.chassis.edge import Edge
 from services.chassis.errors import StoreUnavailable
 from services.chassis.events import Event, Subscription
 from services.chassis.events.delivery import NothingToDo
 from services.chassis.postgres import Database
 from services.chassis.retention import Retention
-from vaccination.approval.v1 import appointment_pb2
+from vaccination.approval.v1 import appointment_pb2, hospital_pb2
+from vaccination.approval.v1 import approval_service_pb2 as approval_pb
+from vaccination.approval.v1 import hospital_service_pb2 as pb
 from vaccination.approval.v1.approval_events_pb2 import ApprovalRevoked
+from vaccination.approval.v1.approval_service_pb2_grpc import ApprovalServiceStub
+from vaccination.approval.v1.hospital_service_pb2_grpc import HospitalServiceStub
 from vaccination.vaccinemgmt.v1 import lot_pb2, vaccinemgmt_events_pb2
 
 from .conftest import Days, OpenDatabase, eventually
@@ -530,6 +542,17 @@ async def test_a_reopened_day_has_its_places_again_and_what_has_ended_stays_ende
     assert Counter(e.note for e in (await office.revoked()).values()) == {"Ice.": 2, "Ice again.": 3}
 
 
+async def test_trouble_with_one_day_does_not_keep_the_bookings_of_another(office: Office) -> None:
+    await office.offer(1, DAY, DAY + timedelta(1))
+    await office.decide(asks(1), asks(2, DAY + timedelta(1)))
+    for n in range(2):
+        await office.replicas[0].call_off("h1", DAY + timedelta(n), "Ice.")
+    await office.rows("UPDATE days SET called_off = repeat('x', 501) WHERE date = $1", DAY)  # no event may say that
+    with pytest.raises(ExceptionGroup):
+        await office.replicas[0].revoke()
+    assert await office.holding() == {"c1": DAY}
+
+
 async def test_a_day_of_nobody_can_be_called_off_and_one_that_has_passed_cannot(office: Office) -> None:
     assert (await office.replicas[0].call_off("h1", DAY, "Ice.")).approved == 0
     assert await office.answers(asks(1)) == [Denial.DAY_CALLED_OFF]
@@ -693,6 +716,90 @@ async def test_a_hospitals_own_list_decides_what_it_offers(office: Office) -> No
     assert answers == [None, Denial.VACCINE_NOT_OFFERED, None]
     await office.replicas[0].put_hospital(replace(hospital, vaccine_codes=[]))
     assert await office.answers(asks("new", code="8")) == [None]
+
+
+@asynccontextmanager
+async def stubs(office: Office) -> AsyncIterator[tuple[Any, Any]]:
+    """Stubs of both services, of a server with a replica."""
+    server = grpc.aio.server(interceptors=[Edge(inbound.ERRORS, max_calls=9, max_streams=9)])
+    inbound.register(server, office.replicas[0])
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield HospitalServiceStub(channel), ApprovalServiceStub(channel)
+    await server.stop(None)
+
+
+def bearer(role: str, hospital: str = "h1") -> tuple[tuple[str, str], ...]:
+    """The metadata of a call, as the gateway writes it."""
+    claims = {"sub": "somebody", "roles": [role], "hospital": hospital, "exp": time.time() + 600}
+    return ((CLAIMS_HEADER, base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()),)
+
+
+async def test_a_manager_calls_a_day_off_reopens_it_and_is_told_how_many_bookings_are_too_many(office: Office) -> None:
+    await office.offer(3)
+    await office.decide(*(asks(i) for i in range(3)))
+    manager, day = bearer("manager"), {"hospital_id": "h1", "date": str(DAY)}
+    days = {"hospital_id": "h1", "first_date": str(DAY), "last_date": str(DAY)}
+    async with stubs(office) as (hospital, _):
+
+        async def refused(call: Any, code: str, text: str) -> None:
+            with pytest.raises(grpc.aio.AioRpcError, match=text) as error:
+                await call
+            assert error.value.code().name == code
+
+        lowered = await hospital.SetDailyCapacity(pb.SetDailyCapacityRequest(**days, capacity=1), metadata=manager)
+        [over] = lowered.days_over
+        assert (lowered.days_changed, over.date, over.approved, over.over, over.left) == (1, str(DAY), 3, 2, 0)
+        call_off = pb.CallOffDayRequest(**day, note="The boiler burst.")
+        answer = await hospital.CallOffDay(call_off, metadata=manager)
+        assert (answer.bookings_to_go, answer.day.called_off, answer.day.capacity) == (3, "The boiler burst.", 1)
+        await office.replicas[1].revoke()
+        assert (await hospital.CallOffDay(call_off, metadata=manager)).bookings_to_go == 0
+        set_capacity = pb.SetDailyCapacityRequest(**days, capacity=5)
+        await refused(
+            hospital.SetDailyCapacity(set_capacity, metadata=manager), "FAILED_PRECONDITION", r"last_date: .*called off"
+        )
+        [shown] = (await hospital.ListAvailability(pb.ListAvailabilityRequest(**days), metadata=manager)).days
+        assert (shown.capacity, shown.left, shown.over, shown.called_off) == (1, 0, 0, "The boiler burst.")
+        reopened = await hospital.ReopenDay(pb.ReopenDayRequest(**day), metadata=manager)
+        assert (reopened.day.left, reopened.day.called_off) == (1, "")
+        call_off.date = "2027-02-28"
+        await refused(
+            hospital.CallOffDay(call_off, metadata=manager), "INVALID_ARGUMENT", r"date: .*nothing to call off"
+        )
+        for other in (hospital.CallOffDay, hospital.ReopenDay):
+            request: Any = call_off if other is hospital.CallOffDay else pb.ReopenDayRequest(**day)
+            await refused(other(request, metadata=bearer("manager", "h2")), "PERMISSION_DENIED", "hospital")
+            await refused(other(request, metadata=bearer("customer")), "PERMISSION_DENIED", "customer")
+
+
+async def test_the_vaccines_that_a_hospital_offers_are_told_and_moves_are_asked_for_over_grpc(office: Office) -> None:
+    await office.offer(1, DAY, DAY + timedelta(1))
+    async with stubs(office) as (hospital, approval):
+        clinic = hospital_pb2.Hospital(hospital_id="h1", name="Clinic", vaccine_codes=["208", "08"])
+        operator = bearer("operator")
+        upserted = await hospital.UpsertHospital(pb.UpsertHospitalRequest(hospital=clinic), metadata=operator)
+        listed = await hospital.ListHospitals(pb.ListHospitalsRequest(), metadata=operator)
+        assert list(upserted.hospital.vaccine_codes) == ["8", "208"]
+        assert list(listed.hospitals) == [upserted.hospital]
+
+        def wants(day: date, code: str = "") -> approval_pb.ApproveRequest:
+            return approval_pb.ApproveRequest(
+                reservation_id=new_id(), customer_id="c1", hospital_id="h1", date=str(day), vaccine_code=code
+            )
+
+        refused = await approval.Approve(wants(DAY, "207"))
+        assert refused.denial_reason == Denial.VACCINE_NOT_OFFERED
+        old = (await approval.Approve(wants(DAY, "008"))).appointment
+        assert old.vaccine_code == "8"
+        move = approval_pb.MoveRequest(request=wants(DAY + timedelta(1)), instead_of=old.reservation_id)
+        for _ in range(2):
+            moved = await approval.Move(move)
+            assert (moved.denial_reason, moved.appointment.date) == (0, str(DAY + timedelta(1)))
+        move.request.reservation_id = new_id()
+        with pytest.raises(grpc.aio.AioRpcError, match=r"instead_of: .*nothing to move"):
+            await approval.Move(move)
 
 
 async def test_a_hospital_written_once_more_changes_nothing(office: Office) -> None:
