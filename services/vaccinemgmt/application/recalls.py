@@ -129,7 +129,8 @@ class Recalls:
         while lost < MOST_LOST:
             lot = await self._stock.lot(lot_id)
             queue = await self._stock.bookings_to_look_at(lot, earliest(self._clock())) if lot else []
-            for start in range(0, max(1, len(queue)), BATCH):
+            # The last batch is empty: it finds that there are no more.
+            for start in range(0, len(queue) + BATCH, BATCH):
                 try:
                     told, finished = await self._look_at(lot_id, queue[start : start + BATCH])
                 except LostRace:  # whoever it lost to may be another replica that does the same
