@@ -263,7 +263,7 @@ class Driver:
             await self.insist(dice, hospital, "recall", lot.lot_id, call)
 
     async def recall_the_fullest(self, within: float) -> list[str]:
-        """When everybody else is done, each hospital's lot with the most bookings is recalled; returns what is wrong."""
+        """In the end each hospital's lot with the most bookings is recalled; returns what is wrong."""
         wrong = []
         for hospital, _ in self._hospitals:
             client, dice = Person(self._world, "manager", ["manager"], hospital=hospital), self._random
