@@ -585,6 +585,19 @@ async def test_days_end_in_batches_oldest_first_and_two_replicas_at_once_end_eac
     await hospital.check_books()
 
 
+async def test_a_day_that_cannot_be_ended_keeps_no_other_day_waiting(hospital: Hospital) -> None:
+    await hospital.lot("L1", 1)
+    hospital.clock.now = NOON - 2 * DAY
+    broken, dose, waits = booking(2, TODAY - DAY), booking(1), booking(3)
+    await hospital.book(dose, broken, waits)
+    unknown = {"$set": {"time_zone": "Mars/Olympus"}}  # known to the version that stored it
+    await hospital.database["vaccinations"].update_one({"_id": broken.reservation_id}, unknown)
+    hospital.clock.now = MIDNIGHT + GRACE
+    with pytest.raises(ExceptionGroup, match="could not be ended"):
+        await hospital.desk.end_days()
+    assert await hospital.status(dose, broken, waits) == [Status.MISSED, Status.WAITING, Status.UNSERVED]
+
+
 # Races
 
 

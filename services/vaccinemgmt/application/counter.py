@@ -5,7 +5,7 @@ from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 
-from services.chassis.unit_of_work import repeated_after_lost_race
+from services.chassis.unit_of_work import StoreUnavailable, repeated_after_lost_race
 
 from ..domain import (
     DoseChange,
@@ -124,19 +124,31 @@ class Counter:
         """Ends what is over everywhere, the oldest day first; returns how many ended how.
 
         Who waits is unserved as soon as the day is over. Who has a dose has missed it when the grace is over as well,
-        but not on days of which nothing was recorded.
+        but not on days of which nothing was recorded. When there is trouble with one day, the others are done first.
         """
-        ended: Tally[Status] = Tally()
+        ended, trouble = Tally[Status](), list[Exception]()
         now = self._clock()
         for status, since, moment in (
             (Status.WAITING, date.min, now),
             (Status.COMPLETED, await self._stock.recorded_since(), now - self._grace),
         ):
             for day in await self._stock.days(status, since, latest_day(moment)):
-                zones = await self._stock.time_zones(status, day)
-                if over := [zone for zone in zones if is_over(day, zone, moment)]:
-                    while some := await self._end_some(status, day, over):
-                        ended += some
+                try:
+                    ended += await self._end_day(status, day, moment)
+                except StoreUnavailable:
+                    raise
+                except Exception as error:
+                    trouble.append(error)
+        if trouble:
+            raise ExceptionGroup("some days that are over could not be ended", trouble)
+        return ended
+
+    async def _end_day(self, status: Status, day: date, moment: datetime) -> Tally[Status]:
+        ended: Tally[Status] = Tally()
+        zones = await self._stock.time_zones(status, day)
+        if over := [zone for zone in zones if is_over(day, zone, moment)]:
+            while some := await self._end_some(status, day, over):
+                ended += some
         return ended
 
     @repeated_after_lost_race
