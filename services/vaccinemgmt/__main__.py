@@ -38,7 +38,7 @@ class VaccinemgmtSettings(Settings):
     """Days for which it is kept who of the staff read whose data. 0: for ever."""
 
 
-async def keep(what: str, act: Callable[[bool], Awaitable[int]], woken: Callable[[], Awaitable[None]]) -> None:
+async def keep(what: str, act: Callable[[bool], Awaitable[int]], woken: Callable[[], Awaitable[object]]) -> None:
     """Acts when this process knows of a reason, and regularly since another replica may have had one.
 
     The argument is whether to do it thoroughly.
@@ -95,10 +95,6 @@ async def vaccinemgmt() -> None:
         accesses.rule(mongo, lambda: kept.ago(settings.retention_accesses_days)),
     ]
 
-    async def look(thoroughly: bool) -> int:
-        await recalls.open_ledgers()
-        return await recalls.look(thoroughly=thoroughly)
-
     async def close() -> None:
         mongo.close()
 
@@ -118,7 +114,12 @@ async def vaccinemgmt() -> None:
         eraser=Eraser(lambda customer_id: record.erase(customer_id, vaccines.erase)),
         background=[
             lambda: keep("waiting list served", lambda t: vaccines.serve_waiting(thoroughly=t), vaccines.freed),
-            lambda: keep("bookings on withdrawn or corrected lots looked at", look, recalls.woken),
+            lambda: keep("ledgers opened", lambda _: recalls.open_ledgers(), asyncio.Event().wait),
+            lambda: keep(
+                "bookings on withdrawn or corrected lots looked at",
+                lambda t: recalls.look(thoroughly=t),
+                recalls.woken,
+            ),
             lambda: end_days(desk),
             lambda: retention.keep(service.name, forgotten),
         ],

@@ -57,7 +57,7 @@ class CounterServicer(rpc.CounterServiceServicer):
 
     @MANAGERS
     async def MarkMissed(self, request: pb.MarkMissedRequest, context: Context) -> pb.MarkMissedResponse:
-        vaccination = await self._counter.mark_missed(reservation_id(request.reservation_id), own)
+        vaccination = await self._counter.mark_missed(reservation_id(request.reservation_id), caller().subject, own)
         return pb.MarkMissedResponse(vaccination=await self._shown("MarkMissed", vaccination))
 
     @allow("operator")

@@ -100,7 +100,7 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
     @MANAGERS
     async def AssignLot(self, request: pb.AssignLotRequest, context: Context) -> pb.AssignLotResponse:
         lot_id = LotId(canonical_id(request.lot_id))
-        vaccination = await self._vaccines.assign(reservation_id(request.reservation_id), lot_id, own)
+        vaccination = await self._vaccines.assign(reservation_id(request.reservation_id), lot_id, caller().subject, own)
         await self._record("AssignLot", vaccination)
         return pb.AssignLotResponse(vaccination=vaccination_message(vaccination))
 

@@ -1,12 +1,14 @@
 """Lots and vaccinations in MongoDB."""
 
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
 from datetime import date, datetime
 from typing import Any
 
-from pymongo import UpdateOne
+from pymongo import ReturnDocument, UpdateOne
 
 from services.chassis.mongo import Mongo, Schema, Transaction
 from services.chassis.retention import Retention, Rule
@@ -138,7 +140,10 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     ("outbox", [("time", 1)], {}),
 ]
 SCHEMA = Schema(3, VALIDATORS, INDEXES)  # a change of either is a new version
-RECORDED_SINCE = 3  # the first version of the schema that knows what became of a dose
+# What became of doses is recorded while a replica of this version runs, which says so every so many seconds. After a
+# silence of a day (a rollback, or everything was down) nobody knows which doses of these days are in an arm.
+SAYS_SO_EVERY = 60.0
+SILENCE = 24 * 3600.0
 ANY_STATUS = {"$gte": 0}  # also that of a newer version
 
 
@@ -162,7 +167,7 @@ class MongoStock:
         self._mongo, self._wake = mongo, wake
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
         self._movements, self._recalls = mongo.database["movements"], mongo.database["recalls"]
-        self._recorded_since: date | None = None
+        self._recorded_since, self._said_so = date.max, -math.inf
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator["MongoUnitOfWork"]:
@@ -301,10 +306,15 @@ class MongoStock:
             return [_vaccination(row) async for row in rows]
 
     async def recorded_since(self) -> date:
-        """See Stock: the day on which the store was brought to a version that records it."""
-        if self._recorded_since is None:
+        """See Stock. All by the server's clock."""
+        if time.monotonic() > self._said_so + SAYS_SO_EVERY:
+            silent = {"$lt": ["$seen", {"$subtract": ["$$NOW", SILENCE * 1000]}]}  # also when there is none yet
+            change = {"$set": {"since": {"$cond": [silent, "$$NOW", "$since"]}, "seen": "$$NOW"}}
             async with self._mongo.boundary():
-                self._recorded_since = latest_day(await self._mongo.reached(RECORDED_SINCE))
+                found = await self._mongo.database["recording"].find_one_and_update(
+                    {"_id": "doses"}, [change], upsert=True, return_document=ReturnDocument.AFTER
+                )
+            self._recorded_since, self._said_so = latest_day(found["since"]), time.monotonic()
         return self._recorded_since
 
     async def days(self, status: Status, since: date, until: date) -> Sequence[date]:
@@ -318,9 +328,12 @@ class MongoStock:
         async with self._mongo.boundary():
             return await self._vaccinations.distinct("time_zone", {"status": status.value, "date": day.isoformat()})
 
-    async def of_day(self, status: Status, day: date, time_zones: Sequence[str], limit: int) -> Sequence[ReservationId]:
+    async def of_day(
+        self, status: Status, day: date, time_zones: Sequence[str], limit: int, *, checked_in: bool
+    ) -> Sequence[ReservationId]:
         """See Stock."""
-        query = {"status": status.value, "date": day.isoformat(), "time_zone": {"$in": list(time_zones)}}
+        query: Document = {"status": status.value, "date": day.isoformat(), "time_zone": {"$in": list(time_zones)}}
+        query |= {} if checked_in else {"checked_in_at": None}
         async with self._mongo.boundary():
             return [row["_id"] async for row in self._vaccinations.find(query, {"_id": 1}).limit(limit)]
 

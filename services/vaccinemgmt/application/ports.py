@@ -168,5 +168,7 @@ class Stock(Protocol):
     async def time_zones(self, status: Status, day: date) -> Sequence[str]:
         """Where the hospitals of these vaccinations are."""
 
-    async def of_day(self, status: Status, day: date, time_zones: Sequence[str], limit: int) -> Sequence[ReservationId]:
-        """Some of these vaccinations."""
+    async def of_day(
+        self, status: Status, day: date, time_zones: Sequence[str], limit: int, *, checked_in: bool
+    ) -> Sequence[ReservationId]:
+        """Some of these vaccinations; those that are checked in only when they are wanted, too."""
