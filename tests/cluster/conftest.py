@@ -398,6 +398,7 @@ def only(books: checks.Accounts, hospitals: set[str]) -> checks.Accounts:
         vaccinations=of(books.vaccinations),
         lots=of(books.lots),
         screen=of(books.screen),
+        beside_0_3=True,
     )
 
 

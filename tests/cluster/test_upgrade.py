@@ -17,7 +17,7 @@ from tests.releases import extract
 from .conftest import TAG, Load, Release, installation
 
 CALLS = 3000
-PREVIOUS = "0.2.0"
+PREVIOUS = "0.3.0"
 # The image made of it, see tests/releases/Dockerfile.
 PREVIOUS_TAG = os.environ.get("PREVIOUS_TAG", PREVIOUS)
 IN_POSTGRES = [name for name, store in STORE_OF.items() if store == "postgres"]

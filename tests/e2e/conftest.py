@@ -5,7 +5,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -22,7 +22,11 @@ from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2, hospital
 from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc, view_service_pb2_grpc
 from vaccination.reservation.v1 import reservation_pb2, reservation_service_pb2, reservation_service_pb2_grpc
 from vaccination.vaccinemgmt.v1 import (
+    counter_service_pb2,
+    counter_service_pb2_grpc,
     lot_pb2,
+    recall_service_pb2,
+    recall_service_pb2_grpc,
     vaccination_pb2,
     vaccinemgmt_service_pb2,
     vaccinemgmt_service_pb2_grpc,
@@ -93,6 +97,8 @@ class Client:
         self.reservation = reservation_service_pb2_grpc.ReservationServiceStub(channel)
         self.hospital = hospital_service_pb2_grpc.HospitalServiceStub(channel)
         self.vaccinemgmt = vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceStub(channel)
+        self.counter = counter_service_pb2_grpc.CounterServiceStub(channel)
+        self.recalls = recall_service_pb2_grpc.RecallServiceStub(channel)
         self.view = view_service_pb2_grpc.ViewServiceStub(channel)
         self.mypage = mypage_service_pb2_grpc.MypageServiceStub(channel)
 
@@ -123,6 +129,19 @@ class Client:
         request = reservation_service_pb2.CancelReservationRequest(reservation_id=reservation_id)
         return (await self.call(self.reservation.CancelReservation, request)).reservation  # type: ignore[no-any-return]
 
+    async def move(
+        self, reservation_id: str, hospital_id: str, day: date | str, request_id: str | None = None, code: str = ""
+    ) -> reservation_pb2.Reservation:
+        """MoveReservation; a new request unless a request_id is given."""
+        request = reservation_service_pb2.MoveReservationRequest(
+            request_id=request_id or str(uuid.uuid4()),
+            reservation_id=reservation_id,
+            hospital_id=hospital_id,
+            date=str(day),
+            vaccine_code=code,
+        )
+        return (await self.call(self.reservation.MoveReservation, request)).reservation  # type: ignore[no-any-return]
+
     async def screen(self) -> Sequence[my_reservation_pb2.MyReservation]:
         """ListMyReservations."""
         request = mypage_service_pb2.ListMyReservationsRequest(page_size=100)
@@ -152,6 +171,16 @@ class Client:
         )
         return (await self.call(self.hospital.ListAvailability, request)).days[0]  # type: ignore[no-any-return]
 
+    async def call_off(self, hospital_id: str, day: date, note: str = "No heating") -> int:
+        """CallOffDay; returns how many bookings have not ended yet."""
+        request = hospital_service_pb2.CallOffDayRequest(hospital_id=hospital_id, date=str(day), note=note)
+        return (await self.call(self.hospital.CallOffDay, request)).bookings_to_go  # type: ignore[no-any-return]
+
+    async def reopen(self, hospital_id: str, day: date) -> None:
+        """ReopenDay."""
+        request = hospital_service_pb2.ReopenDayRequest(hospital_id=hospital_id, date=str(day))
+        await self.call(self.hospital.ReopenDay, request)
+
     async def register(self, hospital_id: str, *deliveries: lot_pb2.Delivery) -> Sequence[lot_pb2.Lot]:
         """RegisterLots."""
         request = vaccinemgmt_service_pb2.RegisterLotsRequest(hospital_id=hospital_id, deliveries=deliveries)
@@ -161,6 +190,57 @@ class Client:
         """ListLots."""
         request = vaccinemgmt_service_pb2.ListLotsRequest(hospital_id=hospital_id)
         return (await self.call(self.vaccinemgmt.ListLots, request)).lots  # type: ignore[no-any-return]
+
+    async def correct(self, lot_id: str, request_id: str | None = None, **changes: Any) -> lot_pb2.Lot:
+        """CorrectLot: production_date, expiry_date, received."""
+        request = vaccinemgmt_service_pb2.CorrectLotRequest(
+            lot_id=lot_id, request_id=request_id or str(uuid.uuid4()), note="counted anew", **changes
+        )
+        return (await self.call(self.vaccinemgmt.CorrectLot, request)).lot  # type: ignore[no-any-return]
+
+    async def write_off(
+        self,
+        lot_id: str,
+        quantity: int,
+        request_id: str | None = None,
+        reason: lot_pb2.WriteOffReason.ValueType = lot_pb2.WriteOffReason.WRITE_OFF_REASON_BROKEN,
+    ) -> lot_pb2.Lot:
+        """WriteOffDoses."""
+        request = vaccinemgmt_service_pb2.WriteOffDosesRequest(
+            lot_id=lot_id, request_id=request_id or str(uuid.uuid4()), quantity=quantity, reason=reason
+        )
+        return (await self.call(self.vaccinemgmt.WriteOffDoses, request)).lot  # type: ignore[no-any-return]
+
+    async def recall(self, lot: lot_pb2.Lot, hospital_id: str = "", note: str = "Glass") -> recall_service_pb2.Recall:
+        """RecallLot; everywhere, or at one hospital."""
+        request = recall_service_pb2.RecallLotRequest(
+            vaccine_code=lot.vaccine_code,
+            manufacturer=lot.manufacturer,
+            lot_number=lot.lot_number,
+            hospital_id=hospital_id,
+            note=note,
+        )
+        return (await self.call(self.recalls.RecallLot, request)).recall  # type: ignore[no-any-return]
+
+    async def check_in(self, reservation_id: str) -> vaccination_pb2.Vaccination:
+        """CheckIn."""
+        request = counter_service_pb2.CheckInRequest(reservation_id=reservation_id)
+        return (await self.call(self.counter.CheckIn, request)).vaccination  # type: ignore[no-any-return]
+
+    async def administer(self, reservation_id: str, lot_id: str = "") -> vaccination_pb2.Vaccination:
+        """Administer: the dose set aside, or one of the lot that was scanned."""
+        request = counter_service_pb2.AdministerRequest(reservation_id=reservation_id, lot_id=lot_id)
+        return (await self.call(self.counter.Administer, request)).vaccination  # type: ignore[no-any-return]
+
+    async def miss(self, reservation_id: str) -> vaccination_pb2.Vaccination:
+        """MarkMissed."""
+        request = counter_service_pb2.MarkMissedRequest(reservation_id=reservation_id)
+        return (await self.call(self.counter.MarkMissed, request)).vaccination  # type: ignore[no-any-return]
+
+    async def of_day(self, hospital_id: str, day: date) -> Sequence[vaccination_pb2.Vaccination]:
+        """ListDay."""
+        request = counter_service_pb2.ListDayRequest(hospital_id=hospital_id, date=str(day), page_size=1000)
+        return (await self.call(self.counter.ListDay, request)).vaccinations  # type: ignore[no-any-return]
 
     async def waiting(self, hospital_id: str) -> Sequence[vaccination_pb2.Vaccination]:
         """ListWaiting."""
@@ -243,20 +323,26 @@ class World:
         """The hospital's vaccine manager."""
         return self.client("manager", ["manager"], hospital=hospital_id)
 
-    async def new_hospital(self, capacity: int = 0, doses: int = 0, days_ahead: int = 7) -> tuple[str, date]:
-        """A new hospital in Seoul with `capacity` places on a day and a lot of `doses`; its id and that day."""
+    async def new_hospital(
+        self, capacity: int = 0, doses: int = 0, days_ahead: int = 7, time_zone: str = "Asia/Seoul"
+    ) -> tuple[str, date]:
+        """A new hospital with `capacity` places on a day and a lot of `doses`; its id and that day."""
         hospital_id = f"h-{uuid.uuid4().hex[:12]}"
-        hospital = hospital_pb2.Hospital(
-            hospital_id=hospital_id, name=f"Hospital {hospital_id}", time_zone="Asia/Seoul"
-        )
+        hospital = hospital_pb2.Hospital(hospital_id=hospital_id, name=f"Hospital {hospital_id}", time_zone=time_zone)
         request = hospital_service_pb2.UpsertHospitalRequest(hospital=hospital)
         await self.operator.call(self.operator.hospital.UpsertHospital, request)
-        day = datetime.now(ZoneInfo("Asia/Seoul")).date() + timedelta(days=days_ahead)
+        day = datetime.now(ZoneInfo(time_zone)).date() + timedelta(days=days_ahead)
         if capacity:
             await self.operator.set_capacity(hospital_id, day, capacity)
         if doses:
             await self.operator.register(hospital_id, delivery(doses))
         return hospital_id, day
+
+
+def zone_at_noon() -> str:
+    """A time zone in which it is about noon, so that a test's today does not end in the middle of it."""
+    ahead = 12 - datetime.now(UTC).hour
+    return f"Etc/GMT{-ahead:+d}" if ahead else "Etc/GMT"
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from vaccination.approval.v1 import approval_service_pb2
 from vaccination.operations.v1 import operations_service_pb2
 
-from .conftest import Refusal, Status, World, delivery, eventually, refusal
+from .conftest import Refusal, Status, World, delivery, eventually, refusal, zone_at_noon
 from .ways import DESCRIBED, ROUTES, RPCS, SERVICES, Ways, grpcurl, ways_into
 
 OPERATIONS = operations_service_pb2.DESCRIPTOR.services_by_name["OperationsService"].full_name
@@ -42,7 +42,7 @@ async def test_everybody_can_read_the_description_of_rest(ways: Ways) -> None:
 
 @pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web", "grpcurl"])
 async def test_every_public_rpc_can_be_called_by(way: str, world: World, ways: Ways) -> None:
-    hospital, day = await world.new_hospital()
+    hospital, day = await world.new_hospital(days_ahead=0, time_zone=zone_at_noon())
     customer, manager, called = world.customer(), world.manager(hospital), set()
 
     async def call(token: str | None, rpc: str, **request: Any) -> Any:
@@ -51,7 +51,7 @@ async def test_every_public_rpc_can_be_called_by(way: str, world: World, ways: W
         assert not isinstance(answer, Refusal)
         return answer
 
-    content = {"hospital_id": hospital, "name": "보건소 №1", "time_zone": "Asia/Seoul"}
+    content = {"hospital_id": hospital, "name": "보건소 №1", "time_zone": zone_at_noon()}
     assert (await call(world.operator.token, "UpsertHospital", hospital=content)).changed
     found = (await call(customer.token, "ListHospitals", page_size=1000)).hospitals
     assert "보건소 №1" in [h.name for h in found if h.hospital_id == hospital]
@@ -88,7 +88,51 @@ async def test_every_public_rpc_can_be_called_by(way: str, world: World, ways: W
     cancelled = (await call(customer.token, "CancelReservation", **mine)).reservation
     assert cancelled.status == Status.RESERVATION_STATUS_CANCEL_REQUESTED
     await customer.reaches(mine["reservation_id"], Status.RESERVATION_STATUS_CANCELLED)
+    await _counter_and_stock(call, world, hospital, str(day), [lot.lot_id for lot in registered])
     assert called == RPCS.keys()
+
+
+async def _counter_and_stock(call: Any, world: World, hospital: str, day: str, lots: list[str]) -> None:
+    """What the rest of the day brings: somebody comes, somebody does not, a lot is recalled, the day is called off."""
+    manager, place = world.manager(hospital).token, {"hospital_id": hospital, "date": day}
+    people = [world.customer() for _ in range(2)]
+    mine = []
+    for customer in people:
+        booked = await customer.create(hospital, day)
+        await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
+        moved = {"reservation_id": booked.reservation_id, "request_id": str(uuid.uuid4())} | place
+        new = (await call(customer.token, "MoveReservation", **moved)).reservation.reservation_id
+        await customer.reaches(new, Status.RESERVATION_STATUS_COMPLETED)
+        mine.append({"reservation_id": new})
+    first, second = mine
+    assert (await call(manager, "CheckIn", **first)).vaccination.HasField("check_in_time")
+    given = (await call(manager, "Administer", **first, lot_id=lots[1])).vaccination
+    assert (given.dose.lot_id, given.HasField("administer_time")) == (lots[1], True)
+    missed = (await call(manager, "MarkMissed", **second)).vaccination
+    assert (missed.quantity, missed.HasField("dose")) == (0, False)
+    assert len((await call(manager, "ListDay", **place)).vaccinations) == 5
+    found = await call(manager, "FindBookings", hospital_id=hospital, customer_id=given.customer_id)
+    assert first["reservation_id"] in [v.reservation_id for v in found.vaccinations]
+
+    change: dict[str, Any] = {"lot_id": lots[1], "request_id": str(uuid.uuid4()), "note": "counted anew"}
+    assert (await call(manager, "CorrectLot", **change, received=6)).lot.received == 6
+    change |= {"request_id": str(uuid.uuid4()), "quantity": 2, "reason": 1}
+    lot = (await call(manager, "WriteOffDoses", **change)).lot
+    assert (lot.received, lot.free, lot.administered, lot.written_off) == (6, 3, 1, 2)
+    names = {"vaccine_code": lot.vaccine_code, "manufacturer": lot.manufacturer, "lot_number": lot.lot_number}
+    recall = (await call(manager, "RecallLot", **names, hospital_id=hospital, note="Glass")).recall
+    assert (recall.written_off, recall.administered) == (5, 1)
+    by_id = {"recall_id": recall.recall_id}
+    assert (await call(manager, "GetRecall", **by_id)).recall.bookings_to_go == 0
+    [vaccinated] = (await call(manager, "ListVaccinated", **by_id)).vaccinated
+    assert vaccinated.reservation_id == first["reservation_id"]
+    assert len((await call(manager, "ListMovements", lot_id=lots[1])).movements) >= 5
+
+    off = await call(manager, "CallOffDay", **place, note="No heating")
+    assert off.day.called_off == "No heating"
+    assert (await call(manager, "ReopenDay", **place)).day.called_off == ""
+    accesses = (await call(world.operator.token, "ListAccesses", hospital_id=hospital)).accesses
+    assert {"ListDay", "FindBookings", "ListVaccinated"} <= {access.call for access in accesses}
 
 
 APPROVE = "vaccination.approval.v1.ApprovalService/Approve"

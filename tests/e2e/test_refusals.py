@@ -25,7 +25,7 @@ from google.protobuf.descriptor import Descriptor
 from mesh.machine import identity
 from services.chassis import paging
 
-from .conftest import Client, Refusal, Status, World, delivery, eventually, refusal
+from .conftest import Client, Refusal, Status, World, delivery, eventually, refusal, zone_at_noon
 from .ways import RPCS, Request, Ways, ways_into
 
 MB = 1 << 20
@@ -80,8 +80,12 @@ async def set_stage(world: World) -> Stage:
     booked = await customer.create(hospital, day)
     await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
     await world.quiet()  # until reservation has handled the event too
+    recall = await manager.recall((await manager.register(hospital, delivery(1)))[0], hospital)
     days = {"hospital_id": hospital, "first_date": str(day), "last_date": str(day)}
+    of_day = {"hospital_id": hospital, "date": str(day)}
     mine = {"reservation_id": booked.reservation_id}
+    names = {"vaccine_code": lot.vaccine_code, "manufacturer": lot.manufacturer, "lot_number": lot.lot_number}
+    change = {"lot_id": lot.lot_id, "request_id": str(uuid.uuid4())}
     good: dict[str, Request] = {
         "CreateReservation": {"request_id": str(uuid.uuid4()), "hospital_id": hospital, "date": str(day)},
         "GetReservation": mine,
@@ -95,6 +99,21 @@ async def set_stage(world: World) -> Stage:
         "ListWaiting": {"hospital_id": hospital},
         "AssignLot": mine | {"lot_id": lot.lot_id},
         "GetMyReservation": mine,
+        "MoveReservation": mine | of_day | {"request_id": str(uuid.uuid4())},
+        "CallOffDay": of_day | {"note": "No heating"},
+        "ReopenDay": of_day,
+        "CorrectLot": change | {"received": 4, "note": "counted anew", "production_date": "", "expiry_date": ""},
+        "WriteOffDoses": change | {"quantity": 1, "reason": 1, "note": ""},
+        "ListMovements": {"lot_id": lot.lot_id},
+        "RecallLot": names | {"hospital_id": hospital, "note": "Glass"},
+        "GetRecall": {"recall_id": recall.recall_id},
+        "ListVaccinated": {"recall_id": recall.recall_id},
+        "ListDay": of_day,
+        "FindBookings": {"hospital_id": hospital, "customer_id": booked.reservation_id},
+        "CheckIn": mine,
+        "Administer": mine | {"lot_id": lot.lot_id},
+        "MarkMissed": mine,
+        "ListAccesses": {"hospital_id": hospital},
     }
     good = {rpc: good.get(rpc, {}) for rpc in RPCS}
     return Stage(world, hospital, day, customer, manager, booked.reservation_id, lot.lot_id, good)
@@ -119,6 +138,21 @@ ROLES = {
     "GetVaccination": ("manager", "operator"),
     "ListWaiting": ("manager", "operator"),
     "AssignLot": ("manager", "operator"),
+    "MoveReservation": ("customer",),
+    "CallOffDay": ("manager", "operator"),
+    "ReopenDay": ("manager", "operator"),
+    "CorrectLot": ("manager", "operator"),
+    "WriteOffDoses": ("manager", "operator"),
+    "ListMovements": ("manager", "operator"),
+    "RecallLot": ("manager", "operator"),
+    "GetRecall": ("manager", "operator"),
+    "ListVaccinated": ("manager", "operator"),
+    "ListDay": ("manager", "operator"),
+    "FindBookings": ("manager", "operator"),
+    "CheckIn": ("manager", "operator"),
+    "Administer": ("manager", "operator"),
+    "MarkMissed": ("manager", "operator"),
+    "ListAccesses": ("operator",),
     "ListMyReservations": ("customer",),
     "GetMyReservation": ("customer",),
     "WatchMyReservations": ("customer",),
@@ -253,7 +287,7 @@ async def test_a_manager_of_another_hospital_is_refused(world: World, ways: Ways
         for hospital in ("elsewhere", None, "", stage.hospital.upper(), f"{stage.hospital} ", [stage.hospital], "*")
     ]
     bound = [rpc for rpc, roles in ROLES.items() if roles == ("manager", "operator")]
-    assert len(bound) == 6
+    assert len(bound) == 19
     for rpc in bound:
         for token in strangers:
             await expect(ways, token, rpc, stage.good[rpc], "PERMISSION_DENIED", "OTHER_HOSPITAL")
@@ -264,10 +298,10 @@ async def test_another_customers_reservation_is_not_there(world: World, ways: Wa
     stage = await set_stage(world)
     before = await stage.stored()
     stranger = world.customer()
-    for rpc in ("GetReservation", "CancelReservation", "GetMyReservation"):
+    for rpc in ("GetReservation", "CancelReservation", "MoveReservation", "GetMyReservation"):
         await expect(ways, stranger.token, rpc, stage.good[rpc], "NOT_FOUND", "UNKNOWN_RESERVATION", "reservation_id")
         # An unknown reservation has the same answer, so that nobody learns which ids exist.
-        unknown = {"reservation_id": str(uuid.uuid4())}
+        unknown = stage.good[rpc] | {"reservation_id": str(uuid.uuid4())}
         await expect(ways, stranger.token, rpc, unknown, "NOT_FOUND", "UNKNOWN_RESERVATION", "reservation_id")
     for rpc in ("ListReservations", "ListMyReservations", "WatchMyReservations"):
         for way in (ways.grpc, ways.rest):
@@ -304,6 +338,10 @@ NOT_DAYS: list[Any] = [
     "20260101", "2026-01-01T00:00:00Z", "2026-01-01 ", "2026-01-01\n", "2026-W01-1", "-2026-01-01", "12026-01-01",
     "२०२६-०१-०१", "2026\u201001\u201001", "9" * MB,
 ]  # fmt: skip
+NOT_NOTES: list[Any] = ["", "n" * 501, "예" * 501, "a\0b", "a\nb", "a\x1b[31mb", "a\x7f", "n" * MB]
+NOT_CODES: list[Any] = ["2070", "-1", "20 ", "\uff12\uff10\uff17", "20\n", "\0", "mRNA", "2" * MB]
+NOT_LOTS: list[Any] = ["", " L", "L L", "L\n", "L\0", "-L", "로트", "L" * 65, "L" * MB]
+NOT_MAKERS: list[Any] = ["", "M", "MODERNA", "mod", "MO\n", "M\0", "M" * MB]
 NOT_TOKENS: list[Any] = ["A" * 1025, "A" * MB]
 HUGE = [2**31 - 1, -(2**31)]
 
@@ -316,7 +354,11 @@ def not_sizes(most: int) -> list[Any]:
 BAD: dict[str, dict[str, list[Any]]] = {
     "CreateReservation": {
         "request_id": NOT_UUIDS, "hospital_id": NOT_HOSPITALS, "date": NOT_DAYS,
-        "vaccine_code": ["2070", "-1", "20 ", "\uff12\uff10\uff17", "20\n", "\0", "mRNA", "2" * MB],
+        "vaccine_code": NOT_CODES,
+    },
+    "MoveReservation": {
+        "request_id": NOT_UUIDS, "reservation_id": NOT_UUIDS, "hospital_id": NOT_HOSPITALS, "date": NOT_DAYS,
+        "vaccine_code": NOT_CODES,
     },
     "GetReservation": {"reservation_id": NOT_UUIDS},
     "ListReservations": {"page_size": not_sizes(100), "page_token": NOT_TOKENS},
@@ -326,6 +368,7 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "hospital.hospital_id": NOT_HOSPITALS,
         "hospital.name": ["", "n" * 201, "예" * 201, "a\0b", "a\nb", "a\x1b[31mb", "a\x7f", "a\x85", "n" * MB],
         "hospital.time_zone": ["z" * 65, "z" * MB],
+        "hospital.vaccine_codes": [["207"] * 101, ["207", ""], ["mRNA"]],
     },
     "ListHospitals": {"page_size": not_sizes(1000), "page_token": NOT_TOKENS},
     "SetDailyCapacity": {
@@ -336,9 +379,10 @@ BAD: dict[str, dict[str, list[Any]]] = {
     "RegisterLots": {
         "hospital_id": NOT_HOSPITALS,
         "deliveries": [[], [a_delivery()] * 501],
-        "deliveries.lot_number": ["", " L", "L L", "L\n", "L\0", "-L", "로트", "L" * 65, "L" * MB],
+        "deliveries.lot_number": NOT_LOTS,
+        "deliveries.delivery_id": ["d d", "d\n", "d\0", "납품", "d" * 129, "d" * MB],
         "deliveries.vaccine_code": ["", "2070", "-1", "mRNA", "20\n", "\0", "2" * MB],
-        "deliveries.manufacturer": ["", "M", "MODERNA", "mod", "MO\n", "M\0", "M" * MB],
+        "deliveries.manufacturer": NOT_MAKERS,
         "deliveries.production_date": NOT_DAYS,
         "deliveries.expiry_date": NOT_DAYS,
         "deliveries.quantity": [0, -1, 1_000_001, *HUGE],
@@ -347,6 +391,31 @@ BAD: dict[str, dict[str, list[Any]]] = {
     "GetVaccination": {"reservation_id": NOT_UUIDS},
     "ListWaiting": {"hospital_id": NOT_HOSPITALS, "page_size": not_sizes(1000), "page_token": NOT_TOKENS},
     "AssignLot": {"reservation_id": NOT_UUIDS, "lot_id": NOT_UUIDS},
+    "CallOffDay": {"hospital_id": NOT_HOSPITALS, "date": NOT_DAYS, "note": NOT_NOTES},
+    "ReopenDay": {"hospital_id": NOT_HOSPITALS, "date": NOT_DAYS},
+    "CorrectLot": {
+        "lot_id": NOT_UUIDS, "request_id": NOT_UUIDS, "note": NOT_NOTES, "received": [-1, 100_000_001, *HUGE],
+        "production_date": NOT_DAYS[1:], "expiry_date": NOT_DAYS[1:],
+    },
+    "WriteOffDoses": {
+        "lot_id": NOT_UUIDS, "request_id": NOT_UUIDS, "quantity": [0, -1, 1_000_001, *HUGE], "reason": [0, 4, 99, -1],
+        "note": NOT_NOTES[1:],
+    },
+    "ListMovements": {"lot_id": NOT_UUIDS, "page_size": not_sizes(1000), "page_token": NOT_TOKENS},
+    "RecallLot": {
+        "vaccine_code": ["", *NOT_CODES], "manufacturer": NOT_MAKERS, "lot_number": NOT_LOTS,
+        "hospital_id": NOT_HOSPITALS[1:], "note": NOT_NOTES,
+    },
+    "GetRecall": {"recall_id": NOT_UUIDS},
+    "ListVaccinated": {"recall_id": NOT_UUIDS, "page_size": not_sizes(1000), "page_token": NOT_TOKENS},
+    "ListDay": {
+        "hospital_id": NOT_HOSPITALS, "date": NOT_DAYS, "page_size": not_sizes(1000), "page_token": NOT_TOKENS,
+    },
+    "FindBookings": {"hospital_id": NOT_HOSPITALS, "customer_id": ["", "c" * 129, "c" * MB]},
+    "CheckIn": {"reservation_id": NOT_UUIDS},
+    "Administer": {"reservation_id": NOT_UUIDS, "lot_id": NOT_UUIDS[1:]},
+    "MarkMissed": {"reservation_id": NOT_UUIDS},
+    "ListAccesses": {"hospital_id": NOT_HOSPITALS, "page_size": not_sizes(1000), "page_token": NOT_TOKENS},
     "ListMyReservations": {"page_size": not_sizes(100), "page_token": NOT_TOKENS},
     "GetMyReservation": {"reservation_id": NOT_UUIDS},
     "WatchMyReservations": {},
@@ -360,7 +429,10 @@ def spoilt(good: Request, field: str, value: Any) -> tuple[Request, str]:
         first, second = good["deliveries"]
         return good | {"deliveries": [first, second | {name: value}]}, f"deliveries[1].{name}"
     if name:
-        return good | {outer: good[outer] | {name: value}}, field
+        items = value if isinstance(value, list) else []
+        index = next((f"[{i}]" for i, item in enumerate(items) if not item.isdigit()), "")  # of the item that is wrong
+        told = field + index
+        return good | {outer: good[outer] | {name: value}}, told
     return {k: v for k, v in good.items() if k != field} if value is None else good | {field: value}, field
 
 
@@ -390,10 +462,13 @@ async def test_every_field_is_checked_and_named_and_nothing_is_stored(world: Wor
 
 async def test_all_missing_fields_are_named(world: World, ways: Ways) -> None:
     everybody = world.token("everybody", ["customer", "operator"])
-    may_be_empty = {"vaccine_code", "page_size", "page_token", "capacity"}
+    may_be_empty = {"page_size", "page_token", "capacity", "production_date", "expiry_date", "received"}
+    may_be_empty |= {"CreateReservation.vaccine_code", "MoveReservation.vaccine_code"}
+    may_be_empty |= {"RecallLot.hospital_id", "WriteOffDoses.note", "Administer.lot_id"}
     for rpc, fields in BAD.items():
-        if missing := {field for field in fields if "." not in field} - may_be_empty:
-            await expect(ways, everybody, rpc, {}, "INVALID_ARGUMENT", "INVALID_FIELD", *missing)
+        wanted = {field for field in fields if "." not in field and not {field, f"{rpc}.{field}"} & may_be_empty}
+        if wanted:
+            await expect(ways, everybody, rpc, {}, "INVALID_ARGUMENT", "INVALID_FIELD", *wanted)
 
 
 # What: each rule
@@ -432,13 +507,24 @@ async def test_a_request_that_breaks_a_rule_is_refused_and_nothing_is_stored(wor
     )  # fmt: skip
     await world.quiet()
 
+    called_off, corrected = str(day + timedelta(2)), str(uuid.uuid4())
+    await manager.call_off(hospital, day + timedelta(2))
+    [miscounted] = await manager.register(hospital, delivery(1))
+    await manager.correct(miscounted.lot_id, corrected, received=2)
+    withdrawn = (await manager.register(hospital, delivery(1)))[0]
+    await manager.recall(withdrawn, hospital)
+    known_recall = {f.name: v for f, v in delivery(1).ListFields()}
+    known_recall |= {name: getattr(withdrawn, name) for name in ("lot_number", "vaccine_code", "manufacturer")}
+    known_recall["delivery_id"] = "late"
     unknown = str(uuid.uuid4())
-    create, days = "CreateReservation", "SetDailyCapacity"
+    create, days, move = "CreateReservation", "SetDailyCapacity", "MoveReservation"
     tomorrow, too_far = str(day + timedelta(1)), str(day + timedelta(366))
     backwards, too_long = {"last_date": str(day - timedelta(1))}, {"last_date": too_far}
     ever = {"first_date": "0001-01-02", "last_date": "9999-12-30"}
     twice = a_delivery(lot_number="TWICE")
-    people = stage.people | {who: c.token for who, c in (("picky", picky), ("late", late), ("rejected", rejected))}
+    people = stage.people | {
+        who: c.token for who, c in (("picky", picky), ("late", late), ("rejected", rejected), ("quitter", quitter))
+    }
 
     def lots(*deliveries: Request) -> Request:
         return {"deliveries": [a_delivery(), *deliveries]}
@@ -447,6 +533,7 @@ async def test_a_request_that_breaks_a_rule_is_refused_and_nothing_is_stored(wor
         return {"hospital": {"hospital_id": "h", "name": "n", "time_zone": name}}
 
     invalid, exists, forbids, nowhere = "INVALID_ARGUMENT", "ALREADY_EXISTS", "FAILED_PRECONDITION", "NOT_FOUND"
+    of_miscounted = {"lot_id": miscounted.lot_id, "request_id": corrected}
     known_before, reused = {"request_id": request_id}, (exists, "REQUEST_ID_REUSED", "request_id")
     # the caller, the RPC, the difference from a good request, the code, the reason, the field
     rows: list[tuple[str, str, Request, str, str, str]] = [
@@ -473,8 +560,10 @@ async def test_a_request_that_breaks_a_rule_is_refused_and_nothing_is_stored(wor
         ("manager", days, {"first_date": "0001-01-01"}, invalid, "INVALID_FIELD", "first_date"),
         ("manager", days, {"last_date": "9999-12-31"}, invalid, "INVALID_FIELD", "last_date"),
         ("operator", days, {"hospital_id": "nowhere"}, nowhere, "UNKNOWN_HOSPITAL", "hospital_id"),
-        ("manager", days, {"capacity": 1}, forbids, "CAPACITY_BELOW_APPROVED", "capacity"),
-        ("manager", days, {"capacity": 0, "last_date": tomorrow}, forbids, "CAPACITY_BELOW_APPROVED", "capacity"),
+        ("manager", days, {"last_date": called_off}, forbids, "DAY_CALLED_OFF", "last_date"),
+        ("manager", "CallOffDay", {"date": "2020-01-01"}, invalid, "NOTHING_TO_CALL_OFF", "date"),
+        ("operator", "CallOffDay", {"hospital_id": "nowhere"}, nowhere, "UNKNOWN_HOSPITAL", "hospital_id"),
+        ("operator", "ReopenDay", {"hospital_id": "nowhere"}, nowhere, "UNKNOWN_HOSPITAL", "hospital_id"),
         ("picky", "ListAvailability", backwards, invalid, "DATE_RANGE", "last_date"),
         ("picky", "ListAvailability", too_long, invalid, "DATE_RANGE", "last_date"),
         ("picky", "ListAvailability", {"last_date": "9999-12-31"}, invalid, "INVALID_FIELD", "last_date"),
@@ -499,6 +588,38 @@ async def test_a_request_that_breaks_a_rule_is_refused_and_nothing_is_stored(wor
         ("manager", "AssignLot", {"lot_id": taken.lot_id}, forbids, "LOT_EMPTY", ""),
         ("manager", "AssignLot", {"lot_id": early.lot_id}, forbids, "LOT_NOT_VALID", ""),
         ("manager", "AssignLot", picky_wants | {"lot_id": other.lot_id}, forbids, "LOT_OTHER_VACCINE", ""),
+        ("manager", "AssignLot", {"lot_id": withdrawn.lot_id}, forbids, "LOT_WITHDRAWN", ""),
+        ("picky", move, {"reservation_id": unknown}, nowhere, "UNKNOWN_RESERVATION", "reservation_id"),
+        *[
+            (who, move, {"reservation_id": old.reservation_id}, forbids, "NOTHING_TO_MOVE", "reservation_id")
+            for who, old in (("rejected", not_offered), ("quitter", given_up), ("late", passed))
+        ],
+        ("picky", move, picky_wants | {"date": "2020-01-01"}, invalid, "DATE_PASSED", "date"),
+        ("picky", move, picky_wants | {"hospital_id": "nowhere"}, nowhere, "UNKNOWN_HOSPITAL", "hospital_id"),
+        *[
+            ("manager", rpc, {"lot_id": unknown}, nowhere, "UNKNOWN_LOT", "lot_id")
+            for rpc in ("CorrectLot", "WriteOffDoses", "ListMovements")
+        ],
+        ("manager", "CorrectLot", {"expiry_date": "2020-01-01"}, invalid, "EXPIRY_BEFORE_PRODUCTION", "expiry_date"),
+        ("manager", "CorrectLot", of_miscounted | {"received": 3}, *reused),
+        ("manager", "WriteOffDoses", of_miscounted, *reused),
+        ("manager", "CorrectLot", {"lot_id": withdrawn.lot_id}, forbids, "LOT_WITHDRAWN", ""),
+        ("manager", "WriteOffDoses", {"quantity": 4}, forbids, "TOO_FEW_DOSES", "quantity"),
+        ("manager", "RegisterLots", lots(known_recall), forbids, "LOT_WITHDRAWN", "deliveries[1]"),
+        ("operator", "RecallLot", {"lot_number": "nowhere"}, nowhere, "UNKNOWN_LOT", "lot_number"),
+        *[
+            ("operator", rpc, {"recall_id": unknown}, nowhere, "UNKNOWN_RECALL", "recall_id")
+            for rpc in ("GetRecall", "ListVaccinated")
+        ],
+        *[
+            ("manager", rpc, {"reservation_id": one}, *answer)
+            for rpc in ("CheckIn", "Administer", "MarkMissed")
+            for one, answer in (
+                (unknown, (nowhere, "UNKNOWN_VACCINATION", "reservation_id")),
+                (stage.reservation, (forbids, "WRONG_DAY", "")),
+                (given_up.reservation_id, (forbids, "VACCINATION_CANCELLED", "")),
+            )
+        ],
     ]  # fmt: skip
     before = await stage.stored()
     for who, rpc, other_than_good, code, reason, field in rows:
@@ -532,12 +653,26 @@ async def test_a_page_token_is_accepted_only_unchanged_and_only_by_its_own_listi
     # These lots expire before the day, so that those who wait go on waiting.
     await manager.register(hospital, *(delivery(1, expiry_date=str(day - timedelta(1))) for _ in range(2)))
 
+    lot = (await manager.lots(hospital))[0].lot_id
+    await manager.correct(lot, received=2)
+    today, noon = await world.new_hospital(capacity=2, doses=2, days_ahead=0, time_zone=zone_at_noon())
+    for _ in range(2):
+        given = await world.customer().create(today, noon)
+        await eventually(
+            lambda: world.manager(today).of_day(today, noon), lambda of_day: all(v.quantity for v in of_day)
+        )
+        await world.manager(today).administer(given.reservation_id)
+    recall = (await world.manager(today).recall((await world.manager(today).lots(today))[0], today)).recall_id
     listings: dict[str, tuple[Client, Request, str, str]] = {
         "ListReservations": (customer, {}, "reservations", f"reservations of {_subject(customer)}"),
         "ListMyReservations": (customer, {}, "reservations", f"my reservations of {_subject(customer)}"),
         "ListHospitals": (customer, {}, "hospitals", "hospitals"),
         "ListLots": (manager, {"hospital_id": hospital}, "lots", f"lots of {hospital}"),
         "ListWaiting": (manager, {"hospital_id": hospital}, "vaccinations", f"waiting at {hospital}"),
+        "ListMovements": (manager, {"lot_id": lot}, "movements", f"movements of {lot}"),
+        "ListDay": (manager, {"hospital_id": hospital, "date": str(day)}, "vaccinations", f"{day} at {hospital}"),
+        "ListAccesses": (world.operator, {"hospital_id": hospital}, "accesses", f"accesses at {hospital}"),
+        "ListVaccinated": (world.manager(today), {"recall_id": recall}, "vaccinated", f"vaccinated from {recall}"),
     }
     tokens: dict[str, str] = {}
     for rpc, (who, request, rows, _) in listings.items():

@@ -26,7 +26,7 @@ from services.chassis.edge import status_of
 from vaccination.approval.v1 import hospital_service_pb2
 from vaccination.mypage.v1 import mypage_service_pb2
 from vaccination.reservation.v1 import reservation_service_pb2
-from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2
+from vaccination.vaccinemgmt.v1 import counter_service_pb2, recall_service_pb2, vaccinemgmt_service_pb2
 
 from .conftest import Refusal, World, refusal
 
@@ -38,6 +38,8 @@ SERVICES = {
     "reservation": reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"],
     "hospital": hospital_service_pb2.DESCRIPTOR.services_by_name["HospitalService"],
     "vaccinemgmt": vaccinemgmt_service_pb2.DESCRIPTOR.services_by_name["VaccinemgmtService"],
+    "recalls": recall_service_pb2.DESCRIPTOR.services_by_name["RecallService"],
+    "counter": counter_service_pb2.DESCRIPTOR.services_by_name["CounterService"],
     "mypage": mypage_service_pb2.DESCRIPTOR.services_by_name["MypageService"],
 }
 ROUTES = {
@@ -45,15 +47,30 @@ ROUTES = {
     "GetReservation": "GET /v1/reservations/{reservation_id}",
     "ListReservations": "GET /v1/reservations",
     "CancelReservation": "POST /v1/reservations/{reservation_id}:cancel",
+    "MoveReservation": "POST /v1/reservations/{reservation_id}:move",
     "UpsertHospital": "PUT /v1/hospitals/{hospital.hospital_id}",
     "ListHospitals": "GET /v1/hospitals",
     "SetDailyCapacity": "PUT /v1/hospitals/{hospital_id}/capacity",
     "ListAvailability": "GET /v1/hospitals/{hospital_id}/availability",
+    "CallOffDay": "POST /v1/hospitals/{hospital_id}/days/{date}:callOff",
+    "ReopenDay": "POST /v1/hospitals/{hospital_id}/days/{date}:reopen",
     "RegisterLots": "POST /v1/hospitals/{hospital_id}/lots",
     "ListLots": "GET /v1/hospitals/{hospital_id}/lots",
     "GetVaccination": "GET /v1/vaccinations/{reservation_id}",
     "ListWaiting": "GET /v1/hospitals/{hospital_id}/waiting",
     "AssignLot": "POST /v1/vaccinations/{reservation_id}:assignLot",
+    "CorrectLot": "POST /v1/lots/{lot_id}:correct",
+    "WriteOffDoses": "POST /v1/lots/{lot_id}:writeOff",
+    "ListMovements": "GET /v1/lots/{lot_id}/movements",
+    "RecallLot": "POST /v1/recalls",
+    "GetRecall": "GET /v1/recalls/{recall_id}",
+    "ListVaccinated": "GET /v1/recalls/{recall_id}/vaccinated",
+    "ListDay": "GET /v1/hospitals/{hospital_id}/days/{date}/vaccinations",
+    "FindBookings": "GET /v1/hospitals/{hospital_id}/vaccinations",
+    "CheckIn": "POST /v1/vaccinations/{reservation_id}:checkIn",
+    "Administer": "POST /v1/vaccinations/{reservation_id}:administer",
+    "MarkMissed": "POST /v1/vaccinations/{reservation_id}:markMissed",
+    "ListAccesses": "GET /v1/hospitals/{hospital_id}/accesses",
     "ListMyReservations": "GET /v1/my/reservations",
     "GetMyReservation": "GET /v1/my/reservations/{reservation_id}",
     "WatchMyReservations": "GET /v1/my/reservations:watch",

@@ -9,13 +9,15 @@ from typing import Any
 
 import pymongo
 
+from services.vaccinemgmt.adapters.mongo import vars_of
+from services.vaccinemgmt.domain import Balance, MovementKind
 from tests.e2e.conftest import World
 
 from . import variant
 from .drive import History
 
-APPROVED, REJECTED, COMPLETED, CANCEL_REQUESTED, CANCELLED = range(1, 6)
-WAITING, HAS_DOSE, GIVEN_UP = 1, 2, 3
+APPROVED, REJECTED, COMPLETED, CANCEL_REQUESTED, CANCELLED, MOVED, CALLED_OFF, UNSERVED, MISSED, GIVEN = range(1, 11)
+WAITING, HAS_DOSE, GIVEN_UP, WAS_GIVEN, CAME_NOT = range(1, 6)
 Row = dict[str, Any]
 
 
@@ -29,10 +31,12 @@ class Accounts:
     reservations: dict[str, Row] = field(default_factory=dict)
     vaccinations: dict[str, Row] = field(default_factory=dict)
     lots: dict[str, Row] = field(default_factory=dict)
+    movements: list[Row] = field(default_factory=list)
     screen: dict[str, Row] = field(default_factory=dict)
     outboxes: int = 0
     dead_letters: int = 0
     set_aside: int = 0  # parked, or to be tried again
+    beside_0_3: bool = False  # whether a version took part that keeps no ledgers and does not lower `over`
     closed: set[str] = field(default_factory=set)  # reservations that the next version closed
 
 
@@ -47,6 +51,7 @@ async def read(world: World) -> Accounts:
         database = client["vaccinemgmt"]
         vaccinations = {row["_id"]: row for row in database["vaccinations"].find()}
         lots = {row["_id"]: row for row in database["lots"].find()}
+        movements = list(database["movements"].find())
         outboxes = database["outbox"].count_documents({})
     for service in ("approval", "reservation"):
         outboxes += (await world.query(service, "SELECT count(*) AS n FROM outbox"))[0]["n"]
@@ -58,6 +63,7 @@ async def read(world: World) -> Accounts:
         reservations=await keyed("reservation", "reservations", "reservation_id"),
         vaccinations=vaccinations,
         lots=lots,
+        movements=movements,
         screen=await keyed("mypage", "my_reservations", "reservation_id"),
         outboxes=outboxes,
         dead_letters=await asyncio.to_thread(stores.nats.count, "DEAD_LETTERS", "DEAD_LETTERS.*"),
@@ -70,14 +76,20 @@ Check = Callable[[Accounts, History], list[str]]
 
 
 def no_overbooking(books: Accounts, _: History) -> list[str]:
-    """approved <= capacity, and approved is exactly what is granted and not released."""
+    """approved is exactly what is granted and not released, and above capacity only what was there when it was lowered.
+
+    Nobody holds a place on a day that is called off.
+    """
     held = Counter(
         (d["hospital_id"], d["date"]) for d in books.decisions.values() if d["denial"] is None and not d["released_at"]
     )
     wrong = []
     for day in books.days:
-        if not 0 <= day["approved"] <= day["capacity"]:
+        too_many = max(0, day["approved"] - day["capacity"])
+        if day["approved"] < 0 or day["over"] < too_many or (day["over"] > too_many and not books.beside_0_3):
             wrong.append(f"{day} is overbooked")
+        if day["called_off"] is not None and day["approved"]:
+            wrong.append(f"{day} is called off, and somebody holds a place")
         if day["approved"] != held[day["hospital_id"], day["date"]]:
             wrong.append(f"{day} but {held[day['hospital_id'], day['date']]} granted decisions hold a place")
     return wrong
@@ -118,12 +130,17 @@ def one_truth_everywhere(books: Accounts, _: History) -> list[str]:
         reservation, vaccination, seen = books.reservations.get(key), books.vaccinations.get(key), books.screen.get(key)
         if not reservation or not seen:
             continue
+        over = variant.CLOSED if key in books.closed else None
+        # Reservation, vaccination, whether the place is free again.
         expected: set[tuple[int, int | None, bool]]
         if decision["denial"] is not None:
             expected = {(REJECTED, None, False)}
         else:
-            over = variant.CLOSED if key in books.closed else CANCELLED
-            expected = {(APPROVED, WAITING, False), (COMPLETED, HAS_DOSE, False), (over, GIVEN_UP, True)}
+            ends = {over} if over else {CANCELLED, MOVED, CALLED_OFF}
+            expected = {(APPROVED, WAITING, False), (COMPLETED, HAS_DOSE, False), (MISSED, CAME_NOT, True)}
+            # Whose day was called off, or who moved, while the dose was given, has it, and the place is free.
+            expected |= {(GIVEN, WAS_GIVEN, False), (GIVEN, WAS_GIVEN, True)}
+            expected |= {(end, GIVEN_UP, True) for end in ends}
         state = (
             reservation["status"],
             vaccination["status"] if vaccination else None,
@@ -141,24 +158,44 @@ def one_truth_everywhere(books: Accounts, _: History) -> list[str]:
 
 
 def doses_add_up(books: Accounts, _: History) -> list[str]:
-    """received = free + used, and used is exactly the doses that completed vaccinations hold."""
-    held = Counter(v["dose"]["lot_id"] for v in books.vaccinations.values() if v["dose"])
+    """received = free + reserved + administered + written off; so say the vaccinations, and so say the movements."""
+    held = Counter((v["dose"]["lot_id"], v["status"]) for v in books.vaccinations.values() if v["dose"])
+    ledgers: dict[str, Balance] = defaultdict(Balance)
+    for movement in books.movements:
+        kind = MovementKind(movement["kind"])
+        ledgers[movement["lot_id"]].add(kind, movement["quantity"], movement["reserved"])
     wrong = []
     for key, lot in books.lots.items():
-        if lot["received"] != lot["free"] + lot["used"] or min(lot["free"], lot["used"]) < 0:
+        administered, written_off = lot.get("administered", 0), lot.get("written_off", 0)
+        reserved = lot["used"] - administered - written_off
+        balance = Balance(lot["received"], lot["free"], reserved, administered, written_off)
+        if lot["received"] != lot["free"] + lot["used"] or min(vars_of(balance).values()) < 0:
             wrong.append(f"lot {lot} does not add up")
-        if lot["used"] != held[key]:
-            wrong.append(f"lot {key} has {lot['used']} used, {held[key]} vaccinations hold one")
-    return wrong + [
-        f"vaccination {k}: dose and status differ"
-        for k, v in books.vaccinations.items()
-        if (v["status"] == HAS_DOSE) != (v["dose"] is not None)
-    ]
+        if (reserved, administered) != (held[key, HAS_DOSE], held[key, WAS_GIVEN]):
+            wrong.append(
+                f"lot {key}: {balance}; vaccinations: {held[key, HAS_DOSE]} reserved, {held[key, WAS_GIVEN]} given"
+            )
+        entered = Balance(**lot["entered"]) if lot.get("entered") else Balance()
+        if entered != ledgers[key] or (balance != entered and not books.beside_0_3):
+            wrong.append(f"lot {key}: {balance}, entered {entered}, its movements add up to {ledgers[key]}")
+        if lot.get("withdrawn") and (lot["free"] or reserved):
+            wrong.append(f"lot {key} is withdrawn and has {lot['free']} free, {reserved} reserved")
+    for key, vaccination in books.vaccinations.items():
+        dose = vaccination["dose"]
+        if (vaccination["status"] in (HAS_DOSE, WAS_GIVEN)) != (dose is not None):
+            wrong.append(f"vaccination {key}: dose and status differ")
+        if vaccination["status"] == HAS_DOSE and dose:
+            lot = books.lots[dose["lot_id"]]
+            if not lot["production_date"] <= vaccination["date"] <= lot["expiry_date"]:
+                wrong.append(f"vaccination {key}: its lot may not be used on its day")
+            if dose["expiry_date"] != lot["expiry_date"]:
+                wrong.append(f"vaccination {key}: its dose's shelf life is not its lot's")
+    return wrong
 
 
 def nobody_waits_beside_a_dose(books: Accounts, _: History) -> list[str]:
     """Who waits does so because no free dose suits."""
-    free = [lot for lot in books.lots.values() if lot["free"]]
+    free = [lot for lot in books.lots.values() if lot["free"] and not lot.get("withdrawn")]
     wrong = []
     for key, vaccination in books.vaccinations.items():
         suits = [
@@ -175,14 +212,22 @@ def nobody_waits_beside_a_dose(books: Accounts, _: History) -> list[str]:
     return wrong
 
 
+# What may have become of a booking that its customer cancelled: something else was faster.
+CANCELLED_OR_FASTER = {CANCELLED, variant.CLOSED, MOVED, CALLED_OFF, MISSED, GIVEN}
+
+
 def answers_were_kept(books: Accounts, history: History) -> list[str]:
     """Whoever was told yes has it, whoever was told no has not; a repeat was told the same; a cancellation stayed."""
     wrong = []
     told: dict[str, Any] = {}
     asked_to_cancel = {o.key for o in history.operations if o.kind == "cancel"}
+    asked_to_move = {o.arguments[3] for o in history.operations if o.kind == "move"}
+    called_off = {o.key for o in history.operations if o.kind == "call off"}
     for operation in history.operations:
-        if operation.kind == "create" and operation.outcome == "ok":
-            answer = operation.answer
+        if operation.outcome != "ok":
+            continue
+        answer = operation.answer
+        if operation.kind in ("create", "move"):
             before = told.setdefault(operation.key, answer)
             if before != answer:
                 wrong.append(f"request {operation.key} was answered {before} and {answer}")
@@ -193,22 +238,41 @@ def answers_were_kept(books: Accounts, history: History) -> list[str]:
                 wrong.append(
                     f"{answer.reservation_id} was answered {answer.rejection_reason}, decided {decision['denial']}"
                 )
-        if operation.kind == "cancel" and operation.outcome == "ok":
+            elif operation.kind == "move" and not decision["denial"]:
+                old = books.decisions[operation.arguments[3]]
+                if old["released_at"] is None:
+                    wrong.append(f"{operation.arguments[3]} was moved and holds its place")
+        if operation.kind == "cancel":
             reservation = books.reservations.get(operation.key)
-            if reservation is None or reservation["status"] not in (CANCELLED, variant.CLOSED):
+            if reservation is None or reservation["status"] not in CANCELLED_OR_FASTER:
                 wrong.append(f"{operation.key} was cancelled and is {reservation and reservation['status']}")
+        if operation.kind == "administer":
+            vaccination = books.vaccinations[operation.key]
+            dose = vaccination["dose"] or {}
+            if (vaccination["status"], dose.get("lot_id")) != (WAS_GIVEN, answer.dose.lot_id):
+                wrong.append(f"{operation.key} was given a dose of {answer.dose.lot_id} and is {vaccination}")
+        if operation.kind == "miss" and books.vaccinations[operation.key]["status"] not in (CAME_NOT, WAS_GIVEN):
+            wrong.append(f"{operation.key} was missed and is {books.vaccinations[operation.key]['status']}")
+    for key, reservation in books.reservations.items():
+        if reservation["status"] == MOVED and key not in asked_to_move:
+            wrong.append(f"{key} is moved, nobody asked")
+        if reservation["status"] == CALLED_OFF and reservation["hospital_id"] not in called_off:
+            wrong.append(f"{key} is called off, nobody asked")
     wrong += [
         f"{k} is cancelled, nobody asked"
         for k, r in books.reservations.items()
-        if r["status"] in (CANCELLED, variant.CLOSED) and k not in asked_to_cancel
+        if r["status"] == CANCELLED and k not in asked_to_cancel
     ]
+    more = Counter[str]()  # delivered later, with an id
+    for movement in books.movements:
+        more[movement["lot_id"]] += movement["quantity"] if movement["delivery_id"] else 0
     registered = {o.key: o for o in history.operations if o.kind == "register" and o.outcome == "ok"}
     there = {lot["lot_number"]: lot for lot in books.lots.values()}
     for key, operation in registered.items():
         if key not in there:
             wrong.append(f"lot {key} was registered and is missing")
-        elif there[key]["received"] != operation.arguments[0]:
-            wrong.append(f"lot {key} of {operation.arguments[0]} became {there[key]['received']}")
+        elif (delivered := operation.arguments[0] + more[there[key]["_id"]]) != there[key]["received"]:
+            wrong.append(f"lot {key} of {delivered} became {there[key]['received']}")
     return wrong
 
 
@@ -219,7 +283,9 @@ def capacity_is_as_told(books: Accounts, history: History) -> list[str]:
         tries = [o for o in history.operations if o.kind == "capacity" and o.key == day["hospital_id"]]
         told = [o.arguments[0] for o in tries if o.outcome == "ok"][-1:]
         may_be = {*told, *(o.arguments[0] for o in tries if o.outcome is None)}
-        if told and day["capacity"] not in may_be:
+        # A day that is called off has its places again when it is reopened.
+        places = day["capacity"] if day["called_off"] is None else day["called_off_capacity"]
+        if told and places not in may_be:
             wrong.append(f"{day} has not one of the capacities {may_be}")
     return wrong
 

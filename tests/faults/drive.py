@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from datetime import date
+from datetime import date, timedelta
 from functools import partial
 from typing import Any
 
@@ -111,7 +111,9 @@ class Driver:
         booked: set[str] = set()
         while not self._stop.is_set():
             what = dice.random()
-            if booked and what < 0.45:
+            if booked and what < 0.08:
+                await self._move(dice, client, name, dice.choice(sorted(booked)), booked)
+            elif booked and what < 0.45:
                 reservation_id = dice.choice(sorted(booked))
                 done = await self.insist(dice, name, "cancel", reservation_id, partial(client.cancel, reservation_id))
                 if done.outcome is not None:
@@ -173,12 +175,26 @@ class Driver:
             if done.outcome == "ok" and done.answer.status == Status.RESERVATION_STATUS_APPROVED:
                 booked.add(reservation_id)
 
+    async def _move(self, dice: random.Random, client: Client, name: str, old: str, booked: set[str]) -> None:
+        """Another place instead of the one held; at times the old booking is cancelled at the same moment."""
+        request_id = str(uuid.UUID(int=dice.getrandbits(128), version=4))
+        hospital, day = dice.choice(self._hospitals)
+        code = dice.choice(["", "207"])
+        move = partial(client.move, old, hospital, day, request_id, code)
+        doing = [self.insist(dice, name, "move", request_id, move, hospital, day, code, old)]
+        if dice.random() < 0.2:
+            doing.append(self.insist(dice, name, "cancel", old, partial(client.cancel, old)))
+        done = (await asyncio.gather(*doing))[0]
+        if done.outcome == "ok" and done.answer.status == Status.RESERVATION_STATUS_APPROVED:
+            booked.discard(old)
+            booked.add(done.answer.reservation_id)
+
     async def _manager(self, hospital: str, dice: random.Random) -> None:
         client = Person(self._world, "manager", ["manager"], hospital=hospital)
         day = dict(self._hospitals)[hospital]
         while not self._stop.is_set():
             what = dice.random()
-            if what < 0.3:
+            if what < 0.25:
                 code, maker = dice.choice([("207", "MOD"), ("208", "PFR")])
                 lot = delivery(
                     dice.randrange(1, 30),
@@ -194,15 +210,101 @@ class Driver:
                     partial(client.register, hospital, lot),
                     lot.quantity,
                 )
-            elif what < 0.6:
+            elif what < 0.4:
                 await self._assign(dice, client, hospital)
-            elif what < 0.8:
-                places = dice.randrange(len(self._people) // 2 + 1)  # at times fewer than are approved: refused
+            elif what < 0.55:
+                await self._stock(dice, client, hospital)
+            elif what < 0.75 and day <= date.today() + timedelta(1):
+                for _ in range(dice.randrange(1, 5)):
+                    await self._counter(dice, client, hospital, day)
+            elif what < 0.78:
+                call_off = partial(client.call_off, hospital, day)
+                await self.insist(dice, hospital, "call off", hospital, call_off)
+                await asyncio.sleep(dice.random() * 3)
+                await self.insist(dice, hospital, "reopen", hospital, partial(client.reopen, hospital, day))
+            elif what < 0.88:
+                places = dice.randrange(len(self._people) // 2 + 1)  # at times fewer than are approved
                 change = partial(client.set_capacity, hospital, day, places)
                 await self.insist(dice, hospital, "capacity", hospital, change, places)
             else:
                 await self._once(hospital, "waiting", hospital, lambda: client.waiting(hospital))
             await asyncio.sleep(dice.expovariate(1 / 1.0))
+
+    async def _stock(self, dice: random.Random, client: Client, hospital: str) -> None:
+        """Doses are written off, a lot is corrected or delivered once more, and now and then one is recalled."""
+        lots = await self._once(hospital, "lots", hospital, lambda: client.lots(hospital))
+        if lots.outcome != "ok" or not lots.answer:
+            return
+        lot, what = dice.choice(list(lots.answer)), dice.random()
+        request_id = str(uuid.UUID(int=dice.getrandbits(128), version=4))
+        if what < 0.3:
+            quantity = dice.randrange(1, 4)
+            call: Callable[[], Awaitable[Any]] = partial(client.write_off, lot.lot_id, quantity, request_id)
+            await self.insist(dice, hospital, "write off", request_id, call, lot.lot_id, quantity)
+        elif what < 0.6:
+            more = delivery(
+                dice.randrange(1, 9),
+                lot_number=lot.lot_number,
+                vaccine_code=lot.vaccine_code,
+                manufacturer=lot.manufacturer,
+                production_date=lot.production_date,
+                expiry_date=lot.expiry_date,
+                delivery_id=request_id,
+            )
+            call = partial(client.register, hospital, more)
+            await self.insist(dice, hospital, "deliver", request_id, call, lot.lot_id, more.quantity)
+        elif what < 0.8:
+            # On some of these days the hospital's bookings cannot use the lot any more, on others they can again.
+            expiry = date.today() + timedelta(dice.choice((0, 3, 300)))
+            call = partial(client.correct, lot.lot_id, request_id, expiry_date=str(expiry))
+            await self.insist(dice, hospital, "correct", request_id, call, lot.lot_id, str(expiry))
+        else:
+            call = partial(client.recall, lot, hospital)
+            await self.insist(dice, hospital, "recall", lot.lot_id, call)
+
+    async def recall_the_fullest(self, within: float) -> list[str]:
+        """In the end each hospital's lot with the most bookings is recalled; returns what is wrong."""
+        wrong = []
+        for hospital, _ in self._hospitals:
+            client, dice = Person(self._world, "manager", ["manager"], hospital=hospital), self._random
+            lots = await self.insist(dice, hospital, "lots", hospital, partial(client.lots, hospital))
+            fullest = max(lots.answer, key=lambda lot: lot.reserved) if lots.answer else None
+            if fullest is None or not fullest.reserved:
+                continue
+            deadline = time.monotonic() + within
+            while True:
+                recall = partial(client.recall, fullest, hospital)
+                done = await self.insist(dice, hospital, "recall", fullest.lot_id, recall)
+                if done.outcome == "ok" and not done.answer.bookings_to_go:
+                    break
+                if time.monotonic() > deadline:
+                    wrong.append(f"the recall of lot {fullest.lot_id} is not done: {done.answer}")
+                    break
+                await asyncio.sleep(0.2)
+        return wrong
+
+    async def _counter(self, dice: random.Random, client: Client, hospital: str, day: date) -> None:
+        """Somebody comes, or does not; at times while that person cancels."""
+        there = await self._once(hospital, "day", hospital, lambda: client.of_day(hospital, day))
+        open_ones = [v for v in there.answer if v.status in (1, 2, 5)] if there.outcome == "ok" else []
+        if not open_ones:
+            return
+        booking, what = dice.choice(open_ones), dice.random()
+        lot_id, doing = "", []
+        if dice.random() < 0.3:
+            lots = await self._once(hospital, "lots", hospital, lambda: client.lots(hospital))
+            lot_id = dice.choice(list(lots.answer)).lot_id if lots.outcome == "ok" and lots.answer else ""
+        key = booking.reservation_id
+        if what < 0.2:
+            doing = [self.insist(dice, hospital, "check in", key, partial(client.check_in, key))]
+        elif what < 0.7:
+            doing = [self.insist(dice, hospital, "administer", key, partial(client.administer, key, lot_id), lot_id)]
+        else:
+            doing = [self.insist(dice, hospital, "miss", key, partial(client.miss, key))]
+        if dice.random() < 0.3 and booking.customer_id in self._people:
+            cancel = partial(self._people[booking.customer_id].cancel, key)
+            doing.append(self.insist(dice, booking.customer_id, "cancel", key, cancel))
+        await asyncio.gather(*doing)
 
     async def _assign(self, dice: random.Random, client: Client, hospital: str) -> None:
         """The manager changes somebody's lot, at times while that person cancels."""
@@ -285,6 +387,11 @@ class Crowd:
         task = asyncio.create_task(self._visit(self._dice.random() < cancelling, self._dice.getrandbits(64)))
         self._busy.add(task)
         task.add_done_callback(self._busy.discard)
+
+    @property
+    def busy(self) -> int:
+        """Customers who wait for an answer."""
+        return len(self._busy)
 
     async def gone(self, but: int = 0) -> None:
         """Waits until at most `but` customers wait for an answer."""

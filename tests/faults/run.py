@@ -23,7 +23,7 @@ from mesh.machine import Mesh
 from mesh.machine.home import SERVICES, STORES
 from mesh.machine.processes import MeshError
 from tests.conftest import free_base_port
-from tests.e2e.conftest import World, eventually
+from tests.e2e.conftest import World, eventually, zone_at_noon
 from vaccination.approval.v1 import hospital_service_pb2
 
 from . import checks, variant
@@ -145,9 +145,10 @@ async def _play(plan: Plan, at: Stage) -> Report:
     report, world = Report(plan), at.world
     nemesis = Nemesis(world.mesh, plan.seed, at.proxies, at.faults, at.own_lines)
     # Few places and doses: everything that can run out does.
-    hospitals = [
-        await world.new_hospital(capacity=plan.customers // 3, doses=plan.customers // 4) for _ in range(plan.hospitals)
-    ]
+    # At the first hospital the day is today, and customers come to the counter.
+    places, doses = plan.customers // 3, plan.customers // 4
+    hospitals = [await world.new_hospital(places, doses, days_ahead=0, time_zone=zone_at_noon())]
+    hospitals += [await world.new_hospital(places, doses) for _ in range(plan.hospitals - 1)]
     driver = Driver(world, plan.seed, plan.customers, hospitals, tries=plan.tries)
     stop = asyncio.Event()
     watching = asyncio.create_task(_watch(world, hospitals, report, stop))
@@ -165,6 +166,7 @@ async def _play(plan: Plan, at: Stage) -> Report:
         await breaking
     driver.stop()
     await driving
+    report.violations += await driver.recall_the_fullest(plan.settle)
     await watching
     await account(world, driver.history, report)
     report.operations, report.faults = driver.history.counts(), nemesis.done
@@ -237,7 +239,8 @@ async def _watch(world: World, hospitals: list[tuple[str, date]], report: Report
     reader = Person(world, "operator", ["operator"])
 
     async def books() -> list[str]:
-        overbooked = await world.query("approval", "SELECT * FROM days WHERE approved NOT BETWEEN 0 AND capacity")
+        too_many = "SELECT * FROM days WHERE approved < 0 OR over <> greatest(0, approved - capacity)"
+        overbooked = await world.query("approval", too_many)
         return [f"{dict(day)} is overbooked" for day in overbooked]
 
     async def lots() -> list[str]:
@@ -253,7 +256,9 @@ async def _watch(world: World, hospitals: list[tuple[str, date]], report: Report
         return [
             f"ListAvailability shows {day}"
             for day in shown
-            if not 0 <= day.approved <= day.capacity or day.left != day.capacity - day.approved
+            if day.approved < 0
+            or day.over != max(0, day.approved - day.capacity)
+            or day.left != (0 if day.called_off else max(0, day.capacity - day.approved))
         ]
 
     async def shown_lots() -> list[str]:
@@ -261,7 +266,8 @@ async def _watch(world: World, hospitals: list[tuple[str, date]], report: Report
         return [
             f"ListLots shows {lot}"
             for lot in shown
-            if lot.received != lot.free + lot.used or min(lot.free, lot.used) < 0
+            if lot.received != lot.free + lot.reserved + lot.administered + lot.written_off
+            or min(lot.free, lot.reserved, lot.administered, lot.written_off) < 0
         ]
 
     while not stop.is_set():
@@ -309,6 +315,12 @@ async def account(world: World, history: History, report: Report) -> None:
         "decisions": len(books.decisions),
         "granted": sum(d["denial"] is None for d in books.decisions.values()),
         "cancelled": sum(r["status"] == checks.CANCELLED for r in books.reservations.values()),
+        "moved": sum(r["status"] == checks.MOVED for r in books.reservations.values()),
+        "called off": sum(r["status"] == checks.CALLED_OFF for r in books.reservations.values()),
+        "given": sum(v["status"] == checks.WAS_GIVEN for v in books.vaccinations.values()),
+        "missed": sum(v["status"] == checks.CAME_NOT for v in books.vaccinations.values()),
+        "withdrawn lots": sum(bool(lot["withdrawn"]) for lot in books.lots.values()),
+        "written off": sum(lot["written_off"] for lot in books.lots.values()),
         "waiting": sum(v["status"] == checks.WAITING for v in books.vaccinations.values()),
         "doses held": sum(v["dose"] is not None for v in books.vaccinations.values()),
         "closed by the next version": len(books.closed),

@@ -1,4 +1,4 @@
-"""What faults cost, in figures: `python -m tests.faults study kills|nats-down|replicas|hung|switchover`.
+"""What faults cost, in figures: `python -m tests.faults study kills|nats-down|replicas|hung|switchover|recall`.
 
 Each study runs the real stack under load, measures, and ends with the accounts of `checks`: a figure counts only when
 nothing was lost and nothing happened twice.
@@ -31,7 +31,7 @@ from services.chassis.events import STREAM
 from services.chassis.events.pull import ACK_WAIT
 from tests.e2e.conftest import World, eventually
 
-from . import switchover
+from . import recall, switchover
 from .drive import PATIENCE, Crowd, Driver, History, Person
 from .run import Plan, Report, account, stage
 
@@ -497,10 +497,34 @@ async def _switched(world: World, cases: Mapping[str, switchover.Case], options:
     return violations + (await settled(world, crowd.driver.history, options)).violations
 
 
+# A recall
+
+
+async def recalls(folder: Path, options: Options) -> Report:
+    """A lot that thousands have a dose of is recalled, undisturbed and with every replica killed in the middle."""
+    report, rows = Report(Plan(options.seed, 0)), []
+    for kills in (0, 3):
+        own = folder / f"kills-{kills}"
+        own.mkdir()
+        async with stage(own, replicas=2, proxied=False) as (world, *_):
+            seen, crowd = await recall.recalled(world, options.seed, options.backlog, kills)
+            report.violations += seen.violations
+            report.violations += (await settled(world, crowd.driver.history, options)).violations
+        counts = (seen.recall.reassigned, seen.recall.waiting, seen.recall.written_off)
+        rows.append((options.backlog, seen.kills, seen.seconds, seen.told, *counts))
+    show(
+        "A lot is recalled; seconds from the call until no booking is left to look at, and until all screens say so",
+        ("bookings", "kills of all replicas", "done, s", "told, s", "other dose", "wait", "written off"),
+        rows,
+    )
+    return report
+
+
 STUDIES: dict[str, Callable[[Path, Options], Awaitable[Report]]] = {
     "kills": kills,
     "nats-down": nats_down,
     "replicas": replicas,
     "hung": hung,
     "switchover": switched,
+    "recall": recalls,
 }

@@ -1,4 +1,4 @@
-"""Keeps a release: `python -m tests.releases 0.2.0 6c01a0c` writes tests/releases/0.2.0.tar.xz from that commit.
+"""Keeps a release: `python -m tests.releases 0.3.0 321dd74` writes tests/releases/0.3.0.tar.xz from that commit.
 
 The same commit gives the same file, whoever makes it and whenever.
 """
@@ -17,7 +17,7 @@ from . import FOLDER
 # What the Dockerfile copies into the image of the services, and the chart that goes with it.
 SOURCES = ("services", "mesh", "protos", "helm/vaccination")
 GENERATED = ("vaccination", "buf")
-KEPT = ("services", "mesh/__init__.py", "mesh/gateway.py", "mesh/istio.py", "helm/vaccination", *GENERATED)
+KEPT = ("services", "mesh/__init__.py", "mesh/gateway.py", "mesh/istio", "helm/vaccination", *GENERATED)
 # Only type checkers and the generator itself read these.
 LEFT_OUT = {".pyi", ".binpb", ".stamp"}
 

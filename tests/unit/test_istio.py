@@ -290,7 +290,7 @@ def test_a_gateway_answers_for_its_hosts_and_ends_tls_where_somebody_has_a_certi
 
 
 def test_the_gateway_of_the_chart_that_is_released_starts_with_this_version_too(tmp_path: Path) -> None:
-    helm, folder = Path(sys.executable).parent / "helm", extract("0.2.0", tmp_path / "released") / "helm/vaccination"
+    helm, folder = Path(sys.executable).parent / "helm", extract("0.3.0", tmp_path / "released") / "helm/vaccination"
     values: list[str | Path] = ["--values", folder / "values-evaluation.yaml", "--set", "auth.jwks=JWKS"]
     command: list[str | Path] = [helm, "template", "vaccination", folder, *values]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

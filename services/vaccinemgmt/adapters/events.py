@@ -12,27 +12,71 @@ from services.chassis.events import NotUnderstood, Outgoing, Subscription
 from services.chassis.retention import Term
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 from vaccination.reservation.v1 import reservation_events_pb2
-from vaccination.vaccinemgmt.v1 import vaccination_pb2, vaccinemgmt_events_pb2
+from vaccination.vaccinemgmt.v1 import lot_pb2, vaccination_pb2
+from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2 as pb
 
 from ..application import Vaccines
-from ..domain import Appointment, Cancelled, Completed, Event, UnknownStatus, Waiting
+from ..domain import (
+    Administered,
+    Appointment,
+    Cancelled,
+    CheckedIn,
+    Completed,
+    Event,
+    Lot,
+    Missed,
+    Movement,
+    MovementKind,
+    UnknownStatus,
+    Unserved,
+    Waiting,
+)
+
+MESSAGES: dict[type[Event], type[Message]] = {
+    Completed: pb.ReservationCompleted,
+    Waiting: pb.ReservationWaiting,
+    Cancelled: pb.CancellationCompleted,
+    CheckedIn: pb.VaccinationCheckedIn,
+    Administered: pb.VaccinationAdministered,
+    Missed: pb.VaccinationMissed,
+    Unserved: pb.VaccinationUnserved,
+}
+TOLD = {MovementKind.RECEIVED, MovementKind.CORRECTED, MovementKind.WRITTEN_OFF, MovementKind.OPENED}
 
 
 def outgoing(event: Event) -> Outgoing:
     """An event on its way to the stream."""
     appointment = to_message(event.appointment, appointment_pb2.Appointment)
-    body: Message
-    match event:
-        case Completed(dose=dose):
-            set_aside = to_message(dose, vaccination_pb2.Dose)
-            body = vaccinemgmt_events_pb2.ReservationCompleted(
-                appointment=appointment, dose=set_aside, quantity=1, version=event.version
-            )
-        case Waiting():
-            body = vaccinemgmt_events_pb2.ReservationWaiting(appointment=appointment, version=event.version)
-        case Cancelled():
-            body = vaccinemgmt_events_pb2.CancellationCompleted(appointment=appointment, version=event.version)
-    return Outgoing.of(appointment.reservation_id, event.at, body, quoted=("appointment",))
+    about: dict[str, Any] = {"appointment": appointment, "version": event.version}
+    if isinstance(event, Completed | Waiting) and event.change is not None:
+        about |= {"dose_change_reason": event.change.reason.value, "note": event.change.note}
+    if isinstance(event, Completed | Administered):
+        about |= {"dose": to_message(event.dose, vaccination_pb2.Dose), "quantity": 1}
+    return Outgoing.of(appointment.reservation_id, event.at, MESSAGES[type(event)](**about), quoted=("appointment",))
+
+
+def stock_moved(lot: Lot, movement: Movement) -> Outgoing | None:
+    """The event of a movement; None for what the reservations' events tell."""
+    if movement.kind not in TOLD:
+        return None
+    written_off = movement.quantity if movement.kind is MovementKind.WRITTEN_OFF else 0
+    body = pb.StockMoved(
+        lot=lot_message(lot),
+        kind=movement.kind.value,  # type: ignore[arg-type]
+        received_change=movement.quantity - written_off,
+        written_off_change=written_off,
+        write_off_reason=movement.reason.value if movement.reason else 0,  # type: ignore[arg-type]
+        movement_id=movement.movement_id,
+    )
+    return Outgoing.of(movement.movement_id, movement.at, body)
+
+
+def lot_message(lot: Lot) -> lot_pb2.Lot:
+    """A lot as the contract has it."""
+    balance = {
+        name: getattr(lot.balance, name) for name in ("received", "free", "reserved", "administered", "written_off")
+    }
+    return to_message(lot, lot_pb2.Lot, used=lot.balance.received - lot.balance.free, **balance)
 
 
 def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:
@@ -42,6 +86,7 @@ def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:
         Subscription(
             reservation_events_pb2.CancellationRequested, _appointment, vaccines.cancel, not_yet=(UnknownStatus,)
         ),
+        Subscription(approval_events_pb2.ApprovalRevoked, _appointment, vaccines.cancel, not_yet=(UnknownStatus,)),
     ]
 
 
