@@ -145,8 +145,9 @@ async def _wrong(
         "the recall": ((recall.reassigned, recall.waiting, recall.bookings_to_go), (spare, bookings - spare, 0)),
     }
     wrong = [f"{what} is {seen}, not {right}" for what, (seen, right) in expected.items() if seen != right]
-    # First come, first served: those with a dose decided before those who wait.
-    order = "SELECT (max(decide_time) FILTER (WHERE status = 3) < min(decide_time) FILTER (WHERE status = 1)) AS fair "
+    # First come, first served: those with a dose decided before those who wait, in milliseconds as MongoDB keeps them.
+    came = "date_trunc('milliseconds', decide_time)"
+    order = f"SELECT (max({came}) FILTER (WHERE status = 3) <= min({came}) FILTER (WHERE status = 1)) AS fair "
     order += "FROM my_reservations WHERE hospital_id = $1"
     if (await world.query("mypage", order, hospital))[0]["fair"] is not True:
         wrong.append("somebody who came later has a dose, and somebody who came earlier waits")
