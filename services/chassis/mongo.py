@@ -213,6 +213,14 @@ class Mongo:
         if transaction.has_events:
             wake()
 
+    async def delete(self, collection: str, which: Mapping[str, Any], limit: int) -> int:
+        """Deletes at most so many documents; returns how many."""
+        documents = self.database[collection]
+        async with self.boundary():
+            ids = [row["_id"] async for row in documents.find(which, {"_id": 1}).limit(limit)]
+            # What has changed since then may not be one of them any more.
+            return (await documents.delete_many({"_id": {"$in": ids}, **which})).deleted_count if ids else 0
+
     async def backlog(self) -> tuple[int, float]:
         """See OutboxStore."""
         async with self.boundary():

@@ -3,13 +3,12 @@
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
 
 import pymongo
 
-from services.vaccinemgmt.adapters.mongo import vars_of
 from services.vaccinemgmt.domain import Balance, MovementKind
 from tests.e2e.conftest import World
 
@@ -169,7 +168,7 @@ def doses_add_up(books: Accounts, _: History) -> list[str]:
         administered, written_off = lot.get("administered", 0), lot.get("written_off", 0)
         reserved = lot["used"] - administered - written_off
         balance = Balance(lot["received"], lot["free"], reserved, administered, written_off)
-        if lot["received"] != lot["free"] + lot["used"] or min(vars_of(balance).values()) < 0:
+        if lot["received"] != lot["free"] + lot["used"] or min(asdict(balance).values()) < 0:
             wrong.append(f"lot {lot} does not add up")
         if (reserved, administered) != (held[key, HAS_DOSE], held[key, WAS_GIVEN]):
             wrong.append(

@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc.aio
 
-from mesh.machine.processes import MeshError
 from tests.e2e.conftest import World, delivery, eventually
 from vaccination.vaccinemgmt.v1 import lot_pb2, recall_service_pb2
 
@@ -80,12 +79,7 @@ async def _kill(world: World, dice: random.Random, kills: int, seen: Seen) -> No
         for name in world.mesh.home.processes_of("vaccinemgmt"):
             await asyncio.to_thread(world.mesh.processes.stop, name, signal.SIGKILL, 10)
         seen.kills += 1
-        while True:
-            try:
-                await asyncio.to_thread(world.mesh.up)
-                break
-            except MeshError:
-                await asyncio.sleep(0.5)
+        await again_while_away(lambda: asyncio.to_thread(world.mesh.up))
 
 
 async def _insist(call: Any) -> Any:

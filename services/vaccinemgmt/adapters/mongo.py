@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import date, datetime
 from typing import Any
 
@@ -149,13 +149,10 @@ ANY_STATUS = {"$gte": 0}  # also that of a newer version
 
 def rules(mongo: Mongo, retention: Retention) -> list[Rule]:
     """What vaccine management keeps no longer. Lots stay: they are the account of what became of each dose."""
-    vaccinations = mongo.database["vaccinations"]
 
     async def passed(limit: int) -> int:
         over = {"status": ANY_STATUS, "date": {"$lt": retention.passed_before.isoformat()}}
-        async with mongo.boundary():
-            ids = [row["_id"] async for row in vaccinations.find(over, {"_id": 1}).limit(limit)]
-            return (await vaccinations.delete_many({"_id": {"$in": ids}, **over})).deleted_count if ids else 0
+        return await mongo.delete("vaccinations", over, limit)
 
     return [Rule("passed vaccinations", passed)]
 
@@ -205,7 +202,7 @@ class MongoStock:
         query = {"status": Status.WAITING.value, "date": {"$gte": since.isoformat()}}
         async with self._mongo.boundary():
             waiting = await self._vaccinations.distinct("hospital_id", query)
-            stocked = {"hospital_id": {"$in": waiting}, "expiry_date": {"$gte": since.isoformat()}, "free": {"$gt": 0}}
+            stocked = _usable({"$in": waiting}, since, {"$gt": 0})
             return sorted(await self._lots.distinct("hospital_id", stocked)) if waiting else []
 
     async def lot(self, lot_id: LotId) -> Lot | None:
@@ -415,12 +412,12 @@ class MongoUnitOfWork:
 
     async def free_lots(self, hospital_id: str, since: date = date.min) -> Sequence[Lot]:
         """See UnitOfWork."""
-        query = {"hospital_id": hospital_id, "expiry_date": {"$gte": since.isoformat()}, "free": {"$gt": 0}}
+        query = _usable(hospital_id, since, {"$gt": 0})
         return [_lot(row) async for row in self._lots.find(query, session=self._session)]
 
     async def full_lots(self, hospital_id: str, since: date) -> Sequence[Lot]:
         """See UnitOfWork."""
-        query = {"hospital_id": hospital_id, "expiry_date": {"$gte": since.isoformat()}, "free": 0}
+        query = _usable(hospital_id, since, 0)
         return [_lot(row) async for row in self._lots.find(query, session=self._session)]
 
     async def recalls_of(self, lots: Sequence[Lot]) -> Sequence[Recall]:
@@ -448,7 +445,7 @@ class MongoUnitOfWork:
         lot = await self._lots.find_one_and_update({"_id": lot_id}, {"$inc": {"claims": 1}}, session=self._session)
         if lot is None:
             return None
-        free = {"hospital_id": lot["hospital_id"], "expiry_date": {"$gte": since.isoformat()}, "free": {"$gt": 0}}
+        free = _usable(lot["hospital_id"], since, {"$gt": 0})
         await self._lots.update_many(free, {"$inc": {"claims": 1}}, session=self._session)
         return _lot(lot)
 
@@ -502,6 +499,11 @@ def _on_or_after(since: date) -> Document:
     return {"date": {"$gte": since.isoformat()}}
 
 
+def _usable(hospital_id: Any, since: date, free: Any) -> Document:
+    """Lots of the hospital that have not expired on that day, by how many doses are free."""
+    return {"hospital_id": hospital_id, "expiry_date": {"$gte": since.isoformat()}, "free": free}
+
+
 def _suited_by(lot: Lot, since: date) -> Document:
     """Which bookings a dose of the lot suits; see Appointment.accepts."""
     return {
@@ -542,7 +544,7 @@ def _lot_document(lot: Lot) -> Document:
         "to_look_at": lot.to_look_at,
         "reassigned": lot.reassigned,
         "left_waiting": lot.left_waiting,
-        "entered": vars_of(lot.entered) if lot.opened else None,
+        "entered": asdict(lot.entered) if lot.opened else None,
     }
 
 
@@ -562,11 +564,6 @@ def _lot(row: Document) -> Lot:
         opened=entered is not None,
         entered=Balance(**{name: entered[name] for name in BALANCE}) if entered else Balance(),
     )
-
-
-def vars_of(balance: Balance) -> Document:
-    """The quantities by their names."""
-    return {name: getattr(balance, name) for name in BALANCE}
 
 
 def _movement_document(movement: Movement) -> Document:
