@@ -376,6 +376,22 @@ async def test_a_recall_at_one_hospital_leaves_the_others_alone(store: Store) ->
         await store.one.recalls.progress(new_id(), anybody)
 
 
+async def test_a_recall_that_says_it_is_done_tells_how_it_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.one.register(delivery("L1", 2))
+    await store.one.vaccines.admit([appointment(i) for i in range(2)])
+    begun = await store.one.recall()
+    assert (begun.bookings_to_go, begun.waiting) == (2, 0)
+    count = store.one.stock.bookings_to_go
+
+    async def done_meanwhile(*asked: Any) -> int:
+        await store.look()
+        return await count(*asked)
+
+    monkeypatch.setattr(store.one.stock, "bookings_to_go", done_meanwhile)
+    done = await store.one.recalls.progress(begun.recall.recall_id, anybody)
+    assert (done.bookings_to_go, done.waiting, done.written_off) == (0, 2, 2)
+
+
 async def test_a_recall_by_one_spelling_covers_lots_of_the_other(store: Store) -> None:
     await of_0_3_0(store.mongo, "08", 5)
     await store.one.recalls.open_ledgers()
