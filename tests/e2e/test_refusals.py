@@ -656,12 +656,12 @@ async def test_a_page_token_is_accepted_only_unchanged_and_only_by_its_own_listi
     lot = (await manager.lots(hospital))[0].lot_id
     await manager.correct(lot, received=2)
     today, noon = await world.new_hospital(capacity=2, doses=2, days_ahead=0, time_zone=zone_at_noon())
-    for _ in range(2):
-        given = await world.customer().create(today, noon)
-        await eventually(
-            lambda: world.manager(today).of_day(today, noon), lambda of_day: all(v.quantity for v in of_day)
-        )
-        await world.manager(today).administer(given.reservation_id)
+    given = [await world.customer().create(today, noon) for _ in range(2)]
+    await eventually(
+        lambda: world.manager(today).of_day(today, noon), lambda of_day: [v.quantity for v in of_day] == [1, 1]
+    )
+    for reservation in given:
+        await world.manager(today).administer(reservation.reservation_id)
     recall = (await world.manager(today).recall((await world.manager(today).lots(today))[0], today)).recall_id
     listings: dict[str, tuple[Client, Request, str, str]] = {
         "ListReservations": (customer, {}, "reservations", f"reservations of {_subject(customer)}"),
