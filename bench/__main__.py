@@ -4,6 +4,8 @@ Two paths take turns under the same load: the real one (gateway, reservation, En
 same two hops with handlers that do nothing. Because they take turns, a slow phase of the machine affects both, so the
 ratio of a pair says more than the figures. Before the other path's turn, everything that the load has set off is
 completed. All processes share the machine's cores, including the load generator. Times are in milliseconds.
+
+With `--against REV` the real path of another revision takes turns too, with the same packages and the same stores.
 """
 
 import argparse
@@ -15,13 +17,14 @@ import platform
 import resource
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import uuid
 from asyncio.subprocess import PIPE, STDOUT
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -46,7 +49,7 @@ from vaccination.vaccinemgmt.v1 import lot_pb2, vaccinemgmt_service_pb2, vaccine
 
 Json = dict[str, Any]
 # These are below the range from which the kernel takes ports for outgoing connections, because the load opens many.
-BASE_PORT, NULL_BASE_PORT = 14000, 14100
+BASE_PORT, NULL_BASE_PORT, OTHER_BASE_PORT = 14000, 14100, 14200
 SLICE = 15.0  # seconds of one turn
 IDLE = 10.0  # seconds of sampling without load
 SAMPLES = 5.0  # bookings per second that are followed to COMPLETED: too few to add to the load
@@ -85,6 +88,28 @@ def null_mesh(home: Path, real: Mesh) -> Mesh:
     return mesh
 
 
+@contextlib.contextmanager
+def revision(name: str, folder: Path) -> Iterator[Mesh]:
+    """A mesh of another revision's code, which is up. Its home has to be laid out as this revision's is."""
+    checkout, home = folder / "checkout", folder / "other"
+    subprocess.run(["git", "worktree", "add", "--detach", checkout, name], cwd=ROOT, check=True, capture_output=True)
+
+    def its_own(*command: str) -> None:
+        done = subprocess.run([sys.executable, "-m", *command], cwd=checkout, capture_output=True, text=True)
+        if done.returncode:
+            raise MeshError(f"{name}: {' '.join(command)}: {done.stderr or done.stdout}")
+
+    mesh = ["mesh", "--home", str(home), "--base-port", str(OTHER_BASE_PORT)]
+    try:
+        its_own("mesh.contracts")
+        its_own(*mesh, "up")
+        yield Mesh(home, OTHER_BASE_PORT)
+    finally:
+        if home.exists():
+            its_own(*mesh, "down")
+        subprocess.run(["git", "worktree", "remove", "--force", checkout], cwd=ROOT, check=True, capture_output=True)
+
+
 def measured(mesh: Mesh, measure: Callable[[psutil.Process], float]) -> dict[str, float]:
     """The measure of every component, including its child processes."""
     found: dict[str, float] = defaultdict(float)
@@ -110,8 +135,8 @@ def memory(mesh: Mesh) -> dict[str, float]:
 class Bench:
     """One run against a mesh that is up."""
 
-    def __init__(self, real: Mesh, null: Mesh, channel: grpc.aio.Channel, vus: int, folder: Path) -> None:
-        self.real, self.null, self.vus, self.folder = real, null, vus, folder
+    def __init__(self, real: Mesh, others: Sequence[Mesh], channel: grpc.aio.Channel, vus: int, folder: Path) -> None:
+        self.real, self._others, self.vus, self.folder = real, others, vus, folder
         self.hospital = hospital_service_pb2_grpc.HospitalServiceStub(channel)
         self.vaccinemgmt = vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceStub(channel)
         self.reservation = reservation_service_pb2_grpc.ReservationServiceStub(channel)
@@ -205,7 +230,7 @@ class Bench:
         return cpu(mesh) | {
             "k6": tools.ru_utime + tools.ru_stime + (sum(psutil.Process(running).cpu_times()[:2]) if running else 0),
             "bench": time.process_time(),
-            "idle path": sum(cpu(self.null if mesh is self.real else self.real).values()),
+            "idle paths": sum(sum(cpu(idle).values()) for idle in (self.real, *self._others) if idle is not mesh),
             "machine": machine.user + machine.nice + machine.system + machine.irq + machine.softirq,
         }
 
@@ -213,7 +238,7 @@ class Bench:
         """CPU seconds by component since `before`, and the number of cores that other processes kept busy."""
         spent = {name: used - before[name] for name, used in self.used(mesh).items()}
         foreign = (spent.pop("machine") - sum(spent.values())) / seconds
-        del spent["idle path"]
+        del spent["idle paths"]
         return spent, foreign
 
     async def follow(self, seconds: float) -> list[float | None]:
@@ -274,27 +299,43 @@ class Bench:
         return first, time.monotonic() - begin
 
 
-async def run(real: Mesh, null: Mesh, arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]) -> Json:
+def channel_to(mesh: Mesh) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_http_proxy", 0)])
+
+
+async def run(
+    real: Mesh, null: Mesh, other: Mesh | None, arguments: argparse.Namespace, folder: Path, say: Callable[[str], None]
+) -> Json:
     """The whole benchmark; returns what is written to latest.json."""
     pairs = max(1, round(arguments.seconds / SLICE))
     seconds = arguments.seconds / pairs
-    async with grpc.aio.insecure_channel(real.gateway, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        bench = Bench(real, null, channel, arguments.vus, folder)
+    async with contextlib.AsyncExitStack() as channels:
+        meshes = [real, *([other] if other else [])]
+        benches = []
+        for mesh in meshes:
+            rest = [idle for idle in (*meshes, null) if idle is not mesh]
+            channel = await channels.enter_async_context(channel_to(mesh))
+            benches.append(Bench(mesh, rest, channel, arguments.vus, folder))
+        bench = benches[0]
         say("stocking hospitals")
-        await bench.stock()
+        for each in benches:
+            await each.stock()
         before = memory(real)
         say("warming up")
-        tokens = bench.customers(round(2000 * arguments.warmup))
-        warm = await bench.turn(real, tokens, arguments.warmup)
+        for each in reversed(benches):
+            tokens = each.customers(round(2000 * arguments.warmup))
+            warm = await each.turn(each.real, tokens, arguments.warmup)
         await bench.turn(null, tokens, arguments.warmup)
         say("following bookings without load")
         idle = await bench.follow(IDLE)
         await bench.drain()
-        turns = []
+        turns, against = [], []
         for i in range(pairs):
             say(f"pair {i + 1} of {pairs}")
-            tokens = bench.customers(round(3 * max(warm.per_second, 100) * seconds))  # it may be faster later
+            count = round(3 * max(warm.per_second, 100) * seconds)  # it may be faster later
+            tokens = bench.customers(count)
             turns.append((await bench.turn(real, tokens, seconds), await bench.turn(null, tokens, seconds)))
+            against += [await each.turn(each.real, each.customers(count), seconds) for each in benches[1:]]
     return {
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "cores": os.cpu_count(),
@@ -303,6 +344,7 @@ async def run(real: Mesh, null: Mesh, arguments: argparse.Namespace, folder: Pat
         "python": platform.python_version(),
         "arguments": vars(arguments),
         "pairs": [{"real": asdict(a), "null": asdict(b), "ratio": a.per_second / b.per_second} for a, b in turns],
+        "against": [asdict(turn) for turn in against],
         "idle": idle,
         "memory_mb": {"before": before, "after": memory(real)},
     }
@@ -364,11 +406,31 @@ def show(result: Json, console: Console) -> None:
     parts.add_row("all", f"{all_real:.2f}", f"{all_null:.2f}", style="bold")
     console.print(parts)
     console.print(
-        f"[bold]real/null: {all_real / all_null:.1f} times[/] the CPU, which others on the machine disturb least\n\n"
+        f"[bold]real/null: {all_real / all_null:.1f} times[/] the CPU, which others on the machine disturb least"
+    )
+    if result["against"]:
+        show_against(
+            result, table(f"Against {result['arguments']['against']}", "", "per s", "ratio", "CPU ms", "ratio"), console
+        )
+    console.print(
+        f"\n"
         f"{result['arguments']['vus']} customers at a time; {result['cores']} cores, load average "
         f"{result['load_average']:.1f}, Python {result['python']}, Linux {result['kernel']}",
         soft_wrap=True,
     )
+
+
+def show_against(result: Json, rows: Table, console: Console) -> None:
+    """Each pair of turns of this revision and of the other one, which came right after it."""
+    ratios = []
+    for i, (pair, then) in enumerate(zip(result["pairs"], result["against"], strict=True), 1):
+        now = pair["real"]
+        costs = [1000 * sum(turn["cpu"].values()) / turn["answers"] for turn in (now, then)]
+        ratios.append((now["per_second"] / then["per_second"], costs[0] / costs[1]))
+        rates, ratio = f"{now['per_second']:.0f} / {then['per_second']:.0f}", [f"{r:.3f}" for r in ratios[-1]]
+        rows.add_row(str(i), rates, ratio[0], f"{costs[0]:.2f} / {costs[1]:.2f}", ratio[1])
+    rows.add_row("median", "", *(f"{median(column):.3f}" for column in zip(*ratios, strict=True)), style="bold")
+    console.print(rows)
 
 
 def main() -> int:
@@ -377,6 +439,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="of load on each of the two paths (60)")
     parser.add_argument("--vus", type=int, default=64, help="customers at a time (64)")
     parser.add_argument("--warmup", type=float, default=5.0, help="seconds of load before (5)")
+    parser.add_argument("--against", metavar="REV", help="a revision of this repository that takes turns with this one")
     arguments = parser.parse_args()
     console = Console(highlight=False)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
@@ -386,10 +449,12 @@ def main() -> int:
         real = Mesh(folder / "real", BASE_PORT)
         null = null_mesh(folder / "null", real)
         try:
-            with console.status("starting a mesh") as status:
+            with console.status("starting a mesh") as status, contextlib.ExitStack() as stack:
                 real.up()
                 null.up(only=("reservation", "approval", "envoy"))
-                result = asyncio.run(run(real, null, arguments, folder, status.update))
+                against = arguments.against
+                other = stack.enter_context(revision(against, folder)) if against else None
+                result = asyncio.run(run(real, null, other, arguments, folder, status.update))
         except MeshError as error:
             console.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=False)
             return 1

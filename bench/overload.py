@@ -233,7 +233,7 @@ async def run(mesh: Mesh, arguments: argparse.Namespace, folder: Path, say: Call
     """The whole study; returns what is written to overload.json."""
     async with grpc.aio.insecure_channel(mesh.gateway, options=[("grpc.enable_http_proxy", 0)]) as channel:
         nobody = Mesh(folder / "nobody", BASE_PORT)  # never started: there is no other path here
-        study = Study(mesh, nobody, channel, arguments.vus, folder)
+        study = Study(mesh, [nobody], channel, arguments.vus, folder)
         say("stocking hospitals")
         await study.stock()
         say("warming up")

@@ -22,7 +22,7 @@ async def approval() -> None:
     service = Service("approval", settings, grpc.ERRORS)
     database = Database(settings.database_url.get_secret_value())
     relay = Relay(database, service.bus.publish)
-    use_cases = Approval(PostgresBooks(database, relay.wake), clock.now)
+    use_cases = Approval(PostgresBooks(database, relay.committed), clock.now)
     grpc.register(service.server, use_cases)
     kept = retention.Retention(settings, clock.now)
     await service.run(

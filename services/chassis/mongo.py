@@ -104,6 +104,8 @@ class Mongo:
         )
         self.database: AsyncIOMotorDatabase[dict[str, Any]] = self._client.get_default_database()
         self.outbox: AsyncIOMotorCollection[dict[str, Any]] = self.database["outbox"]
+        # Not made durable before it is answered: a row that a crash brings back is published once more.
+        self._removing = self.outbox.with_options(write_concern=WriteConcern(1, j=False))
 
     async def open(self, schema: Schema) -> None:
         """Brings the database up to the schema unless it is there, or beyond, already; raises StoreUnavailable."""
@@ -195,8 +197,8 @@ class Mongo:
             raise StoreUnavailable("the service's store cannot be reached: repeat the call") from error
 
     @asynccontextmanager
-    async def unit_of_work(self, wake: Callable[[], None]) -> "AsyncIterator[Transaction]":
-        """One snapshot transaction; see unit_of_work. `wake` is called after the commit of events, for the relay."""
+    async def unit_of_work(self, committed: Callable[[Sequence[Outgoing]], None]) -> "AsyncIterator[Transaction]":
+        """One snapshot transaction; see unit_of_work. `committed` gets its events after the commit, for the relay."""
         async with self.boundary(), await self._client.start_session() as session:
             session.start_transaction(
                 read_concern=ReadConcern("snapshot"),
@@ -210,8 +212,8 @@ class Mongo:
                 await session.abort_transaction()
                 raise
             await _commit(session)
-        if transaction.has_events:
-            wake()
+        if transaction.events:
+            committed(transaction.events)
 
     async def delete(self, collection: str, which: Mapping[str, Any], limit: int) -> int:
         """Deletes at most so many documents; returns how many."""
@@ -228,12 +230,20 @@ class Mongo:
             oldest = await self.outbox.find_one({}, {"enqueued": 1}, sort=[("time", 1)])
         return depth, (datetime.now(UTC) - oldest["enqueued"]).total_seconds() if oldest else 0.0
 
+    async def remove(self, ids: Sequence[str]) -> None:
+        """See OutboxStore."""
+        async with self.boundary():
+            await self._removing.delete_many({"_id": {"$in": list(ids)}})
+
     @asynccontextmanager
-    async def taken(self, limit: int) -> AsyncIterator[Sequence[Outgoing]]:
+    async def taken(self, limit: int, left: float = 0.0) -> AsyncIterator[Sequence[Outgoing]]:
         """See OutboxStore. Rows are held by a lease; one that runs out lets another relay have them."""
         async with self.boundary():
             # By the server's clock: a replica whose own is wrong holds nothing for longer.
-            lease, unheld = uuid.uuid4().hex, {"$expr": {"$lt": ["$held_until", "$$NOW"]}}
+            # But a row was written by its process's clock. If that is ahead, the row may be left already.
+            age = {"$abs": {"$subtract": ["$$NOW", "$enqueued"]}}
+            free = [{"$lt": ["$held_until", "$$NOW"]}, {"$gte": [age, left * 1000]}]
+            lease, unheld = uuid.uuid4().hex, {"$expr": {"$and": free}}
             ids = [row["_id"] async for row in self.outbox.find(unheld, {"_id": 1}).sort("time", 1).limit(limit)]
             if ids:
                 hold = {"$set": {"held_by": lease, "held_until": {"$add": ["$$NOW", LEASE * 1000]}}}
@@ -269,15 +279,14 @@ class Transaction:
 
     def __init__(self, mongo: Mongo, session: AsyncIOMotorClientSession) -> None:
         self._outbox, self.session = mongo.outbox, session
-        self.has_events = False
-        """Whether events were written, of which the relay is to know after the commit."""
+        self.events: list[Outgoing] = []
+        """Events that were written, of which the relay is to know after the commit."""
 
     async def enqueue(self, rows: Sequence[Outgoing]) -> None:
         """Writes events beside the state they tell of."""
         if rows:
-            about = {"held_until": EPOCH, "enqueued": datetime.now(UTC)}
-            await self._outbox.insert_many([_document(row) | about for row in rows], session=self.session)
-            self.has_events = True
+            await self._outbox.insert_many([_document(row) for row in rows], session=self.session)
+            self.events += rows
 
 
 async def _commit(session: AsyncIOMotorClientSession) -> None:
@@ -315,4 +324,4 @@ def _codes(error: PyMongoError | TimeoutError) -> Iterator[int]:
 
 def _document(row: Outgoing) -> dict[str, Any]:
     fields = dict(vars(row))  # asdict() would copy deeply
-    return {"_id": fields.pop("id"), **fields}
+    return {"_id": fields.pop("id"), **fields, "held_until": EPOCH}

@@ -77,7 +77,8 @@ ALTER TABLE outbox
 TAKE = """
 DELETE FROM outbox
 WHERE sequence = ANY (ARRAY(
-    SELECT sequence FROM outbox WHERE held_until <= now() ORDER BY sequence LIMIT $1 FOR UPDATE SKIP LOCKED
+    SELECT sequence FROM outbox WHERE held_until <= now() AND enqueued <= now() - $2 * interval '1 second'
+    ORDER BY sequence LIMIT $1 FOR UPDATE SKIP LOCKED
 ))
 RETURNING sequence, id, key, subject, time, traceparent, payload, enqueued, refused"""
 
@@ -87,6 +88,11 @@ INSERT INTO outbox (sequence, id, key, subject, time, traceparent, payload, enqu
 OVERRIDING SYSTEM VALUE
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9 + 1,
         clock_timestamp() + least($10, 2.0 ^ least($9 + 1, 30)) * interval '1 second')"""
+
+# Not made durable before it is answered: a row that a crash of the server brings back is published once more.
+REMOVE = """
+WITH lazily AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
+DELETE FROM outbox USING lazily WHERE id = ANY ($1::uuid[])"""
 
 BACKLOG = """
 SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(enqueued)), 0)::float8 AS oldest FROM outbox"""
@@ -234,8 +240,8 @@ class Database:
         raise problem
 
     @asynccontextmanager
-    async def unit_of_work(self, wake: Callable[[], None]) -> "AsyncIterator[Transaction]":
-        """One transaction; see unit_of_work. `wake` is called after the commit of events, for the relay."""
+    async def unit_of_work(self, committed: Callable[[Sequence[Outgoing]], None]) -> "AsyncIterator[Transaction]":
+        """One transaction; see unit_of_work. `committed` gets its events after the commit, for the relay."""
         async with self.connection() as connection:
             transaction = Transaction(connection)
             try:
@@ -244,8 +250,8 @@ class Database:
                 await transaction.end(commit=False)
                 raise
             await transaction.end(commit=True)
-        if transaction.has_events:
-            wake()
+        if transaction.events:
+            committed(transaction.events)
 
     async def delete(self, sql: str, *arguments: object) -> int:
         """Runs a single statement that deletes; returns how many rows."""
@@ -258,11 +264,16 @@ class Database:
             row = await connection.fetchrow(BACKLOG)
         return (row["depth"], row["oldest"]) if row else (0, 0.0)
 
+    async def remove(self, ids: Sequence[str]) -> None:
+        """See OutboxStore."""
+        async with self.connection() as connection:
+            await connection.execute(REMOVE, ids)
+
     @asynccontextmanager
-    async def taken(self, limit: int) -> AsyncIterator[Sequence[Outgoing]]:
+    async def taken(self, limit: int, left: float = 0.0) -> AsyncIterator[Sequence[Outgoing]]:
         """See OutboxStore."""
         async with self.transaction() as connection:
-            rows = await connection.fetch(TAKE, limit)
+            rows = await connection.fetch(TAKE, limit, left)
             rows.sort(key=lambda row: row["sequence"])
             try:
                 yield [
@@ -287,8 +298,8 @@ class Transaction:
         self._connection = connection
         self._transaction: asyncpg.transaction.Transaction | None = None
         self._has_written = False
-        self.has_events = False
-        """Whether events were written, of which the relay is to know after the commit."""
+        self.events: list[Outgoing] = []
+        """Events that were written, of which the relay is to know after the commit."""
 
     async def begin(self) -> None:
         """From here on all is done or nothing."""
@@ -320,7 +331,7 @@ class Transaction:
         """Writes events beside the state they tell of."""
         if rows:
             await self.write(ENQUEUE, *columns(rows, *OUTBOX_COLUMNS))
-            self.has_events = True
+            self.events += rows
 
     async def end(self, *, commit: bool) -> None:
         """Commits or undoes what was begun; for Database alone."""

@@ -54,7 +54,7 @@ async def reservation() -> None:
     service = Service("reservation", settings, inbound.ERRORS)
     database = Database(settings.database_url.get_secret_value())
     relay = Relay(database, service.bus.publish)
-    reservations = PostgresReservations(database, relay.wake, clock.now)
+    reservations = PostgresReservations(database, relay.committed, clock.now)
     channel = grpc.aio.insecure_channel(settings.approval_target, options=settings.approval_options)
     desk = ReservationDesk(reservations, GrpcApproval(channel, settings.approval_timeout), clock.now)
     inbound.register(service.server, desk)

@@ -44,6 +44,9 @@ class Approval(Protocol):
 class UnitOfWork(Protocol):
     """What one transaction sees and changes."""
 
+    async def known(self, decisions: Sequence[Appointment]) -> frozenset[ReservationId]:
+        """Which of these decisions are stored, or a later one of the same request."""
+
     async def add(self, reservations: Sequence[Reservation]) -> None:
         """Writes those that are not there yet, with their events; those that are there stay as they are.
 
@@ -70,6 +73,9 @@ class Reservations(Protocol):
     def unit_of_work(self) -> AbstractAsyncContextManager[UnitOfWork]:
         """One transaction: committed with its events when the block ends, undone when it raises."""
 
+    async def record(self, reservation: Reservation) -> None:
+        """Adds one as UnitOfWork.add does, in one transaction with others that come at the same time."""
+
     async def get(self, reservation_id: ReservationId) -> Reservation | None:
         """Reads one."""
 
@@ -94,8 +100,7 @@ class ReservationDesk:
         except ApprovalBusy as busy:
             return await self._recorded(request, busy)
         reservation = Reservation.decided(appointment, rejection)
-        async with self._reservations.unit_of_work() as work:
-            await work.add([reservation])
+        await self._reservations.record(reservation)
         return reservation
 
     async def move(self, request: Request, instead_of: ReservationId) -> Reservation:
@@ -181,7 +186,10 @@ class Followup:
     async def decided(self, decisions: Sequence[tuple[Appointment, RejectionReason | None]]) -> None:
         """Approval decided. If the process that asked it has died, this makes the reservation instead."""
         async with self._reservations.unit_of_work() as work:
-            await work.add([Reservation.decided(a, rejection) for a, rejection in decisions])
+            known = await work.known([a for a, _ in decisions])  # nearly all: the process that asked has stored them
+            missing = [Reservation.decided(a, why) for a, why in decisions if a.reservation_id not in known]
+            if missing:
+                await work.add(missing)
 
     @repeated_after_lost_race
     async def heard_of_doses(self, news: Sequence[tuple[Appointment, int, bool]]) -> None:

@@ -42,7 +42,7 @@ async def vaccinemgmt() -> None:
     service = Service("vaccinemgmt", settings, grpc.ERRORS)
     mongo = Mongo(settings.database_url.get_secret_value())
     relay = Relay(mongo, service.bus.publish)
-    stock, freed = MongoStock(mongo, relay.wake), asyncio.Event()
+    stock, freed = MongoStock(mongo, relay.committed), asyncio.Event()
     vaccines, stockroom = Vaccines(stock, clock.now, freed), Stockroom(stock, clock.now, freed)
     record = Accesses(accesses.MongoAccesses(mongo), clock.now)
     desk = Counter(stock, clock.now, freed, timedelta(hours=settings.missed_after_hours))

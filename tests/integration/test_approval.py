@@ -161,7 +161,7 @@ SELECT customer_id, reservation_id, date FROM decisions WHERE denial IS NULL AND
 async def office(open_database: OpenDatabase) -> Office:
     clock, woken = Clock(), list[None]()
     databases = [await open_database("approval") for _ in range(2)]
-    replicas = [Approval(PostgresBooks(database, lambda: woken.append(None)), clock) for database in databases]
+    replicas = [Approval(PostgresBooks(database, lambda _: woken.append(None)), clock) for database in databases]
     await replicas[0].put_hospital(Hospital("h1", "Han River Clinic", "Asia/Seoul"))
     return Office(replicas, databases[0], clock, woken)
 
@@ -886,7 +886,7 @@ async def test_a_connection_lost_before_the_commit_leaves_neither_decision_nor_e
 
 async def test_an_error_in_the_unit_of_work_leaves_nothing_behind(office: Office) -> None:
     await office.offer(1)
-    books = PostgresBooks(office.database, lambda: None)
+    books = PostgresBooks(office.database, lambda *_: None)
 
     async def breaks() -> None:
         async with books.unit_of_work() as work:

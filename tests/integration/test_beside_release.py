@@ -116,7 +116,7 @@ async def office(make_store: MakeStore, release: Path) -> Office:
     application, adapter = import_module(f"{package}.application"), import_module(f"{package}.adapters.postgres")
 
     def old(database: Database) -> Any:
-        return application.Approval(adapter.PostgresBooks(database, lambda: None), lambda: NOW)
+        return application.Approval(adapter.PostgresBooks(database, lambda *_: None), lambda: NOW)
 
     async def fill(database: Database) -> None:
         approval = old(database)
@@ -126,7 +126,7 @@ async def office(make_store: MakeStore, release: Path) -> Office:
         await approval.decide(asks)
 
     store = await make_store("approval", fill)
-    return Office(store, Approval(PostgresBooks(store.new, lambda: None), lambda: NOW), old(store.old), released)
+    return Office(store, Approval(PostgresBooks(store.new, lambda *_: None), lambda: NOW), old(store.old), released)
 
 
 async def test_both_versions_grant_and_free_places_of_a_store_that_0_3_0_made(office: Office) -> None:
@@ -274,15 +274,15 @@ async def desk(make_store: MakeStore, release: Path) -> AsyncIterator[Desk]:
     application = import_module(f"{package}.application")
 
     async def fill(database: Database) -> None:
-        reservations = adapter.PostgresReservations(database, lambda: None, lambda: NOW)
+        reservations = adapter.PostgresReservations(database, lambda *_: None, lambda: NOW)
         await application.Followup(reservations).completed([appointment()])
 
     store = await make_store("reservation", fill)
-    reservations = adapter.PostgresReservations(store.old, lambda: None, lambda: NOW)
+    reservations = adapter.PostgresReservations(store.old, lambda *_: None, lambda: NOW)
     nobody: Any = None
     yield Desk(
         store,
-        Followup(PostgresReservations(store.new, lambda: None, lambda: NOW)),
+        Followup(PostgresReservations(store.new, lambda *_: None, lambda: NOW)),
         application.Followup(reservations),
         application.ReservationDesk(reservations, nobody, lambda: NOW),
     )

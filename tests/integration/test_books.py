@@ -83,7 +83,7 @@ async def running(relay: Relay) -> AsyncIterator[None]:
     task = asyncio.create_task(relay.run())
     yield
     relay.stop()
-    relay.wake()
+    relay.committed([])
     await task
 
 
@@ -108,7 +108,7 @@ class Office:
     def __init__(self, database: Database, bus: Bus, clock: Clock) -> None:
         self.database, self.bus, self.clock = database, bus, clock
         self.relay = Relay(database, bus.publish)
-        self.approval = Approval(PostgresBooks(database, self.relay.wake), clock)
+        self.approval = Approval(PostgresBooks(database, self.relay.committed), clock)
 
     async def book(self, day: date = TODAY + DAY, customer: str = "") -> ReservationId:
         request = Request(ReservationId(new_id()), customer or new_id(), "h1", day, "")
@@ -631,7 +631,6 @@ async def test_lots_agree_while_doses_are_given_out(pharmacy: Pharmacy) -> None:
         while not stopping.is_set():
             pharmacy.a_day_at_the_counter(seed := seed + 1, 3)
             await pharmacy.save()
-            pharmacy.relay.wake()
             await asyncio.sleep(0.01)
 
     async with running(pharmacy.relay):

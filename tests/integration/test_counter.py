@@ -95,7 +95,7 @@ class Hospital:
     woken: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
-        self.stocks = [MongoStock(m, lambda: None) for m in self.mongos]
+        self.stocks = [MongoStock(m, lambda *_: None) for m in self.mongos]
         self.replicas = [Vaccines(s, self.clock, self.woken) for s in self.stocks]
         self.desks = [Counter(s, self.clock, self.woken, GRACE) for s in self.stocks]
         self.vaccines, self.desk = self.replicas[0], self.desks[0]
@@ -586,7 +586,7 @@ async def test_after_a_silence_of_a_day_doses_of_these_days_stay_as_they_are_sin
     assert await stock.recorded_since() == latest_day(MIGRATED)
     for silence, since in ((timedelta(hours=23), MIGRATED), (timedelta(hours=25), datetime.now(UTC))):
         await recorded(hospital.mongos[0], seen=datetime.now(UTC) - silence)
-        anew = MongoStock(hospital.mongos[0], lambda: None)  # a replica that starts
+        anew = MongoStock(hospital.mongos[0], lambda *_: None)  # a replica that starts
         assert abs(await anew.recorded_since() - latest_day(since)) <= DAY
     assert await stock.recorded_since() == latest_day(MIGRATED)  # asked again within a minute
 

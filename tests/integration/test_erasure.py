@@ -61,7 +61,7 @@ async def test_approval_erases_nothing_while_a_place_is_held_and_then_everything
     open_database: OpenDatabase, clock: Clock
 ) -> None:
     database = await open_database("approval")
-    approval = Approval(PostgresBooks(database, lambda: None), clock)
+    approval = Approval(PostgresBooks(database, lambda *_: None), clock)
     await approval.put_hospital(Hospital("h1", "Han River Clinic", "Asia/Seoul"))
     await approval.set_capacity("h1", TODAY, TODAY + DAY, 5)
 
@@ -90,7 +90,7 @@ async def test_a_booking_made_while_its_person_is_erased_is_kept_whole(
     open_database: OpenDatabase, clock: Clock
 ) -> None:
     database = await open_database("approval")
-    approval = Approval(PostgresBooks(database, lambda: None), clock)
+    approval = Approval(PostgresBooks(database, lambda *_: None), clock)
     await approval.put_hospital(Hospital("h1", "Han River Clinic", "Asia/Seoul"))
     await approval.set_capacity("h1", TODAY, TODAY + DAY, 50)
     people = [f"c{i}" for i in range(20)]
@@ -108,7 +108,7 @@ async def test_reservation_erases_nothing_while_something_may_become_of_a_reserv
     open_database: OpenDatabase, clock: Clock
 ) -> None:
     database = await open_database("reservation")
-    store, unasked = PostgresReservations(database, lambda: None, lambda: NOW), Any
+    store, unasked = PostgresReservations(database, lambda *_: None, lambda: NOW), Any
     desk = ReservationDesk(store, unasked, clock)  # type: ignore[arg-type]
 
     def appointment(customer: str) -> Appointment:
@@ -137,7 +137,7 @@ async def test_reservation_erases_nothing_while_something_may_become_of_a_reserv
 async def test_reservation_erases_a_moved_or_called_off_booking_when_its_dose_is_back(
     open_database: OpenDatabase, clock: Clock
 ) -> None:
-    store, unasked = PostgresReservations(await open_database("reservation"), lambda: None, lambda: NOW), Any
+    store, unasked = PostgresReservations(await open_database("reservation"), lambda *_: None, lambda: NOW), Any
     desk, followup = ReservationDesk(store, unasked, clock), Followup(store)  # type: ignore[arg-type]
     for customer, how in (("c1", Status.MOVED), ("c2", Status.CALLED_OFF)):
         a = Appointment(Id(new_id()), customer, "h1", "Clinic", "Asia/Seoul", TODAY + DAY, "", NOW)
@@ -151,7 +151,7 @@ async def test_a_dose_that_was_given_stays_in_its_lots_account_under_nobodys_nam
     open_mongo: OpenMongo, clock: Clock
 ) -> None:
     mongo = await open_mongo()
-    stock, freed = MongoStock(mongo, lambda: None), asyncio.Event()
+    stock, freed = MongoStock(mongo, lambda *_: None), asyncio.Event()
     vaccines, stockroom = Vaccines(stock, clock, freed), Stockroom(stock, clock, freed)
     delivery = Delivery("L1", "207", "MOD", TODAY - 30 * DAY, TODAY + 300 * DAY, 2)
     await stockroom.register("h1", [delivery], "manager")
@@ -328,7 +328,7 @@ async def test_an_erasure_ends_when_the_events_of_before_are_published(
 ) -> None:
     monkeypatch.setattr(operations, "draining", asyncio.Event())
     database, bus = await open_database("reservation"), await open_bus("reservation")
-    store = PostgresReservations(database, lambda: None, lambda: NOW)
+    store = PostgresReservations(database, lambda *_: None, lambda: NOW)
     appointment = Appointment(Id(new_id()), "c1", "h1", "Clinic", "Asia/Seoul", TODAY, "", NOW)
     async with store.unit_of_work() as work:
         await work.add([Reservation.decided(appointment, RejectionReason(1))])

@@ -29,6 +29,7 @@ from .conftest import MIGRATIONS, OpenBus, OpenDatabase, OpenMongo, Servers, eve
 
 NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
 Publish = Callable[[Sequence[Outgoing]], Awaitable[None]]
+Committed = Callable[[Sequence[Outgoing]], None]
 
 
 def rows(count: int, start: int = 0) -> list[Outgoing]:
@@ -44,8 +45,8 @@ def rows(count: int, start: int = 0) -> list[Outgoing]:
     return made
 
 
-def nobody_waits() -> None:
-    """Does nothing, because there is no relay to wake."""
+def nobody_waits(_: Sequence[Outgoing]) -> None:
+    """Does nothing, because there is no relay to tell."""
 
 
 async def began(work: postgres_module.Transaction | mongo_module.Transaction) -> None:
@@ -64,14 +65,14 @@ class Outbox:
     def store(self) -> Database | Mongo:
         return self.replicas[0]
 
-    async def write(self, items: Sequence[Outgoing]) -> None:
+    async def write(self, items: Sequence[Outgoing], told: Committed = nobody_waits) -> None:
         """Commits them."""
-        async with self.store.unit_of_work(nobody_waits) as work:
+        async with self.store.unit_of_work(told) as work:
             await work.enqueue(items)
 
-    async def write_and_fail(self, wake: Callable[[], None]) -> None:
+    async def write_and_fail(self, told: Committed) -> None:
         """Writes events in a unit of work that then fails and is undone."""
-        async with self.store.unit_of_work(wake) as work:
+        async with self.store.unit_of_work(told) as work:
             await began(work)
             await work.enqueue(rows(3))
             raise ZeroDivisionError
@@ -137,8 +138,7 @@ async def test_two_relays_that_compete_publish_everything_once(
     written = [rows(n, 1000 * i) for i, n in enumerate([1, 700, 3, 250, 1, 40, 600])]
     async with Running(*relays):
         for i, batch in enumerate(written):
-            await outbox.write(batch)
-            relays[i % 2].wake()
+            await outbox.write(batch, relays[i % 2].committed)
         await outbox.empty()
     assert Counter(await ids(jetstream)) == Counter(row.id for batch in written for row in batch)
 
@@ -245,6 +245,7 @@ async def test_the_pauses_between_tries_of_a_refused_event_grow_and_it_goes_out_
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
     [written], tries = rows(1), list[float]()
 
     async def publish(batch: Sequence[Outgoing]) -> None:
@@ -273,22 +274,75 @@ async def test_while_the_stream_is_missing_no_event_is_taken_for_refused(
     assert await Relay(outbox.store, bus.publish).publish_some() == 21
 
 
-async def test_a_relay_that_is_woken_publishes_without_waiting_for_its_next_poll(
+async def test_what_was_just_committed_goes_out_at_once_and_is_read_by_nobody(
     outbox: Outbox, bus: Bus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "LOOK_EVERY", 60.0)
+    monkeypatch.setattr(outbox_module, "LEFT", 60.0)
     relay = Relay(outbox.store, bus.publish)
     async with Running(relay):
         for count in (3, 1):
-            await outbox.write(rows(count))
-            relay.wake()
+            await outbox.write(rows(count), relay.committed)
             await outbox.empty()
+
+
+async def test_a_row_is_not_left_to_others_while_its_process_publishes_it(outbox: Outbox, bus: Bus) -> None:
+    await outbox.write(rows(3))
+    assert await Relay(outbox.replicas[1], bus.publish).publish_some(left=60.0) == 0
+
+
+async def test_what_a_slow_process_and_another_one_both_publish_is_one_message(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "LEFT", 60.0)
+    written, other = rows(5), Relay(outbox.replicas[1], bus.publish)
+
+    async def slowly(batch: Sequence[Outgoing]) -> None:
+        assert await other.publish_some() == 5
+        await bus.publish(batch)
+
+    relay = Relay(outbox.store, slowly)
+    async with Running(relay):
+        await outbox.write(written, relay.committed)
+        await eventually(lambda: ids(jetstream), lambda found: len(found) == 5)
+        await relay.flush()
+    assert Counter(await ids(jetstream)) == Counter(row.id for row in written)
+    assert await outbox.left() == 0
+
+
+async def test_of_what_was_just_committed_a_refused_event_stays_and_keeps_no_other_waiting(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "LEFT", 60.0)
+    monkeypatch.setattr(stream_module, "PUBLISH_TIMEOUT", 1.0)
+    written = rows(4)
+    written[1] = replace(written[1], payload=b"x" * (bus.connection().max_payload + 1))
+    relay = Relay(outbox.store, bus.publish)
+    async with Running(relay):
+        await outbox.write(written, relay.committed)
+        await eventually(outbox.left, lambda left: left == 1)
+    assert sorted(await ids(jetstream)) == sorted(row.id for row in written if row is not written[1])
+
+
+async def test_what_does_not_fit_into_memory_goes_out_from_the_store(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
+    monkeypatch.setattr(outbox_module, "IN_MEMORY", 3)
+    written, relay = [rows(3, 10 * i) for i in range(4)], Relay(outbox.store, bus.publish)
+    for batch in written:
+        await outbox.write(batch, relay.committed)
+    async with Running(relay):
+        await outbox.empty()
+    assert Counter(await ids(jetstream)) == Counter(row.id for batch in written for row in batch)
 
 
 async def test_another_process_publishes_the_rows_of_one_that_died(
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
     async with Running(Relay(outbox.replicas[1], bus.publish)):
         await outbox.write(rows(5))  # and nobody wakes the relay
         await outbox.empty()
@@ -299,6 +353,7 @@ async def test_events_written_while_the_stream_was_away_go_out_when_it_is_back(
     outbox: Outbox, bus: Bus, servers: Servers, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
     written = rows(40)
     relay = Relay(outbox.store, bus.publish)
     async with Running(relay):
@@ -306,8 +361,7 @@ async def test_events_written_while_the_stream_was_away_go_out_when_it_is_back(
         await outbox.empty()
         await servers.stop("nats")
         try:
-            await outbox.write(written[20:])
-            relay.wake()
+            await outbox.write(written[20:], relay.committed)
             with pytest.raises(PublishFailed):
                 await bus.publish(written)
             assert await outbox.left() == 20
@@ -319,6 +373,7 @@ async def test_events_written_while_the_stream_was_away_go_out_when_it_is_back(
 
 async def test_a_relay_keeps_on_after_any_failure(outbox: Outbox, bus: Bus, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.02)
+    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
     failures: list[Exception] = [PublishFailed("x"), StoreUnavailable("x"), TimeoutError(), ValueError("a bug")]
 
     async def publish(batch: Sequence[Outgoing]) -> None:
@@ -332,7 +387,10 @@ async def test_a_relay_keeps_on_after_any_failure(outbox: Outbox, bus: Bus, monk
     assert not failures
 
 
-async def test_a_relay_that_is_stopped_in_the_middle_leaves_its_rows_to_the_next(outbox: Outbox, bus: Bus) -> None:
+async def test_a_relay_that_is_stopped_in_the_middle_leaves_its_rows_to_the_next(
+    outbox: Outbox, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
     publishing = asyncio.Event()
 
     async def hangs(batch: Sequence[Outgoing]) -> None:
@@ -426,27 +484,31 @@ async def test_nothing_is_published_before_its_commit(outbox: Outbox, bus: Bus) 
     assert await relay.publish_some() == 3
 
 
-async def test_the_relay_is_woken_only_after_a_commit_of_events(outbox: Outbox) -> None:
+async def test_the_relay_is_told_of_events_only_after_their_commit(outbox: Outbox) -> None:
     woken: list[int] = []
 
     async def left() -> None:
         woken.append(await outbox.left())
 
     tasks: list[asyncio.Task[None]] = []
+    told: list[Outgoing] = []
 
-    def wake() -> None:
+    def committed(events: Sequence[Outgoing]) -> None:
+        told.extend(events)
         tasks.append(asyncio.create_task(left()))
 
-    async with outbox.store.unit_of_work(wake):
+    async with outbox.store.unit_of_work(committed):
         pass
     with pytest.raises(ZeroDivisionError):
-        await outbox.write_and_fail(wake)
+        await outbox.write_and_fail(committed)
     assert tasks == []
-    async with outbox.store.unit_of_work(wake) as work:
-        await work.enqueue(rows(2))
+    written = rows(2)
+    async with outbox.store.unit_of_work(committed) as work:
+        await work.enqueue(written)
         assert tasks == []
     await asyncio.gather(*tasks)
     assert woken == [2]  # once, and by then both events were committed
+    assert told == written
 
 
 async def test_a_bus_that_is_not_connected_fails_at_once(servers: Servers) -> None:

@@ -120,7 +120,7 @@ def appointment(customer: str = "c1", seconds: int = 0) -> Appointment:
 async def shelf(open_database: OpenDatabase) -> Shelf:
     woken = list[None]()
     databases = [await open_database("reservation") for _ in range(2)]
-    replicas = [PostgresReservations(database, lambda: woken.append(None), lambda: NOW) for database in databases]
+    replicas = [PostgresReservations(database, lambda _: woken.append(None), lambda: NOW) for database in databases]
     return Shelf(replicas, databases[0], woken)
 
 
@@ -451,7 +451,7 @@ def wants(customer: str = "c1", day: date = DAY, hospital_id: str = "h1", code: 
 
 @pytest.fixture
 async def town(shelf: Shelf, open_database: OpenDatabase) -> AsyncIterator[Town]:
-    approval = Approval(PostgresBooks(await open_database("approval"), lambda: None), lambda: NOW)
+    approval = Approval(PostgresBooks(await open_database("approval"), lambda *_: None), lambda: NOW)
     await approval.put_hospital(Hospital("h1", "Han River Clinic", "Asia/Seoul"))
     await approval.set_capacity("h1", DAY, DAY + timedelta(1), 1)
     server = grpc.aio.server(interceptors=[Edge(approval_grpc.ERRORS, max_calls=100, max_streams=100)])

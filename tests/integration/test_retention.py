@@ -107,7 +107,7 @@ class Arrived:
 class Office:
     def __init__(self, database: Database, clock: Clock) -> None:
         self.database, self.clock = database, clock
-        self.approval = Approval(approval_store.PostgresBooks(database, lambda: None), clock)
+        self.approval = Approval(approval_store.PostgresBooks(database, lambda *_: None), clock)
 
     async def ask(self, customer: str, day: date, reservation_id: str = "") -> Decision | Exception:
         request = Request(ReservationId(reservation_id or new_id()), customer, "h1", day, "")
@@ -231,7 +231,7 @@ async def test_reservation_forgets_what_is_over(
     database = await open_database("reservation")
     rules = reservation_store.rules(database, retention)
     passed, refused, ahead = appointment(), appointment(TODAY + 90 * DAY), appointment(TODAY + 90 * DAY)
-    async with reservation_store.PostgresReservations(database, lambda: None, lambda: NOW).unit_of_work() as work:
+    async with reservation_store.PostgresReservations(database, lambda *_: None, lambda: NOW).unit_of_work() as work:
         await work.add(
             [
                 Reservation.decided(passed, None),
@@ -253,7 +253,7 @@ async def test_a_decision_made_anew_replaces_a_refusal_that_is_not_deleted_yet_a
     open_database: OpenDatabase,
 ) -> None:
     database = await open_database("reservation")
-    store = reservation_store.PostgresReservations(database, lambda: None, lambda: NOW)
+    store = reservation_store.PostgresReservations(database, lambda *_: None, lambda: NOW)
     first = appointment(TODAY + 90 * DAY)
     anew = appointment(TODAY + 91 * DAY, NOW + 31 * DAY, first.reservation_id)
     for decided, reason in ((first, RejectionReason(1)), (anew, None), (anew, None), (first, RejectionReason(1))):
@@ -271,7 +271,7 @@ async def test_vaccinemgmt_forgets_vaccinations_whose_day_has_passed_and_keeps_i
     open_mongo: OpenMongo, retention: Retention, clock: Clock
 ) -> None:
     mongo = await open_mongo()
-    stock = vaccinemgmt_store.MongoStock(mongo, lambda: None)
+    stock = vaccinemgmt_store.MongoStock(mongo, lambda *_: None)
     freed, rules = asyncio.Event(), vaccinemgmt_store.rules(mongo, retention)
     vaccines, stockroom = Vaccines(stock, clock, freed), Stockroom(stock, clock, freed)
     await stockroom.register("h1", [Lots("L1", "207", "MOD", TODAY - 30 * DAY, TODAY + 300 * DAY, 5)], "manager")

@@ -84,7 +84,7 @@ class Replica:
     """One process of vaccine management."""
 
     def __init__(self, mongo: Mongo, accesses: list[tuple[str, ...]]) -> None:
-        self.stock, self.freed, self.now = MongoStock(mongo, lambda: None), asyncio.Event(), NOW
+        self.stock, self.freed, self.now = MongoStock(mongo, lambda *_: None), asyncio.Event(), NOW
         self.vaccines = Vaccines(self.stock, self.clock, self.freed)
         self.stockroom = Stockroom(self.stock, self.clock, self.freed)
 

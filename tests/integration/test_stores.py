@@ -49,7 +49,7 @@ class Switchover:
         await self.admin.execute(f"ALTER DATABASE {self.name} RESET default_transaction_read_only")
 
     async def write(self) -> None:
-        async with self.database.unit_of_work(lambda: None) as work:
+        async with self.database.unit_of_work(lambda _: None) as work:
             await work.enqueue(rows(1))
 
     async def written(self) -> int:
@@ -341,13 +341,13 @@ async def test_a_mongodb_primary_that_steps_down_is_away_and_is_back_by_itself(
 async def test_a_unit_of_work_that_writes_once_is_one_statement_and_more_need_a_transaction(
     switchover: Switchover,
 ) -> None:
-    async with switchover.database.unit_of_work(lambda: None) as work:
+    async with switchover.database.unit_of_work(lambda _: None) as work:
         await work.enqueue(rows(1))
         for forbidden in (work.enqueue(rows(1)), work.hold("SELECT 1")):  # the first is committed already
             with pytest.raises(RuntimeError):
                 await forbidden
     assert await switchover.written() == 1
-    async with switchover.database.unit_of_work(lambda: None) as work:
+    async with switchover.database.unit_of_work(lambda _: None) as work:
         await work.hold("SELECT 1 FROM outbox FOR UPDATE")
         await work.enqueue(rows(1))
         await work.enqueue(rows(1))
@@ -362,7 +362,7 @@ async def test_a_deadlock_is_a_lost_race_and_no_session_is_lost(switchover: Swit
     sessions: list[int] = []
 
     async def hold(order: list[str]) -> None:
-        async with switchover.database.unit_of_work(lambda: None) as work:
+        async with switchover.database.unit_of_work(lambda _: None) as work:
             sessions.append((await work.hold(first.replace("sequence", order[0])))[0][0])
             await both.wait()
             await work.hold(first.replace("sequence", order[1]))

@@ -107,7 +107,7 @@ def delivery(number: str = "L1", quantity: int = 3, **changes: Any) -> Delivery:
 async def store(open_mongo: OpenMongo) -> Store:
     woken = list[None]()
     mongos = [await open_mongo() for _ in range(2)]
-    stocks, freed = [MongoStock(m, lambda: woken.append(None)) for m in mongos], [asyncio.Event() for _ in mongos]
+    stocks, freed = [MongoStock(m, lambda _: woken.append(None)) for m in mongos], [asyncio.Event() for _ in mongos]
     replicas = [Vaccines(stock, lambda: NOW, free) for stock, free in zip(stocks, freed, strict=True)]
     stockrooms = [Stockroom(stock, lambda: NOW, free) for stock, free in zip(stocks, freed, strict=True)]
     return Store(replicas, stockrooms, mongos[0], woken)
@@ -188,7 +188,7 @@ async def test_a_hospital_where_only_passed_bookings_wait_is_not_served(store: S
     await store.vaccines.admit([appointment(2, hospital_id="h2")])
     for hospital_id in ("h1", "h2", "h3"):
         await store.register(hospital_id, [delivery()])
-    stock = MongoStock(store.mongo, lambda: None)
+    stock = MongoStock(store.mongo, lambda *_: None)
     assert await stock.hospitals_to_serve(date(2027, 2, 28)) == ["h2"]
     assert await stock.hospitals_to_serve(date(2027, 2, 27)) == ["h1", "h2"]
 
@@ -355,7 +355,7 @@ async def test_a_write_conflict_runs_the_use_case_again_from_the_start(store: St
 
     @repeated_after_lost_race
     async def take() -> int:
-        async with MongoStock(store.mongo, lambda: None).unit_of_work() as work:
+        async with MongoStock(store.mongo, lambda *_: None).unit_of_work() as work:
             [lot] = await work.free_lots("h1")
             seen.append(lot.free)
             if len(seen) == 1:  # another transaction takes one meanwhile, and commits
@@ -372,7 +372,7 @@ async def test_a_write_conflict_runs_the_use_case_again_from_the_start(store: St
 
 async def test_an_error_in_the_unit_of_work_leaves_nothing_behind(store: Store) -> None:
     async def breaks() -> None:
-        async with MongoStock(store.mongo, lambda: None).unit_of_work() as work:
+        async with MongoStock(store.mongo, lambda *_: None).unit_of_work() as work:
             vaccination = Vaccination(appointment())
             vaccination.wait(NOW)
             await work.save([vaccination], [Lot.of("h1", DELIVERY)])

@@ -595,8 +595,10 @@ class NothingToPublish:
     """An outbox that is always empty."""
 
     @asynccontextmanager
-    async def taken(self, limit: int) -> AsyncIterator[Sequence[Outgoing]]:
+    async def taken(self, limit: int, left: float = 0.0) -> AsyncIterator[Sequence[Outgoing]]:
         yield []
+
+    async def remove(self, ids: Sequence[str]) -> None: ...
 
     async def backlog(self) -> tuple[int, float]:
         return 0, 0.0
@@ -611,7 +613,7 @@ class TestRelay:
         task = asyncio.create_task(relay.run())
         for _ in range(20):
             await asyncio.sleep(0)  # until the relay is idle
-        relay.wake()
+        relay.committed([])
         for _ in range(steps):
             await asyncio.sleep(0)
         task.cancel()

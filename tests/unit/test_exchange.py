@@ -2,14 +2,14 @@
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, date, datetime, timedelta
 
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from services.vaccinemgmt.application import serving
+from services.vaccinemgmt.application import Supply, serving
 from services.vaccinemgmt.domain import (
     Appointment,
     Balance,
@@ -58,8 +58,9 @@ class Shelf:
         self.all_lots = {lot.lot_id: lot for lot in lots}
         self.bookings: dict[ReservationId, Vaccination] = {}
 
-    async def free_lots(self, hospital_id: str, since: date) -> Sequence[Lot]:
-        return [lot for lot in self.all_lots.values() if lot.free and lot.expiry_date >= since]
+    async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
+        free = [lot for lot in self.all_lots.values() if lot.free and lot.expiry_date >= since]
+        return {"h1": Supply(free, awaited=any(v.status is Status.WAITING for v in self.bookings.values()))}
 
     async def full_lots(self, hospital_id: str, since: date) -> Sequence[Lot]:
         return [lot for lot in self.all_lots.values() if not lot.free and lot.expiry_date >= since]

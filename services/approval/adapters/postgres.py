@@ -8,6 +8,7 @@ from datetime import date
 
 import asyncpg
 
+from services.chassis.events import Outgoing
 from services.chassis.postgres import Database, Transaction, columns
 from services.chassis.retention import Retention, Rule
 from services.chassis.unit_of_work import LostRace
@@ -174,13 +175,13 @@ def rules(database: Database, retention: Retention) -> list[Rule]:
 class PostgresBooks:
     """See application.Books."""
 
-    def __init__(self, database: Database, wake: Callable[[], None]) -> None:
-        self._database, self._wake = database, wake
+    def __init__(self, database: Database, committed: Callable[[Sequence[Outgoing]], None]) -> None:
+        self._database, self._committed = database, committed
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator["PostgresUnitOfWork"]:
         """See Books."""
-        async with self._database.unit_of_work(self._wake) as transaction:
+        async with self._database.unit_of_work(self._committed) as transaction:
             yield PostgresUnitOfWork(transaction)
 
     async def hospital(self, hospital_id: str) -> Hospital | None:

@@ -4,15 +4,19 @@ An adapter writes `Outgoing` rows beside the state they tell of. The relay publi
 the stream's acknowledgement, so a process killed at any instant leaves either no row and no effect, or a row that this
 or another replica will publish. A row published twice is one message: its id is the stream's deduplication key, and
 consumers are idempotent by state for what the deduplication window misses.
+
+What was just committed is published from memory, and its rows are read by nobody. Only a row that is left, since its
+process died or the stream did not take it, is read again, by the relay of any replica.
 """
 
 import asyncio
 import time
 import uuid
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Protocol
 
 from google.protobuf.message import Message
@@ -20,13 +24,19 @@ from google.protobuf.message import Message
 from .. import tracing
 from ..contract import violations
 from ..errors import StoreUnavailable
+from ..pace import Pace
 from ..retry import Backoff
 from ..telemetry import events_published, events_refused, log, outbox_seconds, traceparent, traces_by_key
 
 # Measured: an atomic batch of 500 gives 11,000 messages/s, one of 100 3,400/s; the server's limit is 1,000.
 BATCH = 500
-# A row left by a dead process waits at most this long, in seconds, for another replica to look.
+INTERVAL = 0.01  # seconds from batch to batch under load
+# A row left by a dead process waits at most this long, in seconds, for another replica to look, once it is LEFT.
 LOOK_EVERY = 1.0
+# Seconds from a row's writing after which it counts as left: the process that wrote it would have published it by then.
+LEFT = 2.0
+# Rows that are kept in memory while the stream is slow. What does not fit is read from the store when it is left.
+IN_MEMORY = 20 * BATCH
 # Seconds between tries of a row that the stream refuses, at most: they double from 2.
 REFUSED_PAUSE = 60.0
 AWAY = Backoff(first=2.0, longest=5.0)  # between looks while the store or the stream is away
@@ -59,7 +69,7 @@ class Outgoing:
     traceparent: str
     payload: bytes
     enqueued: datetime | None = None
-    """When its transaction wrote it, by the store's clock; None before that."""
+    """When it was written: by the store's clock if it was read from there, else by this process's."""
 
     @classmethod
     def of(cls, key: str, at: datetime, message: Message, quoted: Collection[str] = ()) -> "Outgoing":
@@ -80,6 +90,7 @@ class Outgoing:
             at,
             trace,
             message.SerializeToString(deterministic=True),
+            datetime.now(UTC),
         )
 
     def headers(self) -> dict[str, str]:
@@ -102,11 +113,16 @@ class Outgoing:
 class OutboxStore(Protocol):
     """The outbox table or collection of a store."""
 
-    def taken(self, limit: int) -> AbstractAsyncContextManager[Sequence[Outgoing]]:
-        """The oldest rows that no other relay holds; removed for good when the block ends without an exception.
+    def taken(self, limit: int, left: float = 0.0) -> AbstractAsyncContextManager[Sequence[Outgoing]]:
+        """The oldest rows that no other relay holds, of those written at least `left` seconds ago.
+
+        They are removed for good when the block ends without an exception.
 
         When it ends with Refused, that is handled here: those rows stay, and are left alone for a pause that grows.
         """
+
+    async def remove(self, ids: Sequence[str]) -> None:
+        """Removes rows that the stream has."""
 
     async def backlog(self) -> tuple[int, float]:
         """How many rows there are, and the age of the oldest in seconds."""
@@ -117,11 +133,15 @@ class Relay:
 
     def __init__(self, store: OutboxStore, publish: Callable[[Sequence[Outgoing]], Awaitable[None]]) -> None:
         self.store, self._publish = store, publish
+        self._fresh: list[Outgoing] = []
         self._wake = asyncio.Event()
         self._stopping = False
+        self._pace = Pace(INTERVAL)
 
-    def wake(self) -> None:
+    def committed(self, rows: Sequence[Outgoing]) -> None:
         """Says that rows were just committed."""
+        if len(self._fresh) < IN_MEMORY:
+            self._fresh += rows
         self._wake.set()
 
     def stop(self) -> None:
@@ -130,50 +150,69 @@ class Relay:
 
     async def run(self) -> None:
         """Publishes until `stop`; survives the store's and the stream's absence."""
-        tries = 0
+        tries, next_look = 0, 0.0
         while not self._stopping:
             self._wake.clear()
             try:
-                while await self.publish_some() == BATCH:
-                    pass
+                if time.monotonic() >= next_look and await self.publish_some(LEFT) < BATCH:
+                    next_look = time.monotonic() + LOOK_EVERY
+                await self._publish_fresh()
                 tries = 0
             except Exception as error:
                 away = isinstance(error, StoreUnavailable | PublishFailed)
                 log.warning("outbox not published", error=type(error).__name__, expected=away)
+                self._fresh.clear()  # they are in the store
                 tries += 1
                 await asyncio.sleep(AWAY.pause(tries))
                 continue
             try:
-                async with asyncio.timeout(LOOK_EVERY):  # Python 3.11's wait_for can swallow a cancellation
+                # Python 3.11's wait_for can swallow a cancellation.
+                async with asyncio.timeout(max(0.0, next_look - time.monotonic())):
                     await self._wake.wait()
             except TimeoutError:
                 pass
 
     async def flush(self) -> None:
         """Publishes what is there: the last act of a drain. What other replicas add meanwhile is theirs."""
+        await self._publish_fresh()
         while await self.publish_some() == BATCH:
             pass
 
-    async def publish_some(self) -> int:
-        """Publishes one batch; returns how many."""
+    async def _publish_fresh(self) -> None:
+        """Publishes what was handed over. A row that the stream refuses stays, and is tried again when it is left."""
+        while self._fresh:
+            if pause := self._pace.pause():
+                await asyncio.sleep(pause)
+            rows, self._fresh = self._fresh[:BATCH], self._fresh[BATCH:]
+            self._pace.begin(len(rows))
+            refused: Mapping[str, str] = {}
+            try:
+                await self._send(rows)
+            except Refused as error:
+                refused = error.reasons
+            published = [row for row in rows if row.id not in refused]
+            await self.store.remove([row.id for row in published])
+            _count(published)
+
+    async def publish_some(self, left: float = 0.0) -> int:
+        """Publishes one batch of rows that were written `left` seconds ago or earlier; returns how many."""
         refused: Mapping[str, str] = {}
-        async with self.store.taken(BATCH) as rows:
+        async with self.store.taken(BATCH, left) as rows:
             if rows:
                 try:
-                    await (self._traced(rows) if tracing.exporting() else self._publish(rows))
+                    await self._send(rows)
                 except Refused as error:
                     refused = error.reasons
                     raise
-        now = time.time()
         for row in rows:
             if why := refused.get(row.id):
                 events_refused.labels(row.subject).inc()
                 log.error("event refused by the stream", subject=row.subject, id=row.id, key=row.key, reason=why)
-                continue
-            events_published.labels(row.subject).inc()
-            if row.enqueued is not None:
-                outbox_seconds.observe(max(0.0, now - row.enqueued.timestamp()))
+        _count([row for row in rows if row.id not in refused])
         return len(rows)
+
+    async def _send(self, rows: Sequence[Outgoing]) -> None:
+        await (self._traced(rows) if tracing.exporting() else self._publish(rows))
 
     async def _traced(self, rows: Sequence[Outgoing]) -> None:
         """Publishes each event as a span of its trace: whoever handles the event goes on from there."""
@@ -190,3 +229,12 @@ class Relay:
         finally:
             for span in spans:
                 span.end(failed=failed)
+
+
+def _count(published: Sequence[Outgoing]) -> None:
+    now = time.time()
+    for subject, count in Counter(row.subject for row in published).items():
+        events_published.labels(subject).inc(count)
+    for row in published:
+        if row.enqueued is not None:
+            outbox_seconds.observe(max(0.0, now - row.enqueued.timestamp()))

@@ -11,6 +11,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from ..errors import StoreUnavailable
+from ..pace import Pace
 from ..retry import later
 from ..telemetry import log
 from .outbox import PublishFailed
@@ -20,6 +21,7 @@ R = TypeVar("R")
 
 NOT_REACHED = (nats.errors.Error, PublishFailed, StoreUnavailable, OSError, TimeoutError)
 BATCH = 256
+INTERVAL = 0.025  # seconds from batch to batch under load
 # Seconds until a message goes to another replica when the one that has it has gone, or hangs. One that is at work says
 # so three times as often.
 ACK_WAIT = 10.0
@@ -83,6 +85,7 @@ class StandingPull:
         self._queue: asyncio.Queue[Msg | None] = asyncio.Queue()  # None: look how the request is
         self._in_hand: dict[str, tuple[Msg, float]] = {}
         self._keeping: asyncio.Task[None] | None = None
+        self._pace = Pace(INTERVAL)
 
     async def __aenter__(self) -> "StandingPull":
         self._keeping = asyncio.create_task(self._keep())
@@ -135,8 +138,11 @@ class StandingPull:
         if not getting.done() or getting.cancelled():
             return []
         found = [getting.result()]
+        if pause := self._pace.pause():
+            await later(self._stopping, pause)
         while len(found) < BATCH and not self._queue.empty():
             found.append(self._queue.get_nowait())
+        self._pace.begin(len(found))
         request = self._request
         if request is not None and not request.lost and request.left < BATCH / 2:
             await quietly(self._ask_for_more(request))

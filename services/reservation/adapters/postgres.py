@@ -7,6 +7,8 @@ from dataclasses import fields
 import asyncpg
 from prometheus_client import Histogram
 
+from services.chassis.batch import Batcher
+from services.chassis.events import Outgoing
 from services.chassis.postgres import OUTBOX_COLUMNS, Database, Transaction, columns
 from services.chassis.retention import Retention, Rule
 
@@ -45,6 +47,10 @@ INSERT INTO outbox (id, key, subject, time, traceparent, payload)
 SELECT o.* FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::bytea[])
     AS o (id, key, subject, time, traceparent, payload)
 JOIN added ON added.reservation_id = o.key::uuid"""
+
+KNOWN = """
+SELECT reservation_id FROM reservations JOIN unnest($1::uuid[], $2::timestamptz[]) AS d (reservation_id, decide_time)
+USING (reservation_id) WHERE reservations.decide_time >= d.decide_time"""
 
 GET = f"SELECT {COLUMNS} FROM reservations WHERE reservation_id = $1"  # noqa: S608 - constants
 
@@ -88,18 +94,30 @@ def rules(database: Database, retention: Retention) -> list[Rule]:
 class PostgresReservations:
     """See application.Reservations."""
 
-    def __init__(self, database: Database, wake: Callable[[], None], clock: Clock) -> None:
-        self._database, self._wake, self._clock = database, wake, clock
+    def __init__(self, database: Database, committed: Callable[[Sequence[Outgoing]], None], clock: Clock) -> None:
+        self._database, self._committed, self._clock = database, committed, clock
+        self._record: Batcher[Reservation, None] = Batcher(
+            "record", self._record_all, lambda r: r.appointment.reservation_id
+        )
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator["PostgresUnitOfWork"]:
         """See Reservations."""
-        async with self._database.unit_of_work(self._wake) as transaction:
+        async with self._database.unit_of_work(self._committed) as transaction:
             work = PostgresUnitOfWork(transaction)
             yield work
         for reservation in work.completed:
             took = self._clock() - reservation.appointment.decide_time
             completion_seconds.observe(max(0.0, took.total_seconds()))
+
+    async def record(self, reservation: Reservation) -> None:
+        """See Reservations."""
+        await self._record(reservation)
+
+    async def _record_all(self, reservations: Sequence[Reservation]) -> Sequence[None]:
+        async with self.unit_of_work() as work:
+            await work.add(reservations)
+        return [None] * len(reservations)
 
     async def get(self, reservation_id: ReservationId) -> Reservation | None:
         """See Reservations."""
@@ -122,6 +140,11 @@ class PostgresUnitOfWork:
         self._held: dict[ReservationId, tuple[Status, int, bool]] = {}
         self.completed: list[Reservation] = []
 
+    async def known(self, decisions: Sequence[Appointment]) -> frozenset[ReservationId]:
+        """See UnitOfWork."""
+        rows = await self._transaction.read(KNOWN, *columns(decisions, "reservation_id", "decide_time"))
+        return frozenset(ReservationId(str(row["reservation_id"])) for row in rows)
+
     async def add(self, reservations: Sequence[Reservation]) -> None:
         """See UnitOfWork."""
         # Sorted, so that two batches that share reservations wait for each other in one order.
@@ -133,7 +156,8 @@ class PostgresUnitOfWork:
             *columns([r.appointment for r in unique], *APPOINTMENT),
             *columns(unique, "status", "rejection"),
         )
-        self._transaction.has_events |= added > 0
+        if added == len(events):  # else nobody knows which of them are new, and the relay finds these in the outbox
+            self._transaction.events += events
 
     async def held(self, ids: Sequence[ReservationId]) -> Sequence[Reservation]:
         """See UnitOfWork."""

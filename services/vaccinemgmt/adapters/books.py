@@ -140,7 +140,7 @@ class LotBooks:
                 async with self._mongo.boundary():
                     return await self._read({}, {}, complete_since, None)
         ids = {"$in": [account.rsplit(" ", 1)[-1] for account in accounts]}
-        async with self._mongo.unit_of_work(lambda: None) as snapshot:
+        async with self._mongo.unit_of_work(lambda _: None) as snapshot:
             return await self._read({"_id": ids}, {"lot_id": ids}, complete_since, snapshot.session)
 
     async def _read(

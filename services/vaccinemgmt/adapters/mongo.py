@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, fields
 from datetime import date, datetime
@@ -10,10 +10,12 @@ from typing import Any
 
 from pymongo import ReturnDocument, UpdateOne
 
+from services.chassis.events import Outgoing
 from services.chassis.mongo import Mongo, Schema, Transaction
 from services.chassis.retention import Retention, Rule
 from services.chassis.telemetry import traces_by_key
 
+from ..application import Supply
 from ..domain import (
     Appointment,
     Balance,
@@ -160,8 +162,8 @@ def rules(mongo: Mongo, retention: Retention) -> list[Rule]:
 class MongoStock:
     """See application.Stock."""
 
-    def __init__(self, mongo: Mongo, wake: Callable[[], None]) -> None:
-        self._mongo, self._wake = mongo, wake
+    def __init__(self, mongo: Mongo, committed: Callable[[Sequence[Outgoing]], None]) -> None:
+        self._mongo, self._committed = mongo, committed
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
         self._movements, self._recalls = mongo.database["movements"], mongo.database["recalls"]
         self._recorded_since, self._said_so = date.max, -math.inf
@@ -169,7 +171,7 @@ class MongoStock:
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator["MongoUnitOfWork"]:
         """See Stock."""
-        async with self._mongo.unit_of_work(self._wake) as transaction:
+        async with self._mongo.unit_of_work(self._committed) as transaction:
             yield MongoUnitOfWork(self._mongo, transaction)
 
     async def vaccination(self, reservation_id: ReservationId) -> Vaccination | None:
@@ -414,6 +416,16 @@ class MongoUnitOfWork:
         """See UnitOfWork."""
         query = _usable(hospital_id, since, {"$gt": 0})
         return [_lot(row) async for row in self._lots.find(query, session=self._session)]
+
+    async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
+        """See UnitOfWork."""
+        at = {"$in": list(hospital_ids)}
+        free: dict[str, list[Lot]] = {hospital_id: [] for hospital_id in hospital_ids}
+        async for row in self._lots.find(_usable(at, since, {"$gt": 0}), session=self._session):
+            free[row["hospital_id"]].append(_lot(row))
+        waiting = {"hospital_id": at, "status": Status.WAITING.value}
+        awaited = await self._vaccinations.distinct("hospital_id", waiting, session=self._session)
+        return {hospital_id: Supply(lots, hospital_id in awaited) for hospital_id, lots in free.items()}
 
     async def full_lots(self, hospital_id: str, since: date) -> Sequence[Lot]:
         """See UnitOfWork."""

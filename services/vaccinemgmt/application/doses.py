@@ -2,6 +2,7 @@
 
 import asyncio
 import uuid
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 from services.chassis.unit_of_work import repeated_after_lost_race
@@ -16,7 +17,7 @@ from ..domain import (
     UnknownVaccination,
     Vaccination,
 )
-from .ports import Clock, Stock, UnitOfWork
+from .ports import Clock, Stock
 from .serving import earliest, serve
 
 
@@ -38,9 +39,12 @@ class Vaccines:
             new = {a.reservation_id: Vaccination(a) for a in appointments if a.reservation_id not in known}
             changed: dict[ReservationId, Vaccination] = {}
             touched: list[Lot] = []
-            for hospital_id in sorted({v.appointment.hospital_id for v in new.values()}):
-                newcomers = [v for v in new.values() if v.appointment.hospital_id == hospital_id]
-                served, lots = await self._serve(work, hospital_id, newcomers)
+            newcomers = defaultdict[str, list[Vaccination]](list)
+            for vaccination in new.values():
+                newcomers[vaccination.appointment.hospital_id].append(vaccination)
+            supplies = await work.supplies(newcomers, earliest(self._clock())) if newcomers else {}
+            for hospital_id, supply in sorted(supplies.items()):
+                served, lots = await serve(work, hospital_id, newcomers[hospital_id], self._clock(), supply=supply)
                 changed |= {v.appointment.reservation_id: v for v in served}
                 touched += lots
             for vaccination in new.values():
@@ -131,7 +135,7 @@ class Vaccines:
     @repeated_after_lost_race
     async def _serve_some_waiting(self, hospital_id: str, thoroughly: bool) -> int:
         async with self._stock.unit_of_work() as work:
-            served, lots = await self._serve(work, hospital_id, [], thoroughly=thoroughly)
+            served, lots = await serve(work, hospital_id, [], self._clock(), thoroughly=thoroughly)
             if served:
                 await work.save(served, lots)
         return len(served)
@@ -140,8 +144,3 @@ class Vaccines:
         """Waits until doses may have become free in this process."""
         await self._freed.wait()
         self._freed.clear()
-
-    async def _serve(
-        self, work: UnitOfWork, hospital_id: str, newcomers: Sequence[Vaccination], *, thoroughly: bool = False
-    ) -> tuple[list[Vaccination], Sequence[Lot]]:
-        return await serve(work, hospital_id, newcomers, self._clock(), thoroughly=thoroughly)

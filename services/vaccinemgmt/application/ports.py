@@ -1,9 +1,9 @@
 """The port to vaccine management's store."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from ..domain import (
     Lot,
@@ -20,6 +20,13 @@ from ..domain import (
 Clock = Callable[[], datetime]
 Record = Callable[[str, str, str, str, str], Awaitable[None]]
 """Keeps that somebody of the staff read personal data: who, role, hospital, call, and what was asked for."""
+
+
+class Supply(NamedTuple):
+    """A hospital's lots with a free dose, and whether anybody waits for one there."""
+
+    free: Sequence[Lot]
+    awaited: bool
 
 
 class UnitOfWork(Protocol):
@@ -63,6 +70,9 @@ class UnitOfWork(Protocol):
 
     async def free_lots(self, hospital_id: str, since: date = date.min) -> Sequence[Lot]:
         """Lots with a free dose that do not expire before `since`."""
+
+    async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
+        """The supply of each of these hospitals, with the lots that do not expire before `since`."""
 
     async def full_lots(self, hospital_id: str, since: date) -> Sequence[Lot]:
         """Lots whose doses are all set aside, given or written off, and that do not expire before `since`."""

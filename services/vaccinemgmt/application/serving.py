@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date, datetime, timedelta
 
 from ..domain import Exchange, Lot, LotId, PlaceInQueue, ReservationId, Vaccination, give_out
-from .ports import UnitOfWork
+from .ports import Supply, UnitOfWork
 
 # Doses given out in one transaction: it holds the hospital's lots for as long as it takes.
 GIVE_OUT = 500
@@ -24,23 +24,26 @@ async def serve(
     now: datetime,
     at_hand: Sequence[Lot] = (),
     *,
+    supply: Supply | None = None,
     thoroughly: bool = False,
 ) -> tuple[list[Vaccination], list[Lot]]:
     """Gives free doses to those who wait and to newcomers, first come first served.
 
     A newcomer whom no free dose suits gets one by an exchange, if there is one. Those who wait already are looked at
     for that only when it is to be done `thoroughly`, since it has been tried for them; then their turn is by their
-    place in the queue as well. `at_hand` are lots that the transaction has changed already. Returns whose dose is new
-    or another one, and the changed lots.
+    place in the queue as well. `at_hand` are lots that the transaction has changed already, and `supply` is what it has
+    read of the hospital, if it has. Returns whose dose is new or another one, and the changed lots.
     """
-    lots = {lot.lot_id: lot for lot in (*await work.free_lots(hospital_id, earliest(now)), *at_hand)}
+    if supply is None:
+        supply = (await work.supplies([hospital_id], earliest(now)))[hospital_id]
+    lots = {lot.lot_id: lot for lot in (*supply.free, *at_hand)}
     free = [lot for lot in lots.values() if lot.free and not lot.withdrawn]
     if not free:
         return [], [lot for lot in lots.values() if lot.movements]
     exchanges = _Exchanges(work, hospital_id, lots, now)
     exchanges.know(newcomers)  # the store may still show the dose that one has just lost
     suited = (await exchanges.find()).lots if thoroughly else free
-    waiting, last = await _waiting(work, hospital_id, suited, now)
+    waiting, last = await _waiting(work, hospital_id, suited, now) if supply.awaited else ([], None)
     if last is not None:  # more may wait behind these, and nobody may overtake them
         newcomers = [v for v in newcomers if v.place_in_queue < last]
     queue = [*waiting, *newcomers]
