@@ -28,6 +28,7 @@ from rich.table import Table
 
 from mesh.machine.home import SERVICES, STORE_OF
 from services.chassis.events import STREAM
+from services.chassis.events.outbox import LEFT, LOOK_EVERY
 from services.chassis.events.pull import ACK_WAIT
 from tests.e2e.conftest import World, eventually
 
@@ -336,7 +337,7 @@ async def _work_off(world: World, services: Sequence[str]) -> Worked:
         await _pause(world, services, until=0)
         begin = since = time.monotonic()
         last = before
-        while last.waiting or time.monotonic() - since < 1.5:  # longer than a relay may leave a row unseen
+        while last.waiting or time.monotonic() - since < LEFT + LOOK_EVERY + 0.5:  # a relay sees every row by then
             await asyncio.sleep(0.02)
             if (seen := await _delivered(client, services)) != last:
                 # A server that resumes a consumer delivers with its next heartbeat: up to HEARTBEAT is nobody's work.

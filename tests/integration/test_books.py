@@ -354,9 +354,9 @@ class Pharmacy:
     async def save(self, *, ledgers: bool = True) -> None:
         """Writes everything that has changed in one transaction; without ledgers as 0.3.0 does."""
 
-        def never_woken() -> None: ...
+        def never_told(_: object) -> None: ...
 
-        async with self.mongo.unit_of_work(never_woken) as transaction:
+        async with self.mongo.unit_of_work(never_told) as transaction:
             events = list[Outgoing]()
             for lot in self.lots:
                 events += await self._save_lot(lot, transaction.session, ledgers=ledgers)

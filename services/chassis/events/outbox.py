@@ -199,6 +199,8 @@ class Relay:
         refused: Mapping[str, str] = {}
         async with self.store.taken(BATCH, left) as rows:
             if rows:
+                taken = {row.id for row in rows}  # under load also of this process's own
+                self._fresh = [row for row in self._fresh if row.id not in taken]
                 try:
                     await self._send(rows)
                 except Refused as error:
