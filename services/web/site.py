@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import urlsplit
 
-from pydantic import DirectoryPath, Field, model_validator
+from pydantic import DirectoryPath, Field, Json, model_validator
 
 from services.chassis.http import Answer, Request
 from services.chassis.settings import Process
@@ -46,9 +46,8 @@ class Settings(Process):
     """Where the browser goes to sign in. Without it the page asks the issuer for its description (discovery)."""
     token_endpoint: Url | None = None
     end_session_endpoint: Url | None = None
-    roles_claim: str = "roles"
-    """What the provider calls the claim with the roles, and that with a manager's hospital."""
-    hospital_claim: str = "hospital"
+    claim_names: Json[dict[str, str]] = Field("{}")  # type: ignore[arg-type]  # JSON, as the variable is
+    """What the provider calls a claim, where that is not our name for it: {"roles": "groups"}."""
 
     @model_validator(mode="after")
     def _endpoints_come_together(self) -> Self:
@@ -61,12 +60,13 @@ class Settings(Process):
         """What the page needs to know to sign people in. There is nothing secret in it."""
         told = self.model_dump(
             include={
-                "issuer", "client_id", "scope", "roles_claim", "hospital_claim",
+                "issuer", "client_id", "scope",
                 "authorization_endpoint", "token_endpoint", "end_session_endpoint",
             },
             exclude_none=True,
         )  # fmt: skip
-        return {name: str(value) for name, value in told.items()}
+        claims = {f"{claim}_claim": self.claim_names.get(claim, claim) for claim in ("roles", "hospital")}
+        return told | claims
 
     @property
     def providers(self) -> str:

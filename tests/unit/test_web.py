@@ -123,9 +123,9 @@ async def test_the_page_is_told_where_to_sign_in_and_may_call_only_there(files: 
         "authorization_endpoint": "https://login.example.org/authorize",
         "token_endpoint": "https://tokens.example.org/token",
     }
-    site = Site(settings(files, **endpoints))
+    site = Site(settings(files, **endpoints, claim_names='{"roles": "groups"}'))
     told = await site.answer(Request("GET", "/config.json"))
-    assert json.loads(told.body).items() >= endpoints.items()
+    assert json.loads(told.body).items() >= {**endpoints, "roles_claim": "groups", "hospital_claim": "hospital"}.items()
     allowed = "https://id.example.org https://login.example.org https://tokens.example.org"
     assert f"connect-src 'self' {allowed};" in told.headers["content-security-policy"]
 

@@ -100,7 +100,7 @@ spec:
                     - remove: x-forwarded-client-cert
             local_reply_config: {{ .Files.Get "files/local-replies.json" }}
     {{- range $name, $component := $components }}
-    {{- range $rpc := concat ($component.endless | default list) ($.Values.operations.endless | default list) }}
+    {{- range $rpc := ternary (concat ($component.endless | default list) ($.Values.operations.endless | default list)) list (hasKey $component "store") }}
     - applyTo: HTTP_ROUTE
       match:
         context: GATEWAY
@@ -148,14 +148,23 @@ spec:
     {{- end }}
     {{- end }}
     {{- end }}
-    # The filter that makes gRPC of REST refuses every path that is not in the contracts, so it is off for this one.
+    # The filter that makes gRPC of REST refuses every path that is not in the contracts, so it is off for these.
+    {{- $others := list "description" }}
+    {{- range $name, $component := $components }}
+    {{- range $kind := list "pages" "assets" }}
+    {{- if hasKey $component $kind }}
+    {{- $others = append $others (printf "%s.%s" $name $kind) }}
+    {{- end }}
+    {{- end }}
+    {{- end }}
+    {{- range $others }}
     - applyTo: HTTP_ROUTE
       match:
         context: GATEWAY
         routeConfiguration:
           vhost:
             route:
-              name: description
+              name: {{ . }}
       patch:
         operation: MERGE
         value:
@@ -163,6 +172,7 @@ spec:
             envoy.filters.http.grpc_json_transcoder:
               "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
               disabled: true
+    {{- end }}
     {{- /* These filters stand in this order, and before the one that checks the token: a browser's preflight has no
     token, and the policies behind it know the paths of gRPC only. */}}
     {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
