@@ -53,7 +53,7 @@ class Chart:
         for name, service in self._of("Service").items():
             host = f"{name}.{service['metadata']['namespace']}.svc.cluster.local"
             for port in service["spec"]["ports"]:
-                if port.get("appProtocol") == "grpc":
+                if port.get("appProtocol") in ("grpc", "http2"):
                     yield name, host, port["port"]
 
     def labels(self, component: str) -> dict[str, str]:
