@@ -15,6 +15,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import TypeVar
 from urllib.parse import urlencode
 
 import grpc
@@ -28,12 +30,13 @@ from services.chassis.telemetry import log
 from vaccination.approval.v1.hospital_service_pb2 import ListHospitalsRequest
 from vaccination.approval.v1.hospital_service_pb2_grpc import HospitalServiceStub
 
-CLIENT = "vaccination"
+CLIENT = "vaccination-page"  # as the chart has it
 AUTHORIZE, TOKEN, END_SESSION = "/authorize", "/token", "/end-session"
 CODE_SECONDS = 60.0
 TOKEN_SECONDS = 3600
 REFRESH_SECONDS = 12 * 3600.0
 MOST_GRANTS = 10_000  # the oldest makes room
+SESSION = re.compile(r"(?:^|; *)mesh_issuer=([\w-]+)")  # the cookie
 MOST_HOSPITALS = 30  # with a button each; others are typed
 
 VERIFIER = re.compile(r"[A-Za-z0-9._~-]{43,128}")
@@ -112,6 +115,9 @@ class Grant:
     refresh: str = ""
 
 
+Kept = TypeVar("Kept", Grant, Person)
+
+
 class Refused(Exception):
     """OAuth's error code, and words for a developer."""
 
@@ -130,6 +136,7 @@ class Issuer:
         self._hosts = {f"127.0.0.1:{port}", f"localhost:{port}"}
         self._codes: dict[str, Grant] = {}
         self._refresh: dict[str, Grant] = {}
+        self._sessions: dict[str, Person] = {}
         self._hospitals: dict[str, str] = {}
         style = base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
         # A form's target counts with everything that it is redirected to, so the page's origin is there too.
@@ -160,9 +167,10 @@ class Issuer:
             # Nobody is sent to an address that is not the page's.
             return self._page(request, "refused", "<p>client_id, redirect_uri</p>", status=400)
         back = {"state": wish["state"]} if "state" in wish else {}
+        cookie: dict[str, str] = {}
         try:
             self._check(wish)
-            person = _person(request.form()) if request.method == "POST" else None
+            person = _person(request.form()) if request.method == "POST" else self._signed_in(request, wish)
             if person is None:
                 if "none" in wish.get("prompt", "").split():
                     raise Refused("login_required", "nobody is signed in here")
@@ -175,7 +183,22 @@ class Issuer:
             grant = Grant(person, redirect_uri, wish["code_challenge"], wish.get("nonce"), until)
             _keep(self._codes, code, grant)
             back |= {"code": code}
-        return _redirect(redirect_uri, back | {"iss": identity.ISSUER})
+            if request.method == "POST":
+                session = secrets.token_urlsafe(32)
+                _keep(self._sessions, session, person)
+                cookie = {"set-cookie": f"mesh_issuer={session}; Path=/; HttpOnly; SameSite=Lax"}
+        return _redirect(redirect_uri, back | {"iss": identity.ISSUER}, cookie)
+
+    def _signed_in(self, request: Request, wish: Mapping[str, str]) -> Person | None:
+        """Who chose before in this browser to be the person that the page asks for: nobody is asked twice.
+
+        A page that asks for nobody by name wants to know who it is, so the choice is offered again.
+        """
+        known = SESSION.search(request.headers.get("cookie", ""))
+        person = self._sessions.get(known[1]) if known else None
+        if person is None or "login" in wish.get("prompt", "").split():
+            return None
+        return person if wish.get("login_hint") == person.subject else None
 
     def _check(self, wish: Mapping[str, str]) -> None:
         if wish.get("response_type") != "code":
@@ -304,7 +327,8 @@ class Issuer:
     # Signing out
 
     def _end_session(self, request: Request) -> Answer:
-        """Nobody is signed in at the provider itself, so that there is nothing to end here."""
+        if known := SESSION.search(request.headers.get("cookie", "")):
+            self._sessions.pop(known[1], None)
         wish = request.parameters()
         target = wish.get("post_logout_redirect_uri", "")
         if target in [f"{origin}/" for origin in self._origins]:
@@ -343,15 +367,15 @@ def _language(request: Request) -> str:
     return next((tag for one in asked.split(",") if (tag := one.strip()[:2].lower()) in WORDS), "en")
 
 
-def _redirect(target: str, parameters: Mapping[str, str]) -> Answer:
-    query = f"?{urlencode(parameters)}" if parameters else ""
-    return Answer(303, {"location": f"{target}{query}", "cache-control": "no-store", "referrer-policy": "no-referrer"})
+def _redirect(target: str, parameters: Mapping[str, str], also: Mapping[str, str] = MappingProxyType({})) -> Answer:
+    headers = {"location": f"{target}?{urlencode(parameters)}" if parameters else target}
+    return Answer(303, headers | {"cache-control": "no-store", "referrer-policy": "no-referrer"} | dict(also))
 
 
-def _keep(grants: dict[str, Grant], name: str, grant: Grant) -> None:
-    while len(grants) >= MOST_GRANTS:
-        del grants[next(iter(grants))]
-    grants[name] = grant
+def _keep(known: dict[str, Kept], name: str, one: Kept) -> None:
+    while len(known) >= MOST_GRANTS:
+        del known[next(iter(known))]
+    known[name] = one
 
 
 async def issuer() -> None:

@@ -27,6 +27,9 @@ Url = Annotated[str, Field(pattern=r"^https?://[^/?#\s;,']+[^?#\s;,']*$")]
 # and costs an answer without a body if it is still the same.
 IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATED = "no-cache"
+# Where the provider sends people back to. A sign-in in a window of its own ends here, so it must be able to find the
+# window that it came from.
+SIGNED_IN = "/signed-in"
 TEXTS = ("text/", "application/json", "application/manifest+json", "image/svg+xml")
 TYPES = {".js": "text/javascript", ".mjs": "text/javascript", ".webmanifest": "application/manifest+json"}
 
@@ -42,6 +45,8 @@ class Settings(Process):
     """The name by which the provider knows the page."""
     scope: str = "openid"
     """What the page asks for, names separated by spaces."""
+    audience: str | None = None
+    """For whom the provider shall make the access token, where it wants to be told."""
     authorization_endpoint: Url | None = None
     """Where the browser goes to sign in. Without it the page asks the issuer for its description (discovery)."""
     token_endpoint: Url | None = None
@@ -60,7 +65,7 @@ class Settings(Process):
         """What the page needs to know to sign people in. There is nothing secret in it."""
         told = self.model_dump(
             include={
-                "issuer", "client_id", "scope",
+                "issuer", "client_id", "scope", "audience",
                 "authorization_endpoint", "token_endpoint", "end_session_endpoint",
             },
             exclude_none=True,
@@ -123,26 +128,30 @@ class Site:
             "referrer-policy": "no-referrer",
             # Where the customer is, for hospitals near by, is asked for by the page itself, and never sent anywhere.
             "permissions-policy": "geolocation=(self), camera=(), microphone=(), payment=(), usb=()",
-            "cross-origin-opener-policy": "same-origin",
             "cross-origin-resource-policy": "same-origin",
         }
 
     async def answer(self, request: Request) -> Answer:
         """The file that was asked for; a path of the page's own, which has no dot, is the page."""
+        answer = self._answer(request)
+        opener = {} if request.path == SIGNED_IN else {"cross-origin-opener-policy": "same-origin-allow-popups"}
+        return Answer(answer.status, {**self._protection, **opener, **answer.headers}, answer.body)
+
+    def _answer(self, request: Request) -> Answer:
         if request.method not in ("GET", "HEAD"):
-            return Answer(405, self._protection | {"allow": "GET, HEAD"})
+            return Answer(405, {"allow": "GET, HEAD"})
         is_page = "." not in request.path and not request.path.startswith("/assets/")
         file = self._files.get("/index.html" if is_page else request.path)
         if file is None:
             # Another version may have the file, so nobody is to remember that it was not here.
-            return Answer(404, self._protection | {"cache-control": "no-store"})
+            return Answer(404, {"cache-control": "no-store"})
         headers = {"cache-control": file.cached, "etag": file.etag, "vary": "accept-encoding"}
         if _knows(request.headers.get("if-none-match", ""), file.etag):
-            return Answer(304, self._protection | headers)
+            return Answer(304, headers)
         headers["content-type"] = file.kind
         if file.compressed is not None and _takes_gzip(request.headers.get("accept-encoding", "")):
-            return Answer(200, self._protection | headers | {"content-encoding": "gzip"}, file.compressed)
-        return Answer(200, self._protection | headers, file.content)
+            return Answer(200, headers | {"content-encoding": "gzip"}, file.compressed)
+        return Answer(200, headers, file.content)
 
 
 def _read(folder: Path) -> Iterator[tuple[str, File]]:

@@ -20,6 +20,7 @@ import yaml
 from mesh import CHART, ROOT
 from mesh.istio import Objects
 from mesh.machine.home import SERVICES, WEB
+from mesh.machine.issuer import CLIENT
 from tests.releases import extract
 
 GOLDEN = ROOT / "helm" / "golden"
@@ -422,7 +423,10 @@ def test_the_page_is_told_where_people_sign_in() -> None:
             "auth.signIn.tokenEndpoint": "https://id.example.org/token",
         }
     )["ConfigMap web"]["data"]
-    assert found["ISSUER"] == values()["auth"]["issuer"]
+    auth = values()["auth"]
+    assert found["ISSUER"] == auth["issuer"]
+    assert auth["signIn"]["clientId"] == CLIENT
+    assert auth["signIn"]["clientId"] not in auth["audiences"], "an id_token would pass for an access token"
     assert found["CLIENT_ID"] == "booking"
     assert json.loads(found["CLAIM_NAMES"]) == {"roles": "groups"}
     assert found["TOKEN_ENDPOINT"] == "https://id.example.org/token"

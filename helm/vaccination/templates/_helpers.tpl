@@ -190,6 +190,9 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 ISSUER: {{ .issuer | quote }}
 CLIENT_ID: {{ .signIn.clientId | quote }}
 SCOPE: {{ .signIn.scope | quote }}
+{{- with .signIn.audience }}
+AUDIENCE: {{ . | quote }}
+{{- end }}
 {{- with .signIn.authorizationEndpoint }}
 AUTHORIZATION_ENDPOINT: {{ . | quote }}
 {{- end }}
