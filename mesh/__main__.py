@@ -56,6 +56,8 @@ def _arguments() -> argparse.ArgumentParser:
     command("jwks", "the public keys of the local issuer, for a chart's auth.jwks")
     rebuild = command("rebuild", "replay all events into a new view, beside the one that is read")
     rebuild.add_argument("view", choices=["mypage"])
+    proof = command("books", "add up places and doses from the stores and from the events, and name every difference")
+    proof.add_argument("service", nargs="*", metavar="SERVICE", help="approval, vaccinemgmt; both when none is named")
     load = command("import", "import hospitals, capacity and lots from a directory")
     load.add_argument("directory", type=Path)
     load.add_argument("--time-zone", metavar="NAME", help="of hospitals whose files tell none (IANA)")
@@ -142,6 +144,8 @@ def main() -> int:
                 report(arguments.name, "stopped" if mesh.stop(arguments.name) else "was not running")
             case "rebuild":
                 mesh.rebuild_mypage(report)
+            case "books":
+                return 0 if mesh.check_books(arguments.service or ["approval", "vaccinemgmt"], report) else 1
             case "import":
                 from mesh.data import importer
                 from mesh.machine import identity

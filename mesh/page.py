@@ -1,9 +1,9 @@
 """Whether the built page, web/dist, is of the sources that stand beside it; told without Node.
 
 web/build.mjs writes the stamp to web/dist.stamp, as hexadecimal digits and a line feed. It is the SHA-256 of
-"NAME\\nSHA-256 OF THE CONTENT IN HEXADECIMAL\\n" for every input of the build, in the order of the names' bytes. The inputs
-are web/build.mjs, web/package.json, web/package-lock.json, web/tsconfig.json and all files under web/src and protos.
-Names are relative to the repository, with slashes.
+"NAME\\nSHA-256 OF THE CONTENT IN HEXADECIMAL\\n" for every input of the build, in the order of the names' bytes. The
+inputs are web/build.mjs, web/package.json, web/package-lock.json, web/tsconfig.json and all files under web/src and
+protos. Names are relative to the repository, with slashes.
 """
 
 import hashlib

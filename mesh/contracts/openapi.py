@@ -41,6 +41,7 @@ _WELL_KNOWN: dict[str, Json] = {
     "google.protobuf.Duration": {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?s$"},
     "google.protobuf.Any": {"type": "object", "properties": {"@type": {"type": "string"}}, "required": ["@type"]},
 }
+IGNORE_IF_ZERO_VALUE = 1  # buf.validate.Ignore: a field may be empty, whatever its rules say
 # Rules of protovalidate and their names in JSON Schema.
 _KEYWORDS = {"min_len": "minLength", "max_len": "maxLength", "pattern": "pattern", "const": "const"}
 _KEYWORDS |= {"min_items": "minItems", "max_items": "maxItems", "unique": "uniqueItems"}
@@ -222,7 +223,7 @@ class _Document:
     def _required(self, field: FieldDescriptor) -> bool:
         """Whether the rules refuse the default value, which a missing field has."""
         rules = self._rules(field)
-        if rules.required or field.has_presence:
+        if rules.required or field.has_presence or rules.ignore == IGNORE_IF_ZERO_VALUE:
             return bool(rules.required)
         kind = rules.WhichOneof("type")
         told = {f.name: value for f, value in getattr(rules, kind).ListFields()} if kind else {}

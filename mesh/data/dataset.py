@@ -2,13 +2,20 @@
 
 The format is that of SMART Scheduling Links (smart-on-fhir/smart-scheduling-links, specification.md): FHIR NDJSON, one
 Location, Schedule or Slot a line, in any number of *.ndjson files of any name and order. Other resource types are
-counted and left out. Beside them each *.csv holds lots, under a header with the names in `COLUMNS`.
+counted and left out. Beside them each *.csv holds deliveries of lots, under a header with the names in `COLUMNS`.
+Whether a file's ending is in capitals does not matter. What else is in the directory is named as not read.
 
 - A Location is a hospital. FHIR R4 gives it no time zone, so it comes from the extension `timezone` (valueCode), else
   from `address.state` if that is a US state with one zone, else from `--time-zone`, else it is the contract's default,
   Asia/Seoul, unless the address says that the place is somewhere else.
 - A Slot adds its `slot-capacity` (1 when absent) to the day on which it starts at the hospital. One that is busy adds
   0: a day of nothing but busy slots has the capacity 0.
+- A hospital offers the vaccines that its Schedules name, if each of them names some: of one that names none, or one in
+  error, nobody knows what it offers. A CVX code is the same with and without leading zeros.
+- A line of a *.csv is a delivery, and deliveries of one lot add up. Its id is in the column `delivery_id`, for example
+  the number of the delivery note. Without one it is made of the file's name, the line's content, and how many equal
+  lines come before it in the file: the same file imported again is the same deliveries, and an equal line in another
+  file is another delivery.
 
 A row in error is reported, and the other rows are kept. Files are read line by line, and twice, because a Slot may come
 before its Schedule. Memory grows with the hospitals' days and the lots, and by some hundred bytes for each slot, which
@@ -25,9 +32,14 @@ from datetime import date, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
+from uuid import UUID, uuid5
 from zoneinfo import ZoneInfo, available_timezones
 
 COLUMNS = ("hospital", "cvx", "mvx", "lot_number", "manufactured", "expires", "quantity")
+DELIVERY_ID = "delivery_id"  # a column that may be there
+# The UUIDv5 namespace of the ids of deliveries that have none of their own. It was made for them and never changes.
+NAMESPACE = UUID("f6f0a3c1-6a0e-5c53-9d0c-2d1f8f6f0b47")
+RESOURCES, STOCK = ".ndjson", ".csv"
 DEFAULT_TIME_ZONE = "Asia/Seoul"
 # US states and territories that lie in one zone as a whole (49 CFR 71), and those that do not.
 STATES = {
@@ -90,7 +102,10 @@ class Day:
 
 @dataclass(slots=True)
 class Hospital:
-    """A Location, the days of its slots, and the CVX codes of its schedules."""
+    """A Location, the days of its slots, and the CVX codes of its schedules, without leading zeros.
+
+    `all_named`: no schedule of the hospital's leaves open what it offers.
+    """
 
     row: Row
     hospital_id: str
@@ -98,11 +113,16 @@ class Hospital:
     time_zone: str
     days: dict[date, Day] = field(default_factory=dict)
     vaccines: set[str] = field(default_factory=set)
+    all_named: bool = True
+
+    def offered(self) -> list[str]:
+        """The vaccines that it offers; empty: not told."""
+        return sorted(self.vaccines, key=int) if self.all_named else []
 
 
 @dataclass(frozen=True, slots=True)
 class Lot:
-    """A line of a CSV file."""
+    """A line of a CSV file: a delivery of a lot."""
 
     row: Row
     cvx: str
@@ -111,16 +131,22 @@ class Lot:
     manufactured: date
     expires: date
     quantity: int
+    delivery_id: str
 
 
 @dataclass(slots=True)
 class Data:
-    """What a directory holds; lots by hospital. `ignored` counts what was left out without being an error."""
+    """What a directory holds; lots by hospital.
+
+    `ignored` counts what was left out without being an error; `not_read` are the names of files that are of no kind
+    that is read, and of directories.
+    """
 
     hospitals: dict[str, Hospital] = field(default_factory=dict)
     lots: defaultdict[str, list[Lot]] = field(default_factory=lambda: defaultdict(list))
     ignored: Counter[str] = field(default_factory=Counter)
     errors: list[RowError] = field(default_factory=list)
+    not_read: list[str] = field(default_factory=list)
 
     def rows(self) -> int:
         """The number of hospitals, of their days, and of lots."""
@@ -129,7 +155,7 @@ class Data:
 
     def without_lot(self) -> list[str]:
         """Vaccines that a hospital's schedules offer without a lot in the files, as "hospital CVX"."""
-        lots = {(key, lot.cvx) for key, lots in self.lots.items() for lot in lots}
+        lots = {(key, canonical_code(lot.cvx)) for key, lots in self.lots.items() for lot in lots}
         offered = {(key, vaccine) for key, hospital in self.hospitals.items() for vaccine in hospital.vaccines}
         return [" ".join(pair) for pair in sorted(offered - lots)]
 
@@ -147,8 +173,13 @@ def time_zones() -> set[str]:
 
 def bytes_to_read(directory: Path) -> int:
     """The sum of what `read` will tell `advance`."""
-    files = ((times, path) for end, times in (("ndjson", 2), ("csv", 1)) for path in directory.glob(f"*.{end}"))
-    return sum(times * path.stat().st_size for times, path in files if path.is_file())
+    files = ((times, path) for end, times in ((RESOURCES, 2), (STOCK, 1)) for path in _files(directory, end))
+    return sum(times * path.stat().st_size for times, path in files)
+
+
+def canonical_code(cvx: str) -> str:
+    """A CVX code without leading zeros: 08 and 8 are one."""
+    return cvx.lstrip("0") or "0"
 
 
 def shift(data: Data, to: date) -> int:
@@ -186,12 +217,14 @@ def ranges(days: dict[date, Day]) -> Iterator[list[Day]]:
 class _Reader:
     def __init__(self, time_zone: str | None, advance: Callable[[int], None]) -> None:
         self.data, self.time_zone, self.advance = Data(), time_zone, advance
-        self.schedules: dict[str, tuple[Row, str, set[str]]] = {}
+        self.schedules: dict[str, tuple[Row, str, set[str], bool]] = {}
         self.broken: set[str] = set()  # rows in error; a row that refers to one is not reported again
         self.seen: defaultdict[str, dict[Hashable, int]] = defaultdict(dict)
 
     def read(self, directory: Path) -> Data:
-        sources = sorted(directory.glob("*.ndjson"))
+        sources, stock = _files(directory, RESOURCES), _files(directory, STOCK)
+        others = set(directory.iterdir()) - {*sources, *stock}
+        self.data.not_read = sorted(path.name + "/" * path.is_dir() for path in others)
         for path in sources:
             for row, resource in self.resources(path, self.data.errors):
                 kind = resource["resourceType"]
@@ -205,7 +238,7 @@ class _Reader:
             for row, resource in self.resources(path, []):
                 if resource["resourceType"] == "Slot":
                     self.keep(row, self.slot, resource)
-        for path in sorted(directory.glob("*.csv")):
+        for path in stock:
             self.stock(path)
         return self.data
 
@@ -286,18 +319,20 @@ class _Reader:
         if (location := next(filter(None, places), None)) is None:
             raise Invalid("actor", "has no reference to a Location")
         products = [extension.get("valueCoding") for extension in _extensions(schedule, "vaccine-product")]
-        vaccines = {str(product.get("code")) if isinstance(product, dict) else "" for product in products}
-        if self.is_new("Schedule", "id", key, (location, *sorted(vaccines))):
-            self.schedules[key] = row, location, vaccines
-        for vaccine in vaccines:  # checked last, since the slots are kept whatever it is
-            if not re.fullmatch("[0-9]{1,3}", vaccine):
-                raise Invalid("vaccine-product", f"{_show(vaccine)} is not a CVX code")
+        named = {str(product.get("code")) if isinstance(product, dict) else "" for product in products}
+        vaccines = {canonical_code(code) for code in named if re.fullmatch("[0-9]{1,3}", code)}
+        wrong = sorted(code for code in named if not re.fullmatch("[0-9]{1,3}", code))
+        if self.is_new("Schedule", "id", key, (location, *sorted(vaccines), *wrong)):
+            self.schedules[key] = row, location, vaccines, bool(vaccines) and not wrong
+        if wrong:  # checked last, since the slots are kept whatever it is
+            raise Invalid("vaccine-product", f"{_show(wrong[0])} is not a CVX code")
 
     def join_schedules(self) -> None:
         """Drops the schedules whose Location is not there."""
-        for key, (row, location, vaccines) in list(self.schedules.items()):
-            if location in self.data.hospitals:
-                self.data.hospitals[location].vaccines |= vaccines
+        for key, (row, location, vaccines, all_named) in list(self.schedules.items()):
+            if hospital := self.data.hospitals.get(location):
+                hospital.vaccines |= vaccines
+                hospital.all_named &= all_named
                 continue
             del self.schedules[key]
             self.broken.add(f"Schedule/{key}")
@@ -340,6 +375,11 @@ class _Reader:
 
     def stock(self, path: Path) -> None:
         header: list[str] = []
+        equal = Counter[Hashable]()  # lines of this file, by content
+
+        def take(row: Row, cells: list[str]) -> None:
+            self.lot(row, header, cells, equal)
+
         for row, text in self.lines(path, self.data.errors):
             try:  # each line by itself, so that a quote that is not closed does not swallow the next rows
                 cells = [cell.strip() for cell in next(csv.reader([text], strict=True))]
@@ -347,15 +387,14 @@ class _Reader:
                 self.data.errors.append(RowError(row, "line", f"is not CSV: {error}"))
                 continue
             if header:
-                self.keep(row, self.lot, (header, cells))
+                self.keep(row, take, cells)
             elif missing := [name for name in COLUMNS if name not in map(str.lower, cells)]:
                 self.data.errors.append(RowError(row, "header", f"lacks {', '.join(missing)}: the file is left out"))
                 return
             else:
                 header = [name.lower() for name in cells]
 
-    def lot(self, row: Row, line: tuple[list[str], list[str]]) -> None:
-        header, cells = line
+    def lot(self, row: Row, header: list[str], cells: list[str], equal: Counter[Hashable]) -> None:
         if len(cells) > len(header):
             raise Invalid("line", f"has {len(cells)} columns where the header has {len(header)}")
         values = dict(zip(header, cells, strict=False))
@@ -363,8 +402,24 @@ class _Reader:
         manufactured, expires = _day(values, "manufactured"), _day(values, "expires")
         quantity = _text(values, "quantity")
         doses = _whole("quantity", int(quantity) if re.fullmatch("-?[0-9]{1,9}", quantity) else quantity, 1)
-        if self.is_new("lot", "lot_number", (hospital, cvx, mvx, number), (manufactured, expires, doses)):
-            self.data.lots[hospital].append(Lot(row, cvx, mvx, number, manufactured, expires, doses))
+        of_lot = hospital, canonical_code(cvx), mvx, number
+        dates = manufactured, expires
+        if self.seen["dates"].setdefault(of_lot, hash(dates)) != hash(dates):
+            raise Invalid("lot_number", "this lot came before with other dates, which are kept")
+        delivery_id = values.get(DELIVERY_ID, "")
+        if delivery_id:
+            if not self.is_new("delivery", DELIVERY_ID, (*of_lot, delivery_id), doses):
+                return
+        else:
+            content = (*of_lot, *map(str, dates), str(doses))
+            equal[content] += 1
+            name = "\n".join((row.file, *content, str(equal[content])))
+            delivery_id = str(uuid5(NAMESPACE, name))
+        self.data.lots[hospital].append(Lot(row, cvx, mvx, number, *dates, doses, delivery_id))
+
+
+def _files(directory: Path, end: str) -> list[Path]:
+    return sorted(path for path in directory.iterdir() if path.suffix.lower() == end and not path.is_dir())
 
 
 def _show(value: object) -> str:

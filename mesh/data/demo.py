@@ -1,4 +1,5 @@
-"""The demo, `./dev demo`: four people, a clinic with two places a day, and one who cancels.
+"""The demo, `./dev demo`: a clinic with two places a day, one who cancels, one who is vaccinated, one who does not
+come, and a lot that is recalled.
 
 It may be repeated on the same data: each run has its own customers and request ids and, if needed, its own day.
 """
@@ -8,7 +9,10 @@ import secrets
 import time
 import uuid
 from collections import defaultdict
-from datetime import date, timedelta
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
 
 import grpc
 from rich.console import Console
@@ -27,15 +31,23 @@ from vaccination.mypage.v1.mypage_service_pb2_grpc import MypageServiceStub
 from vaccination.reservation.v1 import reservation_pb2
 from vaccination.reservation.v1 import reservation_service_pb2 as reservations
 from vaccination.reservation.v1.reservation_service_pb2_grpc import ReservationServiceStub
+from vaccination.vaccinemgmt.v1 import counter_service_pb2 as counter
 from vaccination.vaccinemgmt.v1 import lot_pb2
+from vaccination.vaccinemgmt.v1 import recall_service_pb2 as recalls
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as vaccines
+from vaccination.vaccinemgmt.v1.counter_service_pb2_grpc import CounterServiceStub
+from vaccination.vaccinemgmt.v1.recall_service_pb2_grpc import RecallServiceStub
 from vaccination.vaccinemgmt.v1.vaccinemgmt_service_pb2_grpc import VaccinemgmtServiceStub
 
 # The clinic of mesh/data with two places a day, and another one for those who find it full.
 SMALL, LARGE = "jeju-aewol", "seoul-mapo"
+TIME_ZONE = ZoneInfo("Asia/Seoul")  # the clinics'
 DATA = ROOT / "mesh" / "data"
 PATIENCE = 30.0  # seconds for each step, which takes milliseconds on an idle machine
-COLOURS = {"APPROVED": "yellow", "COMPLETED": "green", "REJECTED": "red", "CANCELLED": "magenta"}
+COLOURS = {
+    "APPROVED": "yellow", "COMPLETED": "green", "REJECTED": "red", "CANCELLED": "magenta",
+    "ADMINISTERED": "bold green", "MISSED": "magenta",
+}  # fmt: skip
 Metadata = tuple[tuple[str, str], ...]
 Status = reservation_pb2.ReservationStatus
 
@@ -54,6 +66,8 @@ class Demo:
         self.hospitals = HospitalServiceStub(channel)
         self.reservations = ReservationServiceStub(channel)
         self.vaccines = VaccinemgmtServiceStub(channel)
+        self.counter = CounterServiceStub(channel)
+        self.recalls = RecallServiceStub(channel)
         self.mypage = MypageServiceStub(channel)
         self.operator = self._metadata("operator", "operator")
         self.other_day = ""
@@ -68,21 +82,29 @@ class Demo:
     def _customer(self, name: str) -> Metadata:
         return self._metadata(f"{name.lower()}-{self.run}", "customer")
 
+    async def _staff(self, call: Any, request: Any) -> Any:
+        """A call that the clinic's manager or an operator makes."""
+        return await call(request, metadata=self.operator, timeout=PATIENCE)
+
     def say(self, headline: str) -> None:
         """Prints a heading."""
         self.console.print(f"\n[bold]{headline}[/]")
 
     async def journey(self) -> None:
-        """Everything, from an empty day to a cancelled booking."""
-        followers = [asyncio.create_task(self._follow(name)) for name in ("Minji", "Joon", "Sora", "Hana")]
+        """Everything, from an empty day to doses in arms, and to one that nobody may be given."""
+        names = ("Minji", "Joon", "Sora", "Hana", "Yuna", "Dohun")
+        followers = [asyncio.create_task(self._follow(name)) for name in names]
         try:
-            await self._scenes()
+            joon = await self._booking()
+            await self._at_the_counter()
+            await self._recall(joon)
         finally:
             for follower in followers:
                 follower.cancel()
             await asyncio.wait(followers)
 
-    async def _scenes(self) -> None:
+    async def _booking(self) -> str:
+        """Places and doses; returns Joon's reservation, which still has its dose."""
         day, left = await self._day_with_two_places()
         await self._enough_doses()
         self.say(f"{left} places are left at {SMALL} on {day}. Its stock:")
@@ -117,13 +139,60 @@ class Demo:
         await self._until_free(day)
         self._show_screens([await self._reached(await self._book("Sora", SMALL, day), done)])
         await self._show_lots()
+        return joon
+
+    async def _at_the_counter(self) -> None:
+        """The day itself. The counter takes nobody whose appointment is on another day, so these are for today."""
+        today = str(datetime.now(TIME_ZONE).date())
+        await self._enough_doses()
+        request = hospitals.ListAvailabilityRequest(hospital_id=SMALL, first_date=today, last_date=today)
+        days = (await self._staff(self.hospitals.ListAvailability, request)).days
+        await self._set_places(today, sum(day.approved for day in days) + 2)
+        self.say("Yuna and Dohun book for today. Yuna comes and is vaccinated; Dohun does not come")
+        yuna, dohun = [await self._book(name, SMALL, today) for name in ("Yuna", "Dohun")]
+        for each in (yuna, dohun):
+            await self._reached(each, Status.RESERVATION_STATUS_COMPLETED)
+        await self._staff(self.counter.CheckIn, counter.CheckInRequest(reservation_id=yuna))
+        await self._staff(self.counter.Administer, counter.AdministerRequest(reservation_id=yuna))
+        await self._staff(self.counter.MarkMissed, counter.MarkMissedRequest(reservation_id=dohun))
+        ends = [(yuna, Status.RESERVATION_STATUS_ADMINISTERED), (dohun, Status.RESERVATION_STATUS_MISSED)]
+        self._show_screens([await self._reached(*end) for end in ends])
+        await self._show_lots()
+
+    async def _recall(self, reservation_id: str) -> None:
+        """A customer's lot is withdrawn, and the customer gets a dose of another one."""
+        bad = await self._deliver(f"RC-{self.run}", 20)
+        choice = vaccines.AssignLotRequest(reservation_id=reservation_id, lot_id=bad.lot_id)
+        await self._staff(self.vaccines.AssignLot, choice)
+        await self._shown(reservation_id, lambda screen: screen.lot_number == bad.lot_number, f"lot {bad.lot_number}")
+
+        self.say(f"Joon has a dose of lot {bad.lot_number}, which the authority recalls")
+        request = recalls.RecallLotRequest(
+            vaccine_code=bad.vaccine_code, manufacturer=bad.manufacturer, lot_number=bad.lot_number,
+            hospital_id=SMALL, note="particles were found in several vials",
+        )  # fmt: skip
+        recall_id = (await self._staff(self.recalls.RecallLot, request)).recall.recall_id
+        screen = await self._shown(
+            reservation_id,
+            lambda screen: any(entry.reason == "LOT_RECALLED" for entry in screen.timeline),
+            "the recall",
+        )
+        recall = (await self._staff(self.recalls.GetRecall, recalls.GetRecallRequest(recall_id=recall_id))).recall
+        self.console.print(
+            f"  {recall.written_off} doses written off, {recall.reassigned} booking with a dose of another lot, "
+            f"{recall.waiting} waiting, {recall.administered} given before"
+        )
+        told = next(entry for entry in reversed(screen.timeline) if entry.reason)
+        self.console.print(f"  Joon is told {told.reason}: {told.note}")
+        self._show_screens([screen])
+        await self._show_lots()
 
     async def _availability(self, hospital: str) -> list[hospital_pb2.DayAvailability]:
         tomorrow = date.today() + timedelta(days=1)
         request = hospitals.ListAvailabilityRequest(
             hospital_id=hospital, first_date=str(tomorrow), last_date=str(tomorrow + timedelta(days=60))
         )
-        answer = await self.hospitals.ListAvailability(request, metadata=self.operator, timeout=PATIENCE)
+        answer = await self._staff(self.hospitals.ListAvailability, request)
         return list(answer.days)
 
     async def _day_with_two_places(self) -> tuple[str, int]:
@@ -133,11 +202,12 @@ class Demo:
                 return day.date, 2
         # Earlier runs have filled every day, so the clinic opens two more places on one of them.
         last = days[-1] if days else hospital_pb2.DayAvailability(date=str(date.today() + timedelta(days=1)))
-        request = hospitals.SetDailyCapacityRequest(
-            hospital_id=SMALL, first_date=last.date, last_date=last.date, capacity=last.approved + 2
-        )
-        await self.hospitals.SetDailyCapacity(request, metadata=self.operator, timeout=PATIENCE)
+        await self._set_places(last.date, last.approved + 2)
         return last.date, 2
+
+    async def _set_places(self, day: str, places: int) -> None:
+        request = hospitals.SetDailyCapacityRequest(hospital_id=SMALL, first_date=day, last_date=day, capacity=places)
+        await self._staff(self.hospitals.SetDailyCapacity, request)
 
     async def _first_day(self, hospital: str) -> str:
         return next((day.date for day in await self._availability(hospital) if day.left), str(date.today()))
@@ -151,18 +221,22 @@ class Demo:
 
     async def _lots(self) -> list[lot_pb2.Lot]:
         request = vaccines.ListLotsRequest(hospital_id=SMALL)
-        return list((await self.vaccines.ListLots(request, metadata=self.operator, timeout=PATIENCE)).lots)
+        return list((await self._staff(self.vaccines.ListLots, request)).lots)
 
     async def _enough_doses(self) -> None:
-        if sum(lot.free for lot in await self._lots()) >= 3:
-            return
-        today = date.today()
+        if sum(lot.free for lot in await self._lots()) < 3:
+            await self._deliver(f"AW-{self.run}", 50)
+
+    async def _deliver(self, lot_number: str, quantity: int) -> lot_pb2.Lot:
+        """Doses of any lot arrive at the small clinic; each delivery has an id of its own and adds to its lot."""
+        today = datetime.now(TIME_ZONE).date()
         delivery = lot_pb2.Delivery(
-            lot_number=f"AW-{self.run}", vaccine_code="208", manufacturer="PFR", quantity=50,
-            production_date=str(today), expiry_date=str(today + timedelta(days=180)),
+            lot_number=lot_number, vaccine_code="208", manufacturer="PFR", quantity=quantity,
+            production_date=str(today), expiry_date=str(today + timedelta(days=180)), delivery_id=str(uuid.uuid4()),
         )  # fmt: skip
         request = vaccines.RegisterLotsRequest(hospital_id=SMALL, deliveries=[delivery])
-        await self.vaccines.RegisterLots(request, metadata=self.operator, timeout=PATIENCE)
+        lot: lot_pb2.Lot = (await self._staff(self.vaccines.RegisterLots, request)).lots[0]
+        return lot
 
     async def _book(self, name: str, hospital: str, day: str, request_id: str = "") -> str:
         request = reservations.CreateReservationRequest(
@@ -190,19 +264,24 @@ class Demo:
 
     async def _reached(self, reservation_id: str, wanted: "Status.ValueType") -> MyReservation:
         """Waits until MyPage shows the status, and prints the statuses that it showed before."""
-        screens = self.screens[reservation_id]
-        try:
-            async with self.changed, asyncio.timeout(PATIENCE):
-                await self.changed.wait_for(lambda: screens and screens[-1][0].status == wanted)
-        except TimeoutError:
-            raise MeshError(f"MyPage did not show {Status.Name(wanted)} within {PATIENCE:.0f} s") from None
+        reached = await self._shown(reservation_id, lambda screen: screen.status == wanted, Status.Name(wanted))
         name, asked = self.asked[reservation_id]
         steps: dict[str, str] = {}  # each status once, since several events may leave the status as it is
-        for screen, at in screens:
+        for screen, at in self.screens[reservation_id]:
             if at > asked:
                 status = _status(screen.status)
                 steps.setdefault(status, f"{status} [dim]{(at - asked) * 1000:.0f} ms[/]")
         self.console.print(f"  {name:<6} {' → '.join(steps.values())}")
+        return reached
+
+    async def _shown(self, reservation_id: str, is_so: Callable[[MyReservation], bool], what: str) -> MyReservation:
+        """Waits until MyPage shows a reservation as it shall be, and returns it."""
+        screens = self.screens[reservation_id]
+        try:
+            async with self.changed, asyncio.timeout(PATIENCE):
+                await self.changed.wait_for(lambda: screens and is_so(screens[-1][0]))
+        except TimeoutError:
+            raise MeshError(f"MyPage did not show {what} within {PATIENCE:.0f} s") from None
         return screens[-1][0]
 
     def _show_screens(self, screens: list[MyReservation]) -> None:
@@ -223,9 +302,10 @@ class Demo:
         self.console.print(table)
 
     async def _show_lots(self) -> None:
-        table = Table("Lots", "CVX", "use by", "received", "free", "used", box=None)
+        table = Table("Lots", "CVX", "use by", "received", "free", "reserved", "given", "written off", box=None)
         for lot in await self._lots():
-            numbers = (str(lot.received), f"[bold]{lot.free}[/]", str(lot.used))
+            doses = (lot.reserved, lot.administered, lot.written_off)
+            numbers = (str(lot.received), f"[bold]{lot.free}[/]", *map(str, doses))
             table.add_row(f"  {lot.lot_number}", lot.vaccine_code, lot.expiry_date, *numbers)
         self.console.print(table)
 

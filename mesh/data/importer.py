@@ -2,7 +2,8 @@
 
 `dataset` says what the files hold. Everything goes through the public RPCs, each of which may be repeated, so a second
 import changes nothing. A row in error is reported as file:line: field: reason, whether `dataset` found it or a service
-refused it; the rows beside it are imported.
+refused it; the rows beside it are imported. Deliveries that had been taken before, and files that were not read, are
+named.
 
 `--shift-to DATE` moves the first day that has a slot to DATE, and every other day and the lots' dates by as many days,
 so that who can be given which lot stays as it was. A lot that is already registered under other dates is therefore
@@ -11,8 +12,8 @@ refused (LOT_CONFLICT): a lot has one expiry date.
 
 import asyncio
 import re
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -30,6 +31,7 @@ from mesh.data.dataset import (
     Hospital,
     Invalid,
     Lot,
+    Row,
     RowError,
     bytes_to_read,
     ranges,
@@ -45,6 +47,11 @@ from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as vaccinemgmt
 from vaccination.vaccinemgmt.v1.vaccinemgmt_service_pb2_grpc import VaccinemgmtServiceStub
 
 MOST_LOTS = 500  # in one RegisterLots
+REPORTED = (
+    ("hospitals", "new or changed", "unchanged"),
+    ("days", "new or changed", "unchanged"),
+    ("deliveries", "taken", "taken before"),
+)
 IN_FLIGHT, TIMEOUT_SECONDS = 16, 10.0
 TRIES, PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 7, 0.1, 30.0  # doubling from 0.1 s: gives up after 6 s
 Connect = Callable[[], grpc.aio.Channel]
@@ -86,10 +93,14 @@ class Stopped(Exception):
 
 @dataclass(slots=True)
 class Outcome:
-    """How many hospitals, days and lots were changed or unchanged. A new hospital or day counts as changed."""
+    """How many hospitals and days were changed or unchanged, and deliveries taken or not, since they had been before.
+
+    A new hospital or day counts as changed. `before` are the rows of the deliveries that had been taken before.
+    """
 
     changed: Counter[str] = field(default_factory=Counter)
     unchanged: Counter[str] = field(default_factory=Counter)
+    before: list[Row] = field(default_factory=list)
     stopped: str = ""
 
 
@@ -127,8 +138,12 @@ def run(
 def _report(console: Console, data: Data, outcome: Outcome) -> int:
     for error in sorted(data.errors):
         console.print(str(error))
-    for what, new in (("hospitals", "new or changed"), ("days", "new or changed"), ("lots", "new")):
-        console.print(f"{what:10}{outcome.changed[what]:>7,} {new}, {outcome.unchanged[what]:,} unchanged")
+    for what, new, old in REPORTED:
+        console.print(f"{what:10}{outcome.changed[what]:>7,} {new}, {outcome.unchanged[what]:,} {old}")
+    if outcome.before:
+        console.print(f"Taken before, and not again: {lines_of(outcome.before)}")
+    if data.not_read:
+        console.print(f"Not read: {', '.join(data.not_read)}")
     if data.ignored:
         console.print("Left out: " + ", ".join(f"{number:,} {what}" for what, number in data.ignored.most_common(10)))
     if data.lots and (waiting := data.without_lot()):
@@ -142,6 +157,24 @@ def _report(console: Console, data: Data, outcome: Outcome) -> int:
     if outcome.stopped or not imported:
         return 2
     return 1 if data.errors else 0
+
+
+def lines_of(rows: Iterable[Row]) -> str:
+    """Names rows in few words: "a.csv lines 2-9, 11; b.csv line 2"."""
+    by_file = defaultdict[str, list[int]](list)
+    for row in sorted(rows):
+        by_file[row.file].append(row.line)
+    told = []
+    for file, lines in by_file.items():
+        runs: list[list[int]] = []
+        for line in lines:
+            if runs and line == runs[-1][-1] + 1:
+                runs[-1].append(line)
+            else:
+                runs.append([line])
+        spans = ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+        told.append(f"{file} line{'s' if len(lines) > 1 else ''} {spans}")
+    return "; ".join(told)
 
 
 async def _import(data: Data, connect: Connect, token: str, outcome: Outcome, advance: Advance) -> None:
@@ -188,7 +221,12 @@ class Sender:
         """One hospital's calls, one after the other: it must be there before its days and lots."""
 
         async def upsert(hospitals: Sequence[Hospital]) -> int:
-            message = hospital_pb2.Hospital(hospital_id=key, name=hospitals[0].name, time_zone=hospitals[0].time_zone)
+            message = hospital_pb2.Hospital(
+                hospital_id=key,
+                name=hospitals[0].name,
+                time_zone=hospitals[0].time_zone,
+                vaccine_codes=hospitals[0].offered(),
+            )
             request = approval.UpsertHospitalRequest(hospital=message)
             return int((await self.call(self.hospitals.UpsertHospital, request)).changed)
 
@@ -208,11 +246,14 @@ class Sender:
                     production_date=lot.manufactured.isoformat(),
                     expiry_date=lot.expires.isoformat(),
                     quantity=lot.quantity,
+                    delivery_id=lot.delivery_id,
                 )
                 for lot in lots
             ]
             request = vaccinemgmt.RegisterLotsRequest(hospital_id=key, deliveries=deliveries)
-            return (await self.call(self.vaccines.RegisterLots, request)).lots_created
+            taken = {*(await self.call(self.vaccines.RegisterLots, request)).taken}
+            self.outcome.before += [lot.row for index, lot in enumerate(lots) if index not in taken]
+            return len(taken)
 
         hospital, lots = self.data.hospitals.get(key), self.data.lots.get(key, [])
         days = hospital.days if hospital else {}
@@ -223,7 +264,7 @@ class Sender:
         for run in ranges(days):
             await self.send("days", run, set_capacity)
         for start in range(0, len(lots), MOST_LOTS):
-            await self.send("lots", lots[start : start + MOST_LOTS], register)
+            await self.send("deliveries", lots[start : start + MOST_LOTS], register)
 
     async def send(self, what: str, rows: Sequence[Item], call: Callable[[Sequence[Item]], Awaitable[int]]) -> bool:
         """Sends rows by a call that takes all or none; returns whether any was taken.

@@ -18,7 +18,7 @@ import threading
 import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from functools import cached_property
@@ -554,6 +554,36 @@ Then: {dev} status | logs NAME | down
                     report("mypage", f"{phase}, {progress.events_to_go} events to go")
             except grpc.RpcError as error:
                 raise MeshError(f"the view was not rebuilt and is as it was: {error.details()}") from error
+
+    def check_books(self, services: Sequence[str], report: Report = lambda *_: None) -> bool:
+        """Has services add up their books from their stores and from the events; whether everything agrees.
+
+        MeshError: a service did not come to the end of it.
+        """
+        import grpc
+
+        from vaccination.operations.v1 import operations_service_pb2, operations_service_pb2_grpc
+
+        token = identity.token(self.home.path, subject="operator", roles=["operator"])
+        agree = True
+        with self.connect() as channel:
+            check = operations_service_pb2_grpc.OperationsServiceStub(channel).CheckBooks
+            for service in services:
+                metadata = (("authorization", f"Bearer {token}"), ("service", service))
+                request = operations_service_pb2.CheckBooksRequest(service=service)
+                found = 0
+                try:
+                    for answer in check(request, metadata=metadata, timeout=3600):
+                        for d in answer.differences:
+                            counts = f"{d.store} by the store, {d.other} by its {d.counted_from}"
+                            report(service, f"{d.account}: {d.quantity} differs, {counts}")
+                        found += len(answer.differences)
+                except grpc.RpcError as error:
+                    raise MeshError(f"{service}'s books were not checked: {error.details()}") from error
+                told = "" if answer.complete else "; what is older than the stream is not compared with the events"
+                report(service, f"{answer.accounts} accounts, {found} differences{told}")
+                agree = agree and not found
+        return agree
 
 
 def _answers(url: str) -> None:

@@ -1,5 +1,6 @@
 """Approval's use cases, and the port to its books."""
 
+import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -7,7 +8,7 @@ from datetime import date, datetime
 from typing import Protocol
 from zoneinfo import available_timezones
 
-from services.chassis.unit_of_work import repeated_after_lost_race
+from services.chassis.unit_of_work import StoreUnavailable, repeated_after_lost_race
 
 from .domain import (
     DEFAULT_TIME_ZONE,
@@ -20,11 +21,14 @@ from .domain import (
     ReservationId,
     UnknownHospital,
     UnknownTimeZone,
-    check_capacity,
+    canonical_code,
+    check_open,
     check_range,
 )
 
 Clock = Callable[[], datetime]
+REVOKED_AT_ONCE = 500
+"""Bookings that end in one transaction when a day is called off: others wait for the day meanwhile, some 0.1 s."""
 
 
 class UnitOfWork(Protocol):
@@ -54,6 +58,21 @@ class UnitOfWork(Protocol):
     async def set_capacity(self, days: Sequence[Day], capacity: int) -> None:
         """Writes the places of each day."""
 
+    async def call_off(self, day: Day) -> None:
+        """Writes that the day is called off; its bookings are to be revoked."""
+
+    async def reopen(self, day: Day) -> None:
+        """Writes that the day is offered again; nothing more is to be revoked."""
+
+    async def held_bookings(self, day: Day, limit: int) -> Sequence[ReservationId]:
+        """So many of the day's bookings that hold a place."""
+
+    async def all_revoked(self, day: Day) -> None:
+        """Writes that none of the day's bookings is to be revoked any more."""
+
+    async def add_delivered(self, codes: Sequence[tuple[str, str]]) -> None:
+        """Remembers (hospital, vaccine code); what is there stays."""
+
 
 class Books(Protocol):
     """Where approval's truth is kept."""
@@ -68,7 +87,10 @@ class Books(Protocol):
         """Reads a page, by id."""
 
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
-        """Reads the days that have capacity, in one snapshot."""
+        """Reads the days that have capacity or bookings or are called off, in one snapshot."""
+
+    async def days_to_revoke(self) -> Sequence[tuple[str, date]]:
+        """The days that were called off and have bookings that are still to end: (hospital, day)."""
 
 
 class Approval:
@@ -76,6 +98,7 @@ class Approval:
 
     def __init__(self, books: Books, clock: Clock) -> None:
         self._books, self._clock = books, clock
+        self._called_off = asyncio.Event()
 
     @repeated_after_lost_race
     async def decide(self, requests: Sequence[Request]) -> Sequence[Decision | Exception]:
@@ -93,7 +116,7 @@ class Approval:
 
     @repeated_after_lost_race
     async def release(self, reservation_ids: Sequence[ReservationId]) -> None:
-        """Frees the places of cancelled bookings."""
+        """Frees the places of bookings that were cancelled or missed, or whose day was over while they waited."""
         async with self._books.unit_of_work() as work:
             ledger = await work.ledger_of_decided(reservation_ids)
             for reservation_id in reservation_ids:
@@ -112,7 +135,8 @@ class Approval:
 
     async def put_hospital(self, hospital: Hospital) -> tuple[Hospital, bool]:
         """Creates or changes a hospital; returns it as it is now, and whether that changed anything."""
-        hospital = replace(hospital, time_zone=hospital.time_zone or DEFAULT_TIME_ZONE)
+        codes = tuple(sorted({canonical_code(code) for code in hospital.vaccine_codes}, key=int))
+        hospital = replace(hospital, time_zone=hospital.time_zone or DEFAULT_TIME_ZONE, vaccine_codes=codes)
         if hospital.time_zone not in available_timezones():
             raise UnknownTimeZone(f"no IANA time zone {hospital.time_zone!r}")
         async with self._books.unit_of_work() as work:
@@ -123,24 +147,103 @@ class Approval:
         """A page of hospitals, by id."""
         return await self._books.hospitals(after, limit)
 
+    async def delivered(self, codes: Sequence[tuple[str, str]]) -> None:
+        """Doses of these (hospital, vaccine code) came: the vaccines are offered there from now on."""
+        async with self._books.unit_of_work() as work:
+            await work.add_delivered(sorted({(hospital_id, canonical_code(code)) for hospital_id, code in codes}))
+
     @repeated_after_lost_race
-    async def set_capacity(self, hospital_id: str, first: date, last: date, capacity: int) -> int:
-        """Sets the places of each day, all days or none; returns how many days that changed."""
+    async def set_capacity(self, hospital_id: str, first: date, last: date, capacity: int) -> tuple[int, Sequence[Day]]:
+        """Sets the places of each day, all days or none.
+
+        Returns how many days that changed, and those that have more bookings than places now: nobody new is approved
+        there until enough of them are given up. Raises DateRange, UnknownHospital or DayIsCalledOff.
+        """
         check_range(first, last)
         await self._known(hospital_id)
         async with self._books.unit_of_work() as work:
             days = await work.days(hospital_id, first, last)
-            check_capacity(days, capacity)
+            check_open(days)
+            changed = [day for day in days if day.capacity != capacity]
             await work.set_capacity(days, capacity)
-        return sum(day.capacity != capacity for day in days)
+        for day in changed:
+            day.capacity = capacity
+        return len(changed), [day for day in days if day.over]
+
+    @repeated_after_lost_race
+    async def call_off(self, hospital_id: str, on: date, note: str) -> Day:
+        """Calls a day off: nobody is approved for it from now on, and `revoke` ends its bookings.
+
+        Returns the day; `approved` are the bookings that have not ended yet. A repeat changes nothing. Raises
+        UnknownHospital or NothingToCallOff.
+        """
+        hospital = await self._known(hospital_id)
+        async with self._books.unit_of_work() as work:
+            [day] = await work.days(hospital_id, on, on)
+            day.call_off(note, hospital, self._clock())
+            await work.call_off(day)
+        self._called_off.set()
+        return day
+
+    @repeated_after_lost_race
+    async def reopen(self, hospital_id: str, on: date) -> Day:
+        """Offers a day again; bookings that have ended stay so. A repeat changes nothing. Raises UnknownHospital."""
+        await self._known(hospital_id)
+        async with self._books.unit_of_work() as work:
+            [day] = await work.days(hospital_id, on, on)
+            if day.called_off:
+                day.called_off = ""
+                await work.reopen(day)
+        return day
+
+    async def called_off(self) -> None:
+        """Waits until a day is called off in this process."""
+        await self._called_off.wait()
+        self._called_off.clear()
+
+    async def revoke(self) -> int:
+        """Ends the bookings of the days that are called off; returns how many.
+
+        It can be interrupted at any instant: what is left stays written down in the store, and any replica goes on with
+        it. Replicas that do the same day at once wait for each other, and none ends a booking twice. When there is
+        trouble with one day, the others are done first.
+        """
+        revoked, trouble = 0, list[Exception]()
+        for hospital_id, on in await self._books.days_to_revoke():
+            try:
+                while batch := await self._revoke_some(hospital_id, on):
+                    revoked += batch
+            except StoreUnavailable:
+                raise
+            except Exception as error:
+                trouble.append(error)
+        if trouble:
+            raise ExceptionGroup("the bookings of some days could not be ended", trouble)
+        return revoked
+
+    @repeated_after_lost_race
+    async def _revoke_some(self, hospital_id: str, on: date) -> int:
+        async with self._books.unit_of_work() as work:
+            [day] = await work.days(hospital_id, on, on)
+            ids = await work.held_bookings(day, REVOKED_AT_ONCE) if day.called_off else []
+            if ids:
+                ledger = await work.ledger_of_decided(ids)
+                for reservation_id in ids:
+                    ledger.call_off(reservation_id, day.called_off, self._clock())
+                await work.save(ledger)
+            if len(ids) < REVOKED_AT_ONCE:
+                await work.all_revoked(day)
+        return len(ids)
 
     async def availability(self, hospital_id: str, first: date, last: date) -> tuple[Sequence[Day], datetime]:
-        """The days that have capacity, and as of when."""
+        """The days that have capacity or bookings or are called off, and as of when."""
         check_range(first, last)
         await self._known(hospital_id)
         as_of = self._clock()  # taken before the days are read, so that what is shown is at least as new
         return await self._books.days(hospital_id, first, last), as_of
 
-    async def _known(self, hospital_id: str) -> None:
-        if await self._books.hospital(hospital_id) is None:
+    async def _known(self, hospital_id: str) -> Hospital:
+        hospital = await self._books.hospital(hospital_id)
+        if hospital is None:
             raise UnknownHospital(f"no hospital {hospital_id}")
+        return hospital

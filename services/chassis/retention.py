@@ -57,19 +57,20 @@ class Retention:
     @property
     def refused_before(self) -> datetime:
         """What was refused is over when it was decided before."""
-        return self._ago(self._limits.retention_refused_days)
+        return self.ago(self._limits.retention_refused_days)
 
     @property
     def passed_before(self) -> date:
         """Everything is over that is for an earlier day."""
-        return self._ago(self._limits.retention_passed_days).date()
+        return self.ago(self._limits.retention_passed_days).date()
 
     @property
     def published_before(self) -> datetime:
         """Events are over that the stream took before."""
-        return self._ago(self._limits.retention_stream_days)
+        return self.ago(self._limits.retention_stream_days)
 
-    def _ago(self, days: int) -> datetime:
+    def ago(self, days: int) -> datetime:
+        """What is kept for so many days is over when it is of before; 0 days are for ever."""
         return self._clock() - timedelta(days) if days else EPOCH
 
     def is_over(self, term: Term) -> bool:

@@ -23,6 +23,7 @@ from . import gauges, telemetry, tracing
 from .edge import Edge
 from .errors import Errors, StoreUnavailable
 from .events import Bus, Consumer, PublishFailed, Relay, operations
+from .events.books import Books, Check
 from .events.erasure import Eraser
 from .lifecycle import draining
 from .retry import Backoff
@@ -88,11 +89,13 @@ class Service:
         relay: Relay | None = None,
         background: Iterable[Callable[[], Coroutine[Any, Any, None]]] = (),
         probes: Iterable[gauges.Probe] = (),
+        books: Callable[[], Books] | None = None,
     ) -> None:
         """Serves until SIGTERM, SIGINT or a changed secret, then drains; raises if a background task fails.
 
         With the argument `migrate` it brings the store's schema and the consumer's filter up to date, as a start does
         first, and returns. `probes` are for the service's own figures, beside those that every service has.
+        `books` makes what a check of the service's accounts needs.
         """
         if sys.argv[1:] == ["migrate"]:
             await _until_there(open_store, self.bus.connect, consumer.ensure)
@@ -103,7 +106,8 @@ class Service:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        operations.register(self.server, self.name, consumer, relay.store if relay else None, eraser)
+        check = (lambda: Check(self.bus, books())) if books else None
+        operations.register(self.server, self.name, consumer, relay.store if relay else None, eraser, check)
         _reflect(self.server)
         await self._health.set(self.name, health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)

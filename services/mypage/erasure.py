@@ -11,12 +11,20 @@ from vaccination.reservation.v1.reservation_events_pb2 import CancellationReques
 from .projector import TELL
 from .rebuild import alone
 
-# REJECTED and CANCELLED are ends whatever the day; a cancellation under way is none.
+# REJECTED (2), CANCELLED (5), UNSERVED (8), MISSED (9) and ADMINISTERED (10) are ends whatever the day. A cancellation
+# under way (4) is none; nor is a booking that was moved (6) or called off (7) before its dose is back: the event that
+# says so would bring the reservation into the view again.
 IS_ACTIVE = """
 SELECT EXISTS (
-    SELECT FROM my_reservations
+    SELECT FROM my_reservations r
     WHERE customer_id = $1
-      AND (status = 4 OR status NOT IN (2, 5) AND date >= ($2::timestamptz AT TIME ZONE time_zone)::date))"""
+      AND CASE
+          WHEN status = 4 THEN true
+          WHEN status IN (6, 7) THEN NOT EXISTS (
+              SELECT FROM timeline t
+              WHERE t.reservation_id = r.reservation_id AND t.event = 'CancellationCompleted')
+          ELSE status NOT IN (2, 5, 8, 9, 10) AND date >= ($2::timestamptz AT TIME ZONE time_zone)::date
+      END)"""
 
 FORGET = """
 WITH gone AS (
@@ -28,7 +36,10 @@ SELECT count(*) FROM gone"""
 
 
 def subject_of(payload: bytes) -> str:
-    """Whose event it is, of whatever type and version: the appointment comes first in each. "" if it is none."""
+    """Whose event it is, of whatever type and version: the appointment is the first field of each event about a person.
+
+    "" if it is about nobody, or no event.
+    """
     try:
         return CancellationRequested.FromString(payload).appointment.customer_id
     except DecodeError:

@@ -1,12 +1,14 @@
 """From events to rows. The same events end in the same rows, in whatever order and however often they come:
 
-- the status is the furthest one that any event tells of (the contract's numbers grow along a reservation's path);
-- the dose is the one that the event with the highest version tells of;
+- the status is the furthest one that any event tells of (the contract's numbers grow along a reservation's path), but
+  APPROVED and COMPLETED follow the dose, since a recall can take it away;
+- the dose is the one that the event with the highest version tells of, among those that say something about the dose;
 - everything else is the appointment, which every event repeats.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime
+from functools import cache
 from typing import Any
 
 from google.protobuf.message import Message
@@ -30,41 +32,74 @@ STATUS: dict[type[Message], int] = {
     reservation.ReservationRejected: Status.RESERVATION_STATUS_REJECTED,
     vaccinemgmt.ReservationWaiting: Status.RESERVATION_STATUS_APPROVED,
     vaccinemgmt.ReservationCompleted: Status.RESERVATION_STATUS_COMPLETED,
+    vaccinemgmt.VaccinationCheckedIn: Status.RESERVATION_STATUS_APPROVED,
     reservation.CancellationRequested: Status.RESERVATION_STATUS_CANCEL_REQUESTED,
     vaccinemgmt.CancellationCompleted: Status.RESERVATION_STATUS_CANCELLED,
-    approval.ApprovalReleased: Status.RESERVATION_STATUS_CANCELLED,
+    # For a reason that only a newer version knows. The booking is over, and the dose comes back.
+    approval.ApprovalRevoked: Status.RESERVATION_STATUS_CANCELLED,
+    vaccinemgmt.VaccinationUnserved: Status.RESERVATION_STATUS_UNSERVED,
+    vaccinemgmt.VaccinationMissed: Status.RESERVATION_STATUS_MISSED,
+    vaccinemgmt.VaccinationAdministered: Status.RESERVATION_STATUS_ADMINISTERED,
+    # The place is free. How the booking ended is told by another event, which may come later.
+    approval.ApprovalReleased: Status.RESERVATION_STATUS_APPROVED,
 }
 """The events that mypage follows, each with the status that it brings a reservation to."""
 
-PROJECT = """
-INSERT INTO {schema}.my_reservations (
+REVOKED: dict[int, int] = {
+    approval.RevocationReason.REVOCATION_REASON_DAY_CALLED_OFF: Status.RESERVATION_STATUS_CALLED_OFF,
+    approval.RevocationReason.REVOCATION_REASON_MOVED: Status.RESERVATION_STATUS_MOVED,
+}
+"""ApprovalRevoked brings a reservation to a status by its reason."""
+
+OF_THE_DOSE: dict[type[Message], bool] = {
+    vaccinemgmt.ReservationWaiting: False,
+    vaccinemgmt.ReservationCompleted: True,
+    vaccinemgmt.CancellationCompleted: False,
+    vaccinemgmt.VaccinationAdministered: True,
+    vaccinemgmt.VaccinationMissed: False,
+    vaccinemgmt.VaccinationUnserved: False,
+}
+"""The events that say whether there is a dose, and what they say.
+
+A version counts all changes of a vaccination. VaccinationCheckedIn has one too, but the customer's arrival leaves the
+dose as it is: if its version counted here, the dose would be gone from the screen while the customer is at the counter.
+"""
+
+
+# A reservation's status in SQL, by the furthest one that was reached and by whether there is a dose.
+STATUS_OF = "CASE WHEN {furthest} IN (1, 3) THEN CASE {quantity} WHEN 0 THEN 1 ELSE 3 END ELSE {furthest} END"
+
+PROJECT = f"""
+INSERT INTO {{schema}}.my_reservations (
     reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
-    status, rejection_reason, dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date,
-    quantity)
+    status, rejection_reason, replaced_by, dose_version, vaccine_code, manufacturer, lot_number, production_date,
+    expiry_date, quantity)
 SELECT DISTINCT ON (reservation_id)
        reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
-       max(status) OVER same, max(rejection_reason) OVER same,
+       {STATUS_OF.format(furthest="max(status) OVER same", quantity="quantity")},
+       max(rejection_reason) OVER same, max(replaced_by) OVER same,
        dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity
 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date[], $7::text[], $8::timestamptz[],
-            $9::smallint[], $10::smallint[], $11::int[], $12::text[], $13::text[], $14::text[], $15::date[],
-            $16::date[], $17::int[])
+            $9::smallint[], $10::smallint[], $11::text[], $12::int[], $13::text[], $14::text[], $15::text[],
+            $16::date[], $17::date[], $18::int[])
     AS e (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, requested_vaccine_code, decide_time,
-          status, rejection_reason, dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date,
-          quantity)
+          status, rejection_reason, replaced_by, dose_version, vaccine_code, manufacturer, lot_number, production_date,
+          expiry_date, quantity)
 WINDOW same AS (PARTITION BY reservation_id)
 ORDER BY reservation_id, dose_version DESC
 ON CONFLICT (reservation_id) DO UPDATE SET
-    status = greatest(my_reservations.status, excluded.status),
     rejection_reason = greatest(my_reservations.rejection_reason, excluded.rejection_reason),
-    (dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity) =
-        (SELECT d.* FROM (VALUES
+    replaced_by = greatest(my_reservations.replaced_by, excluded.replaced_by),
+    (status, dose_version, vaccine_code, manufacturer, lot_number, production_date, expiry_date, quantity) =
+        (SELECT {STATUS_OF.format(furthest="greatest(my_reservations.status, excluded.status)", quantity="d.quantity")},
+                d.* FROM (VALUES
             (my_reservations.dose_version, my_reservations.vaccine_code, my_reservations.manufacturer,
              my_reservations.lot_number, my_reservations.production_date,
              my_reservations.expiry_date, my_reservations.quantity),
             (excluded.dose_version, excluded.vaccine_code, excluded.manufacturer, excluded.lot_number,
              excluded.production_date, excluded.expiry_date, excluded.quantity)
-         ) AS d (v) ORDER BY d.v DESC LIMIT 1)
-WHERE my_reservations.decide_time = excluded.decide_time"""
+         ) AS d (version, code, manufacturer, lot, production, expiry, quantity) ORDER BY d.version DESC LIMIT 1)
+WHERE my_reservations.decide_time = excluded.decide_time"""  # noqa: S608 - constants
 
 # A refused request that comes again when its retention is over is decided anew: nothing of the first time counts.
 FORGET = """
@@ -77,9 +112,10 @@ WITH gone AS (
 DELETE FROM {schema}.timeline t USING gone WHERE t.reservation_id = gone.reservation_id"""
 
 REMEMBER = """
-INSERT INTO {schema}.timeline (reservation_id, event, version, time)
+INSERT INTO {schema}.timeline (reservation_id, event, version, time, reason, note)
 SELECT DISTINCT ON (e.reservation_id, e.event, e.version) *
-FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[]) AS e (reservation_id, event, version, time)
+FROM unnest($1::uuid[], $2::text[], $3::int[], $4::timestamptz[], $5::text[], $6::text[])
+    AS e (reservation_id, event, version, time, reason, note)
 ORDER BY e.reservation_id, e.event, e.version, e.time
 ON CONFLICT DO NOTHING"""
 
@@ -168,10 +204,10 @@ def term(event: Event) -> Term:
 
 def entry(event: Event) -> Entry:
     """An event's row for the table of reservations, and its row for the timeline."""
-    message, a = event.message, event.message.appointment
+    message, a, kind = event.message, event.message.appointment, type(event.message)
     version = getattr(message, "version", 0)
-    dose = getattr(message, "dose", None)
-    reason = getattr(message, "denial_reason", 0) or getattr(message, "rejection_reason", 0)
+    dose = message.dose if OF_THE_DOSE.get(kind) else None
+    number, reason = reason_of(message)
     row = (
         canonical_id(a.reservation_id),
         a.customer_id,
@@ -181,9 +217,10 @@ def entry(event: Event) -> Entry:
         calendar_day("date", a.date),
         a.vaccine_code,
         a.decide_time.ToDatetime(UTC),
-        STATUS[type(message)],
-        reason,
-        version,
+        REVOKED.get(number, STATUS[kind]) if kind is approval.ApprovalRevoked else STATUS[kind],
+        number if STATUS[kind] == REJECTED else 0,
+        getattr(message, "replaced_by", ""),
+        version if kind in OF_THE_DOSE else 0,
         dose.vaccine_code if dose else "",
         dose.manufacturer if dose else "",
         dose.lot_number if dose else "",
@@ -191,4 +228,25 @@ def entry(event: Event) -> Entry:
         calendar_day("expiry_date", dose.expiry_date) if dose else None,
         1 if dose else 0,
     )
-    return row, (row[0], type(message).__name__, version, event.time)
+    return row, (row[0], kind.__name__, version, event.time, reason, getattr(message, "note", ""))
+
+
+def reason_of(message: Message) -> tuple[int, str]:
+    """Why an event happened, as the contract's number and name; (0, "") if it does not say.
+
+    A newer version may send a reason that this one has no name for: its number is the name then.
+    """
+    field, names = _reasons(type(message))  # type: ignore[arg-type] # a class is hashable
+    number = getattr(message, field, 0)
+    return number, names.get(number, str(number))
+
+
+@cache
+def _reasons(event: type[Message]) -> tuple[str, dict[int, str]]:
+    """The field in which an event says why it happened, and the names of its values, without their prefix."""
+    for field in event.DESCRIPTOR.fields:
+        if field.enum_type is not None:
+            values = field.enum_type.values_by_number
+            prefix = values[0].name.removesuffix("UNSPECIFIED")
+            return field.name, {number: value.name.removeprefix(prefix) for number, value in values.items()} | {0: ""}
+    return "", {0: ""}

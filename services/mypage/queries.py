@@ -15,15 +15,18 @@ from services.chassis.postgres import Connection, Database
 from services.chassis.telemetry import log
 from vaccination.mypage.v1 import my_reservation_pb2
 
-from .projector import CHANNEL
+from .projector import CHANNEL, STATUS_OF
+
+# Version 0.3 knows no way back from COMPLETED: a row that it wrote while a dose was taken away says what is no more.
+STATUS = STATUS_OF.format(furthest="r.status", quantity="r.quantity")
 
 # Named, since an update may add a column while this version reads.
-COLUMNS = """
+COLUMNS = f"""
 r.reservation_id, r.hospital_id, r.hospital_name, r.time_zone, r.date, r.requested_vaccine_code, r.decide_time,
-r.status, r.rejection_reason, r.vaccine_code, r.manufacturer, r.lot_number, r.production_date, r.expiry_date,
-r.quantity,
-ARRAY(SELECT event FROM timeline t WHERE t.reservation_id = r.reservation_id ORDER BY time, event, version) AS events,
-ARRAY(SELECT time FROM timeline t WHERE t.reservation_id = r.reservation_id ORDER BY time, event, version) AS times"""
+{STATUS} AS status, r.rejection_reason, r.replaced_by,
+r.vaccine_code, r.manufacturer, r.lot_number, r.production_date, r.expiry_date, r.quantity,
+ARRAY(SELECT (event, time, reason, note) FROM timeline t WHERE t.reservation_id = r.reservation_id
+      ORDER BY time, event, version) AS happened"""  # noqa: S608 - a constant
 
 ONE = f"SELECT {COLUMNS} FROM my_reservations r WHERE customer_id = $1 AND reservation_id = $2"  # noqa: S608 - constants
 
@@ -83,7 +86,8 @@ def _message(row: asyncpg.Record) -> my_reservation_pb2.MyReservation:
         if name in content:
             content[name] = str(content[name])
     timeline = [
-        my_reservation_pb2.TimelineEntry(event=e, time=t) for e, t in zip(row["events"], row["times"], strict=True)
+        my_reservation_pb2.TimelineEntry(event=event, time=time, reason=reason, note=note)
+        for event, time, reason, note in row["happened"]
     ]
     return my_reservation_pb2.MyReservation(**content, timeline=timeline)
 

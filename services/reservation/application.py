@@ -10,11 +10,13 @@ from services.chassis.unit_of_work import repeated_after_lost_race
 from .domain import (
     Appointment,
     ApprovalBusy,
+    NothingToMove,
     RejectionReason,
     Request,
     RequestIdReused,
     Reservation,
     ReservationId,
+    Status,
     UnknownReservation,
 )
 
@@ -30,6 +32,12 @@ class Approval(Protocol):
         """The decision, the same one for every repeat.
 
         Raises ApprovalBusy, RequestIdReused, UnknownHospital, DatePassed or TooManyRefusals.
+        """
+
+    async def move(self, request: Request, instead_of: ReservationId) -> tuple[Appointment, RejectionReason | None]:
+        """The decision about a place instead of the one that a reservation holds, which is free again after a yes.
+
+        Raises what `decide` raises, and NothingToMove.
         """
 
 
@@ -83,17 +91,50 @@ class ReservationDesk:
         """
         try:
             appointment, rejection = await self._approval.decide(request)
-        except ApprovalBusy:
-            known = await self._reservations.get(request.reservation_id)
-            if known is None:
-                raise
-            if not known.is_about(request):
-                raise RequestIdReused("used before for another hospital, date or vaccine; use a new one") from None
-            return Reservation.decided(known.appointment, known.rejection)
+        except ApprovalBusy as busy:
+            return await self._recorded(request, busy)
         reservation = Reservation.decided(appointment, rejection)
         async with self._reservations.unit_of_work() as work:
             await work.add([reservation])
         return reservation
+
+    async def move(self, request: Request, instead_of: ReservationId) -> Reservation:
+        """Asks approval for a place instead of the one that a reservation of the customer's holds.
+
+        Returns the new reservation as it was decided; when it is APPROVED, the old one is MOVED. As with `create`,
+        approval's events do the same if this process dies in between, and a repeat gets the recorded answer. Raises
+        UnknownReservation, NothingToMove, and what approval raises.
+        """
+        old = _own(request.customer_id, instead_of, await self._reservations.get(instead_of))
+        try:
+            # It may have been moved by this very request. Of everything else approval may not have heard yet.
+            if old.status is not Status.MOVED:
+                old.check_holds_a_place(self._clock())
+            appointment, rejection = await self._approval.move(request, instead_of)
+        except (ApprovalBusy, NothingToMove) as refusal:
+            return await self._recorded(request, refusal)
+        reservation = Reservation.decided(appointment, rejection)
+        await self._moved(reservation, instead_of)
+        return reservation
+
+    @repeated_after_lost_race
+    async def _moved(self, new: Reservation, instead_of: ReservationId) -> None:
+        async with self._reservations.unit_of_work() as work:
+            held = await work.held([instead_of])
+            await work.add([new])
+            if new.status is Status.APPROVED:
+                for old in held:
+                    old.end(Status.MOVED)
+                await work.save(held)
+
+    async def _recorded(self, request: Request, otherwise: Exception) -> Reservation:
+        """The recorded answer; raises `otherwise` when there is none."""
+        known = await self._reservations.get(request.reservation_id)
+        if known is None:
+            raise otherwise
+        if not known.is_about(request):
+            raise RequestIdReused("used before for another hospital, date or vaccine; use a new one") from None
+        return Reservation.decided(known.appointment, known.rejection)
 
     @repeated_after_lost_race
     async def cancel(self, customer_id: str, reservation_id: ReservationId) -> Reservation:
@@ -143,21 +184,23 @@ class Followup:
             await work.add([Reservation.decided(a, rejection) for a, rejection in decisions])
 
     @repeated_after_lost_race
-    async def completed(self, appointments: Sequence[Appointment]) -> None:
-        """Vaccine management set doses aside."""
+    async def heard_of_doses(self, news: Sequence[tuple[Appointment, int, bool]]) -> None:
+        """Vaccine management set doses aside, or has none: (appointment, version, whether there is a dose)."""
         async with self._reservations.unit_of_work() as work:
-            reservations = await _granted(work, appointments)
-            for reservation in reservations:
-                reservation.complete()
+            reservations = await _granted(work, [a for a, _, _ in news])
+            by_id = {r.appointment.reservation_id: r for r in reservations}
+            for a, version, has_dose in news:
+                by_id[a.reservation_id].hear_of_dose(version, has_dose=has_dose)
             await work.save(reservations)
 
     @repeated_after_lost_race
-    async def cancelled(self, appointments: Sequence[Appointment]) -> None:
-        """Vaccine management took doses back."""
+    async def ended(self, ends: Sequence[tuple[Appointment, Status]]) -> None:
+        """Approval took places back, or vaccine management has nothing left to do."""
         async with self._reservations.unit_of_work() as work:
-            reservations = await _granted(work, appointments)
-            for reservation in reservations:
-                reservation.cancel()
+            reservations = await _granted(work, [a for a, _ in ends])
+            by_id = {r.appointment.reservation_id: r for r in reservations}
+            for a, how in ends:
+                by_id[a.reservation_id].end(how)
             await work.save(reservations)
 
 

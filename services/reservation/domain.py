@@ -29,6 +29,9 @@ class ReservationError(Exception):
     |- UnknownReservation
     |- Rejected
     |- AppointmentPassed
+    |- AlreadyAdministered
+    |- Ended
+    |- NothingToMove
     `- UnknownStatus
     """
 
@@ -69,12 +72,27 @@ class AppointmentPassed(ReservationError):
     """The appointment's day has passed."""
 
 
+class AlreadyAdministered(ReservationError):
+    """The customer has been vaccinated."""
+
+
+class Ended(ReservationError):
+    """The reservation has ended otherwise than by a cancellation."""
+
+
+class NothingToMove(ReservationError):
+    """The reservation holds no place any more."""
+
+
 class UnknownStatus(ReservationError):
     """The reservation is in a status of a newer version, and what may become of it there is not known here."""
 
 
 class Status(IntEnum):
     """Where a reservation stands; the values are the contract's ReservationStatus.
+
+    Below CANCEL_REQUESTED it goes to and fro with the dose. From there on the values grow along the path, and the
+    highest one that was reached is the truth: so the order in which others tell of it does not matter.
 
     A newer version may have stored a status that has no name here. It is shown as it is, and nobody can cancel from it.
     """
@@ -84,6 +102,11 @@ class Status(IntEnum):
     COMPLETED = 3
     CANCEL_REQUESTED = 4
     CANCELLED = 5
+    MOVED = 6
+    CALLED_OFF = 7
+    UNSERVED = 8
+    MISSED = 9
+    ADMINISTERED = 10
 
     @classmethod
     def _missing_(cls, value: object) -> "Status | None":
@@ -94,9 +117,17 @@ class Status(IntEnum):
         return unnamed
 
 
+ENDED = (Status.MOVED, Status.CALLED_OFF, Status.UNSERVED, Status.MISSED)
+"""The ends that are neither a cancellation nor a vaccination."""
+
 RejectionReason = NewType("RejectionReason", int)
 """Why approval said no, as its contract numbers the reasons. Reservation decides nothing by it: a number that this
 version has no name for is carried on as it was told."""
+
+
+def canonical_code(vaccine_code: str) -> str:
+    """A CVX code as it is stored: 08 and 8 are one. Empty, for any vaccine, stays empty."""
+    return vaccine_code.lstrip("0") or ("0" if vaccine_code else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +145,7 @@ class Request:
     def __post_init__(self) -> None:
         reservation_id = uuid.uuid5(NAMESPACE, f"{self.customer_id}\n{self.request_id}")
         object.__setattr__(self, "reservation_id", ReservationId(str(reservation_id)))
+        object.__setattr__(self, "vaccine_code", canonical_code(self.vaccine_code))
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +196,18 @@ Event = Placed | WasRejected | CancellationRequested
 
 @dataclass(slots=True)
 class Reservation:
-    """APPROVED -> COMPLETED -> CANCEL_REQUESTED -> CANCELLED, or REJECTED; APPROVED -> CANCEL_REQUESTED too."""
+    """REJECTED, or APPROVED <-> COMPLETED, by whether a dose is set aside, until it ends.
+
+    It ends by CANCEL_REQUESTED -> CANCELLED, MOVED, CALLED_OFF, UNSERVED, MISSED or ADMINISTERED. `dose_version` is the
+    version of what vaccine management told last about the dose; 0 when it told nothing, or told it to a version of
+    reservation up to 0.3. `dose_is_back` says that vaccine management has nothing of it any more.
+    """
 
     appointment: Appointment
     status: Status
     rejection: RejectionReason | None = None
+    dose_version: int = 0
+    dose_is_back: bool = False
     events: list[Event] = field(default_factory=list)
 
     @classmethod
@@ -176,29 +215,36 @@ class Reservation:
         """A new reservation: APPROVED exactly when approval granted it."""
         at = appointment.decide_time
         if rejection is None:
-            return cls(appointment, Status.APPROVED, None, [Placed(appointment, at)])
-        return cls(appointment, Status.REJECTED, rejection, [WasRejected(appointment, at, rejection)])
+            return cls(appointment, Status.APPROVED, events=[Placed(appointment, at)])
+        return cls(appointment, Status.REJECTED, rejection, events=[WasRejected(appointment, at, rejection)])
 
     def is_about(self, request: Request) -> bool:
         """Whether it was made for a request with this content."""
-        a = self.appointment
-        return (a.hospital_id, a.date, a.vaccine_code) == (request.hospital_id, request.date, request.vaccine_code)
+        a, r = self.appointment, request
+        # Versions up to 0.3 stored the code as it was asked for.
+        return (a.hospital_id, a.date, canonical_code(a.vaccine_code)) == (r.hospital_id, r.date, r.vaccine_code)
 
     def is_active(self, now: datetime) -> bool:
         """Whether something may still become of it."""
         if self.status is Status.CANCEL_REQUESTED:
             return True
+        if self.status in (Status.MOVED, Status.CALLED_OFF) and self.dose_is_back:
+            return False
         return self.status not in (Status.REJECTED, Status.CANCELLED) and not self.appointment.has_passed(now)
 
     def request_cancellation(self, now: datetime) -> None:
         """The customer asks to cancel; a repeat changes nothing.
 
-        Raises Rejected, AppointmentPassed or UnknownStatus.
+        Raises Rejected, AlreadyAdministered, Ended, AppointmentPassed or UnknownStatus.
         """
         if self.status in (Status.CANCEL_REQUESTED, Status.CANCELLED):
             return
         if self.status is Status.REJECTED:
             raise Rejected("the reservation was rejected: there is nothing to cancel")
+        if self.status is Status.ADMINISTERED:
+            raise AlreadyAdministered("you have been vaccinated: the reservation can no longer be cancelled")
+        if self.status in ENDED:
+            raise Ended(f"the reservation has ended ({self.status.name}): there is nothing to cancel")
         if self.status not in (Status.APPROVED, Status.COMPLETED):
             raise UnknownStatus(
                 f"the reservation is in status {self.status} of a newer version: cancel it when the update is over"
@@ -210,17 +256,34 @@ class Reservation:
         self.status = Status.CANCEL_REQUESTED
         self.events.append(CancellationRequested(self.appointment, now))
 
-    def complete(self) -> None:
-        """A dose is set aside. A completion that arrives after the customer cancelled changes nothing."""
-        if self.status is Status.APPROVED:
-            self.status = Status.COMPLETED
+    def check_holds_a_place(self, now: datetime) -> None:
+        """Raises NothingToMove unless the reservation can be moved."""
+        if self.status not in (Status.APPROVED, Status.COMPLETED):
+            raise NothingToMove(f"it holds no place any more ({self.status.name}): there is nothing to move")
+        if self.appointment.has_passed(now):
+            raise NothingToMove(f"its day, {self.appointment.date}, has passed: there is nothing to move")
 
-    def cancel(self) -> None:
-        """Dose and place are given back. A status that a newer version gave stays.
+    def hear_of_dose(self, version: int, *, has_dose: bool) -> None:
+        """A dose is set aside, or there is none (any more): the highest version tells how it is.
 
-        Raises Rejected, since a rejected reservation had neither.
+        What arrives after the reservation was rejected or given up, or has ended, changes nothing.
+        """
+        if self.status not in (Status.APPROVED, Status.COMPLETED):
+            return
+        # Versions up to 0.3 recorded that there was a dose, and not the version, which was 1 at least. So the first of
+        # all news, that it waits, does not take the dose away when it comes late.
+        known = max(self.dose_version, 1 if self.status is Status.COMPLETED else 0)
+        if version > known:
+            self.status = Status.COMPLETED if has_dose else Status.APPROVED
+        self.dose_version = max(version, self.dose_version)
+
+    def end(self, how: Status) -> None:
+        """It has ended in this way; of several ends the highest one counts. A status of a newer version stays.
+
+        Raises Rejected, since a rejected reservation had nothing that could end.
         """
         if self.status is Status.REJECTED:
             raise Rejected("the reservation was rejected: there is nothing to give back")
-        if self.status in (Status.APPROVED, Status.COMPLETED, Status.CANCEL_REQUESTED):
-            self.status = Status.CANCELLED
+        # Approval tells of these two, and vaccine management of the others, after which it has nothing left to do.
+        self.dose_is_back |= how not in (Status.MOVED, Status.CALLED_OFF)
+        self.status = max(self.status, how)

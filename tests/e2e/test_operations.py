@@ -26,7 +26,8 @@ CANCELLED = "vaccination.vaccinemgmt.v1.CancellationCompleted"
 
 
 RUNBOOKS = ROOT / "docs/runbooks"
-TYPED_ELSEWHERE = ("README.md", "dead-letters.md")  # these are typed with each of the others, and with a dead letter
+# README.md is typed with each of the others, and these with what they are about.
+TYPED_ELSEWHERE = ("README.md", "dead-letters.md", "recall-a-lot.md", "call-off-a-day.md")
 
 
 def runbook(name: str) -> str:
@@ -91,6 +92,28 @@ async def test_the_commands_of_a_runbook_work_in_their_order(world: World, name:
     await world.new_hospital(capacity=1, doses=1)
     out = await typed(world, runbook(name))
     assert all(state.state == "ready" for state in world.mesh.status()), out
+
+
+async def test_a_lot_is_recalled_and_a_day_called_off_as_the_runbooks_say(world: World) -> None:
+    hospital, day = await world.new_hospital(capacity=1, doses=1)
+    customer = world.customer()
+    booked = (await customer.create(hospital, day)).reservation_id
+    await customer.reaches(booked, Status.RESERVATION_STATUS_COMPLETED)
+    [lot] = await world.operator.lots(hospital)
+    notice = {"VACCINE": lot.vaccine_code, "MANUFACTURER": lot.manufacturer, "LOT": lot.lot_number}
+
+    out = await typed(world, runbook("recall-a-lot.md"), HOSPITAL=hospital, **notice)
+    assert '"waiting": 1' in out
+    shown = await customer.reaches(booked, Status.RESERVATION_STATUS_APPROVED)
+    assert (shown.lot_number, shown.timeline[-1].reason) == ("", "LOT_RECALLED")
+
+    out = await typed(world, runbook("call-off-a-day.md"), HOSPITAL=hospital, DAY=str(day))
+    assert '"called_off": "The heating has failed.' in out
+    shown = await customer.reaches(booked, Status.RESERVATION_STATUS_CALLED_OFF)
+    [told] = [entry.note for entry in shown.timeline if entry.reason == "DAY_CALLED_OFF"]
+    assert told.startswith("The heating has failed.")
+    again = await world.customer().create(hospital, day)  # it is reopened in the end
+    assert again.status == Status.RESERVATION_STATUS_APPROVED
 
 
 @pytest.mark.usefixtures("clean")

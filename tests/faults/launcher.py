@@ -131,9 +131,9 @@ def _mutate(name: str) -> None:
             "approved = days.approved + d.n", "approved = least(d.n, capacity)"
         )
 
-        async def write_what_was_read(self: Any, ledger: Any, granted: Sequence[Any], released: Sequence[Any]) -> None:
+        async def write_what_was_read(self: Any, ledger: Any, granted: Sequence[Any], freed: Sequence[Any]) -> None:
             await asyncio.sleep(0.01)
-            if keys := sorted({(a.hospital_id, a.date) for a in (*granted, *released)}):
+            if keys := sorted({(a.hospital_id, a.date) for a in (*granted, *freed)}):
                 numbers = [ledger.days[key].approved for key in keys]
                 await self._transaction.write(books.TAKE_PLACES, [h for h, _ in keys], [d for _, d in keys], numbers)
 

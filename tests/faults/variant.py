@@ -16,10 +16,10 @@ from typing import Any
 
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
-CLOSED = 6
-"""The status behind CANCELLED: nothing is left to do."""
-FULL_FOR_GOOD = 4
-"""The reason beside DAY_FULL."""
+CLOSED = 60
+"""The status behind all others: nothing is left to do."""
+FULL_FOR_GOOD = 40
+"""A reason that this version has no name for."""
 EVENT = "vaccination.vaccinemgmt.v1.ReservationClosed"
 AFTER = "vaccination.vaccinemgmt.v1.CancellationCompleted"
 
@@ -97,8 +97,8 @@ def _approval() -> None:
 
     why_not, violations, hospitals = Ledger._why_not, outbox.violations, postgres.Hospital
 
-    def says_more(self: Ledger, wanted: Any) -> Denial | None:
-        reason = why_not(self, wanted)
+    def says_more(self: Ledger, wanted: Any, old: Any) -> Denial | None:
+        reason = why_not(self, wanted, old)
         return (
             Denial(FULL_FOR_GOOD)
             if reason is Denial.DAY_FULL and int(str(wanted.reservation_id)[-1], 16) % 2

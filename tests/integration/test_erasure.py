@@ -4,7 +4,7 @@ import asyncio
 import base64
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
@@ -21,17 +21,18 @@ from services.approval.domain import Decision, Hospital, Request, ReservationId
 from services.chassis.caller import CLAIMS_HEADER
 from services.chassis.edge import Edge
 from services.chassis.events import STREAM, Bus, Consumer, Outgoing, Relay, operations
+from services.chassis.events.books import Check
 from services.chassis.events.erasure import Eraser
 from services.chassis.events.setaside import Kind, Letter, SetAside
 from services.chassis.postgres import Database
 from services.mypage import erasure, rebuild, server
 from services.mypage.projector import View
 from services.reservation.adapters.postgres import PostgresReservations
-from services.reservation.application import ReservationDesk
-from services.reservation.domain import Appointment, RejectionReason, Reservation
+from services.reservation.application import Followup, ReservationDesk
+from services.reservation.domain import Appointment, RejectionReason, Reservation, Status
 from services.reservation.domain import ReservationId as Id
 from services.vaccinemgmt.adapters.mongo import MongoStock
-from services.vaccinemgmt.application import Vaccines
+from services.vaccinemgmt.application import Counter, Stockroom, Vaccines
 from services.vaccinemgmt.domain import Appointment as ForADose
 from services.vaccinemgmt.domain import Delivery
 from services.vaccinemgmt.domain import ReservationId as DoseId
@@ -133,28 +134,50 @@ async def test_reservation_erases_nothing_while_something_may_become_of_a_reserv
     assert left["customer_id"] == "other"
 
 
+async def test_reservation_erases_a_moved_or_called_off_booking_when_its_dose_is_back(
+    open_database: OpenDatabase, clock: Clock
+) -> None:
+    store, unasked = PostgresReservations(await open_database("reservation"), lambda: None, lambda: NOW), Any
+    desk, followup = ReservationDesk(store, unasked, clock), Followup(store)  # type: ignore[arg-type]
+    for customer, how in (("c1", Status.MOVED), ("c2", Status.CALLED_OFF)):
+        a = Appointment(Id(new_id()), customer, "h1", "Clinic", "Asia/Seoul", TODAY + DAY, "", NOW)
+        await followup.ended([(a, how)])
+        assert await desk.erase(customer) is None  # the event that its dose is back would make it anew
+        await followup.ended([(a, Status.CANCELLED)])
+        assert await desk.erase(customer) == 1
+
+
 async def test_a_dose_that_was_given_stays_in_its_lots_account_under_nobodys_name(
     open_mongo: OpenMongo, clock: Clock
 ) -> None:
     mongo = await open_mongo()
-    vaccines = Vaccines(MongoStock(mongo, lambda: None), clock)
-    await vaccines.register("h1", [Delivery("L1", "207", "MOD", TODAY - 30 * DAY, TODAY + 300 * DAY, 2)])
+    stock, freed = MongoStock(mongo, lambda: None), asyncio.Event()
+    vaccines, stockroom = Vaccines(stock, clock, freed), Stockroom(stock, clock, freed)
+    delivery = Delivery("L1", "207", "MOD", TODAY - 30 * DAY, TODAY + 300 * DAY, 2)
+    await stockroom.register("h1", [delivery], "manager")
     asks = [
         ForADose(DoseId(new_id()), customer, "h1", "Clinic", "Asia/Seoul", TODAY, "", NOW + timedelta(seconds=i))
         for i, customer in enumerate(["c1", "c1", "c1", "other"])
     ]
     await vaccines.admit(asks)  # two get a dose, one waits
     await vaccines.cancel(asks[:1])
+    desk = Counter(stock, clock, freed, timedelta())
+    await vaccines.serve_waiting()
+    given, missed = asks[1:3]
+    await desk.administer(given.reservation_id, None, "nurse", lambda _: None)
     assert await vaccines.erase("c1") is None
     clock.now += DAY
+    assert await vaccines.erase("c1") is None  # until it is known what became of it
+    await desk.end_days()
+    assert (await vaccines.vaccination(missed.reservation_id, lambda _: None)).status.name == "MISSED"
     assert await vaccines.erase("c1") == 3
     assert await vaccines.erase("c1") == 0
     found = [row async for row in mongo.database["vaccinations"].find()]
     [nobody] = [row for row in found if row["customer_id"] != "other"]
     assert nobody["customer_id"].startswith("erased-")
     assert nobody["dose"]["lot_number"] == "L1"
-    [lot] = await vaccines.lots("h1", None, 10)
-    assert lot.used == sum(row["quantity"] for row in found)
+    [lot] = await stockroom.lots("h1", None, 10)
+    assert (lot.balance.reserved, lot.balance.administered, lot.free) == (0, 1, 1)
 
 
 # The view and the streams
@@ -192,12 +215,14 @@ class Replica:
 
 
 @asynccontextmanager
-async def serving(database: Database, bus: Bus, consumer: Consumer, eraser: Eraser) -> AsyncIterator[grpc.aio.Channel]:
+async def serving(
+    database: Database, bus: Bus, consumer: Consumer, eraser: Eraser, check: Callable[[], Check] | None = None
+) -> AsyncIterator[grpc.aio.Channel]:
     await consumer.ensure()
     running = asyncio.create_task(consumer.run())
     edge = Edge(server.ERRORS, operations.ERRORS, max_calls=100, max_streams=100)
     grpc_server = grpc.aio.server(interceptors=[edge])
-    operations.register(grpc_server, "mypage", consumer, None, eraser)
+    operations.register(grpc_server, "mypage", consumer, None, eraser, check)
     rebuild.register(grpc_server, database, bus, consumer, FOR_EVER)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()

@@ -7,11 +7,13 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -25,9 +27,10 @@ from services.chassis.caller import CLAIMS_HEADER, CLOCK_SKEW
 from services.chassis.edge import Edge, status_of
 from services.chassis.events import Event
 from services.chassis.postgres import Database
-from services.mypage import queries, server
+from services.mypage import erasure, queries, server
 from services.mypage.projector import View, entry
 from services.mypage.queries import SCREENS, Changes, Position, TooManyScreens, Watch
+from tests.releases import extract
 from vaccination.approval.v1 import appointment_pb2
 from vaccination.approval.v1 import approval_events_pb2 as approval
 from vaccination.mypage.v1 import my_reservation_pb2, mypage_service_pb2, mypage_service_pb2_grpc
@@ -36,7 +39,7 @@ from vaccination.reservation.v1 import reservation_pb2
 from vaccination.vaccinemgmt.v1 import vaccination_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2 as vaccinemgmt
 
-from .conftest import OpenDatabase, eventually, within
+from .conftest import OpenBus, OpenDatabase, Servers, eventually, within
 
 NOW = datetime(2027, 3, 1, 3, tzinfo=UTC)
 Status = reservation_pb2.ReservationStatus
@@ -93,6 +96,125 @@ def long_journey(a: appointment_pb2.Appointment) -> dict[str, Message]:
     }
 
 
+class Life:
+    """A random history of one booking as the services tell it, from the approval to an end, and what the screen shows
+    of it then. Not every history has an end."""
+
+    def __init__(self, a: appointment_pb2.Appointment, rng: random.Random) -> None:
+        self.a, self.events = a, list[Event]()
+        self.status, self.dose, self.replaced_by = Status.RESERVATION_STATUS_APPROVED, vaccination_pb2.Dose(), ""
+        self.timeline: list[tuple[str, str, str]] = []
+        self._version = 0
+        self._happens(approval.ApprovalGranted(appointment=a))
+        self._happens(reservation.ReservationPlaced(appointment=a))
+        self._waits() if rng.random() < 0.5 else self._gets(DOSE)
+        for _ in range(rng.randrange(4)):
+            if self.has_dose and rng.random() < 0.3:
+                self._waits(vaccination_pb2.DoseChangeReason.DOSE_CHANGE_REASON_LOT_RECALLED, "the authority says so")
+            else:
+                self._gets(OTHER if self.dose == DOSE else DOSE)
+        if self.has_dose and rng.random() < 0.5:
+            self._vaccinemgmt(vaccinemgmt.VaccinationCheckedIn)
+            if rng.random() < 0.3:
+                self._gets(OTHER if self.dose == DOSE else DOSE)
+        rng.choice([self._goes_on, self._given, self._missed, self._late, self._cancelled, self._called_off,
+                    self._moved, self._unserved, self._too_late])()  # fmt: skip
+
+    @property
+    def has_dose(self) -> bool:
+        return bool(self.dose.lot_id)
+
+    def _happens(self, message: Any, reason: str = "", note: str = "") -> None:
+        self.events.append(event(message, len(self.events)))
+        self.timeline.append((type(message).__name__, reason, note))
+
+    def _vaccinemgmt(self, kind: Any, reason: str = "", **fields: Any) -> None:
+        self._version += 1
+        self._happens(kind(appointment=self.a, version=self._version, **fields), reason, fields.get("note", ""))
+
+    def _waits(self, why: Any = 0, note: str = "") -> None:
+        reason = vaccination_pb2.DoseChangeReason.Name(why).removeprefix("DOSE_CHANGE_REASON_") if why else ""
+        self._vaccinemgmt(vaccinemgmt.ReservationWaiting, reason, dose_change_reason=why, note=note)
+        self.status, self.dose = Status.RESERVATION_STATUS_APPROVED, vaccination_pb2.Dose()
+
+    def _gets(self, dose: vaccination_pb2.Dose) -> None:
+        self._vaccinemgmt(vaccinemgmt.ReservationCompleted, dose=dose, quantity=1)
+        self.status, self.dose = Status.RESERVATION_STATUS_COMPLETED, dose
+
+    def _ends(self, kind: Any, status: Any) -> None:
+        self._vaccinemgmt(kind)
+        self.status, self.dose = max(self.status, status), vaccination_pb2.Dose()
+
+    def _goes_on(self) -> None:
+        pass
+
+    def _given(self) -> None:
+        given = self.dose if self.has_dose else OTHER
+        self._vaccinemgmt(vaccinemgmt.VaccinationAdministered, dose=given, quantity=1)
+        self.status, self.dose = Status.RESERVATION_STATUS_ADMINISTERED, given
+
+    def _missed(self) -> None:
+        self._ends(vaccinemgmt.VaccinationMissed, Status.RESERVATION_STATUS_MISSED)
+        self._happens(approval.ApprovalReleased(appointment=self.a))
+
+    def _late(self) -> None:
+        self._missed()
+        self._given()
+
+    def _cancelled(self) -> None:
+        self._happens(reservation.CancellationRequested(appointment=self.a))
+        self._ends(vaccinemgmt.CancellationCompleted, Status.RESERVATION_STATUS_CANCELLED)
+        self._happens(approval.ApprovalReleased(appointment=self.a))
+
+    def _too_late(self) -> None:
+        """The customer asks to cancel while the dose is given."""
+        self._given()
+        self._happens(reservation.CancellationRequested(appointment=self.a))
+
+    def _revoked(self, why: str, status: Any, **fields: Any) -> None:
+        reason = approval.RevocationReason.Value(f"REVOCATION_REASON_{why}")
+        message = approval.ApprovalRevoked(appointment=self.a, revocation_reason=reason, **fields)
+        self._happens(message, why, message.note)
+        self.status, self.replaced_by = status, message.replaced_by
+        self._ends(vaccinemgmt.CancellationCompleted, status)
+
+    def _called_off(self) -> None:
+        self._revoked("DAY_CALLED_OFF", Status.RESERVATION_STATUS_CALLED_OFF, note="the pipes are frozen")
+
+    def _moved(self) -> None:
+        self._revoked("MOVED", Status.RESERVATION_STATUS_MOVED, replaced_by=str(uuid.UUID(int=77)))
+
+    def _unserved(self) -> None:
+        if self.has_dose:
+            self._waits(vaccination_pb2.DoseChangeReason.DOSE_CHANGE_REASON_GIVEN_TO_ANOTHER)
+        self._ends(vaccinemgmt.VaccinationUnserved, Status.RESERVATION_STATUS_UNSERVED)
+        self._happens(approval.ApprovalReleased(appointment=self.a))
+
+    def shown(self) -> my_reservation_pb2.MyReservation:
+        """The customer's screen, when every event has come."""
+        return my_reservation_pb2.MyReservation(
+            reservation_id=self.a.reservation_id,
+            hospital_id=self.a.hospital_id,
+            hospital_name=self.a.hospital_name,
+            time_zone=self.a.time_zone,
+            date=self.a.date,
+            status=self.status,
+            vaccine_code=self.dose.vaccine_code,
+            manufacturer=self.dose.manufacturer,
+            lot_number=self.dose.lot_number,
+            production_date=self.dose.production_date,
+            expiry_date=self.dose.expiry_date,
+            quantity=int(self.has_dose),
+            replaced_by=self.replaced_by,
+            timeline=[
+                my_reservation_pb2.TimelineEntry(
+                    event=name, time=NOW + timedelta(seconds=i), reason=reason, note=note  # type: ignore[arg-type]
+                )
+                for i, (name, reason, note) in enumerate(self.timeline)
+            ],
+        )  # fmt: skip
+
+
 def event(message: Any, at: int = 0) -> Event:
     """The event as the consumer hands it over."""
     kind = message.DESCRIPTOR.full_name
@@ -118,7 +240,7 @@ async def contents(database: Database) -> dict[str, tuple[Any, ...]]:
     found = await rows(
         database,
         """
-        SELECT r.*, ARRAY(SELECT (event, version, time)::text FROM timeline t
+        SELECT r.*, ARRAY(SELECT (event, version, time, reason, note)::text FROM timeline t
                           WHERE t.reservation_id = r.reservation_id ORDER BY time, event, version) AS timeline
         FROM my_reservations r""",
     )
@@ -185,6 +307,69 @@ async def test_the_rows_are_a_function_of_the_set_of_events_seen(view: Database,
         assert len({found[key] for key in group}) == 1, which
 
 
+async def test_a_doses_whole_life_ends_on_the_same_screen_in_whatever_order_and_however_often_it_is_told(
+    view: Database, seeded: random.Random
+) -> None:
+    numbers, streams, expected = itertools.count(1), [], dict[str, my_reservation_pb2.MyReservation]()
+    for _ in range(150):
+        same = seeded.random()
+        for _ in range(6):
+            life = Life(appointment(next(numbers)), random.Random(same))
+            stream = life.events + seeded.choices(life.events, k=seeded.randrange(4))
+            seeded.shuffle(stream)
+            streams.append(stream)
+            expected[life.a.reservation_id] = life.shown()
+    assert {shown.status for shown in expected.values()} == set(Status.values()) - {0, 2, 4}
+    for batch in batches(streams, seeded):
+        await project(view, batch)
+    before = await contents(view)
+    for reservation_id, shown in expected.items():
+        assert await queries.one(view, "c1", uuid.UUID(reservation_id)) == shown
+    stored = await rows(view, "SELECT reservation_id::text AS id, status FROM my_reservations")
+    assert {row["id"]: row["status"] for row in stored} == {key: shown.status for key, shown in expected.items()}
+    for batch in batches([seeded.sample(stream, len(stream)) for stream in streams], seeded):
+        await project(view, batch)
+    assert await contents(view) == before
+
+
+async def test_arriving_at_the_counter_leaves_the_dose_on_the_screen(view: Database) -> None:
+    told = events_of(long_journey(appointment()))
+    arrived = event(vaccinemgmt.VaccinationCheckedIn(appointment=appointment(), version=4), 9)
+    await project(view, [arrived, *told.values()])
+    await project(view, [arrived])
+    [shown], _ = await queries.page(view, "c1", None, 10)
+    assert (shown.status, shown.lot_number) == (Status.RESERVATION_STATUS_COMPLETED, "L2")
+    assert shown.timeline[-1].event == "VaccinationCheckedIn"
+
+
+async def test_a_recall_takes_the_dose_away_and_the_screen_says_why(view: Database) -> None:
+    told = events_of(long_journey(appointment()))
+    recalled = vaccinemgmt.ReservationWaiting(
+        appointment=appointment(),
+        version=4,
+        dose_change_reason=vaccination_pb2.DoseChangeReason.DOSE_CHANGE_REASON_LOT_RECALLED,
+        note="particles were found",
+    )
+    await project(view, [*told.values(), event(recalled, 9)])
+    [shown], _ = await queries.page(view, "c1", None, 10)
+    assert (shown.status, shown.lot_number, shown.quantity) == (Status.RESERVATION_STATUS_APPROVED, "", 0)
+    assert (shown.timeline[-1].reason, shown.timeline[-1].note) == ("LOT_RECALLED", "particles were found")
+    again = vaccinemgmt.ReservationCompleted(appointment=appointment(), dose=DOSE, quantity=1, version=5)
+    await project(view, [event(again, 10)])
+    [shown], _ = await queries.page(view, "c1", None, 10)
+    assert (shown.status, shown.lot_number) == (Status.RESERVATION_STATUS_COMPLETED, "L1")
+
+
+async def test_a_place_that_is_free_again_does_not_tell_that_the_customer_cancelled(view: Database) -> None:
+    a = appointment()
+    await project(view, [event(journey(a)["granted"]), event(journey(a)["released"])])
+    [shown], _ = await queries.page(view, "c1", None, 10)
+    assert shown.status == Status.RESERVATION_STATUS_APPROVED
+    await project(view, [event(vaccinemgmt.VaccinationMissed(appointment=a, version=2))])
+    [shown], _ = await queries.page(view, "c1", None, 10)
+    assert shown.status == Status.RESERVATION_STATUS_MISSED
+
+
 async def test_a_screen_shows_the_dose_of_the_highest_version_and_the_furthest_status(view: Database) -> None:
     told = events_of(long_journey(appointment()))
     await project(view, [told["chosen"]])
@@ -212,6 +397,7 @@ async def test_a_rejected_request_shows_why(view: Database) -> None:
         await project(view, [event(message)])
         [shown], _ = await queries.page(view, "c1", None, 10)
         assert (shown.status, shown.rejection_reason) == (Status.RESERVATION_STATUS_REJECTED, reason)
+        assert {entry.reason for entry in shown.timeline} == {"DAY_FULL"}
 
 
 async def test_values_of_a_newer_version_are_shown_by_their_numbers(view: Database) -> None:
@@ -220,8 +406,103 @@ async def test_values_of_a_newer_version_are_shown_by_their_numbers(view: Databa
     await rows(view, "UPDATE my_reservations SET status = 77, quantity = 2")
     [shown], _ = await queries.page(view, "c1", None, 10)
     assert (shown.rejection_reason, shown.status, shown.quantity) == (newer, newer, 2)
+    assert shown.timeline[0].reason == "77"
     as_json = json_format.MessageToDict(shown)
     assert (as_json["rejectionReason"], as_json["status"]) == (newer, newer)
+
+
+async def test_reasons_of_a_newer_version_end_a_booking_and_change_a_dose_all_the_same(view: Database) -> None:
+    newer: Any = 77
+    a, b = appointment(1), appointment(2, seconds=1)
+    await project(
+        view,
+        [
+            event(approval.ApprovalRevoked(appointment=a, revocation_reason=newer)),
+            event(vaccinemgmt.ReservationWaiting(appointment=b, version=1, dose_change_reason=newer)),
+        ],
+    )
+    [waiting, revoked], _ = await queries.page(view, "c1", None, 10)
+    assert (waiting.status, revoked.status) == (
+        Status.RESERVATION_STATUS_APPROVED,
+        Status.RESERVATION_STATUS_CANCELLED,
+    )
+    assert [shown.timeline[0].reason for shown in (waiting, revoked)] == ["77", "77"]
+
+
+BY_0_3 = """
+import asyncio, sys
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from services.chassis.events import Event
+from services.chassis.postgres import Database
+from services.mypage import projector
+
+async def project(url, kind, payload):
+    database = Database(url)
+    await database.open(Path(projector.__file__).parent / "migrations")
+    message = getattr(import_module("vaccination.vaccinemgmt.v1.vaccinemgmt_events_pb2"), kind)
+    message = message.FromString(bytes.fromhex(payload))
+    event = Event("e", message.appointment.reservation_id, kind, datetime.now(UTC), message)
+    await projector.View(database).project([projector.entry(event)])
+    await database.close()
+
+asyncio.run(project(*sys.argv[1:]))
+"""
+
+
+async def test_what_the_version_before_makes_of_a_dose_taken_away_is_shown_as_it_is(
+    view: Database, servers: Servers, tmp_path: Path
+) -> None:
+    release = extract("0.3.0", tmp_path / "0.3.0")
+    [database] = await rows(view, "SELECT current_database() AS name")
+
+    async def project_by_0_3(message: Any) -> None:
+        """It knows the event, but not its reason, and no way back from COMPLETED."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-c", BY_0_3, servers.postgres_url(database["name"]),
+            type(message).__name__, message.SerializeToString().hex(), cwd=release,
+            env=os.environ | {"PYTHONPATH": str(release)},
+        )  # fmt: skip
+        assert await asyncio.wait_for(process.wait(), 60) == 0
+
+    a, told = appointment(), events_of(journey(appointment()))
+    recalled = vaccination_pb2.DoseChangeReason.DOSE_CHANGE_REASON_LOT_RECALLED
+    await project(view, [told["granted"], told["completed"]])
+    await project_by_0_3(vaccinemgmt.ReservationWaiting(appointment=a, version=2, dose_change_reason=recalled))
+    for _ in range(2):
+        [shown], _ = await queries.page(view, "c1", None, 10)
+        assert (shown.status, shown.lot_number) == (Status.RESERVATION_STATUS_APPROVED, "")
+        assert ("ReservationWaiting", "") in [(entry.event, entry.reason) for entry in shown.timeline]
+        await project_by_0_3(told["completed"].message)  # once more
+    again = vaccinemgmt.ReservationCompleted(appointment=a, dose=OTHER, quantity=1, version=3)
+    await project(view, [event(again)])
+    [shown], _ = await queries.page(view, "c1", None, 10)
+    assert (shown.status, shown.lot_number) == (Status.RESERVATION_STATUS_COMPLETED, "L2")
+
+
+async def test_a_persons_rows_may_go_when_bookings_have_ended_and_not_before_a_dose_is_back(
+    view: Database, open_bus: OpenBus
+) -> None:
+    erase = erasure.eraser(view, await open_bus("mypage")).rows
+
+    def of(customer: str, number: int) -> appointment_pb2.Appointment:
+        a = appointment(number, customer)
+        a.date = str(datetime.now(UTC).date() + timedelta(5))
+        return a
+
+    for number, kind in enumerate((vaccinemgmt.VaccinationMissed, vaccinemgmt.VaccinationUnserved), 1):
+        await project(view, [event(kind(appointment=of("c1", number), version=2))])
+    await project(view, [event(vaccinemgmt.VaccinationAdministered(appointment=of("c1", 3), version=2, dose=DOSE))])
+    assert await erase("c1") == 3
+    for reason in approval.RevocationReason.values()[1:]:
+        a = of("c2", 10 + reason)
+        await project(view, [event(approval.ApprovalRevoked(appointment=a, revocation_reason=reason))])
+        assert await erase("c2") is None
+        await project(view, [event(vaccinemgmt.CancellationCompleted(appointment=a, version=2))])
+        assert await erase("c2") == 1
+    await project(view, [event(vaccinemgmt.VaccinationCheckedIn(appointment=of("c3", 20), version=2))])
+    assert await erase("c3") is None
 
 
 async def test_two_replicas_that_project_the_same_events_at_once_do_not_block_each_other(

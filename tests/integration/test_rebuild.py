@@ -235,7 +235,7 @@ async def test_a_migration_during_a_rebuild_is_not_undone(
     replaying: Any, view: Database, jetstream: JetStreamContext
 ) -> None:
     async with view.transaction() as connection:
-        await connection.execute("ALTER TABLE timeline ADD COLUMN note text")
+        await connection.execute("ALTER TABLE timeline ADD COLUMN later text")
         await connection.execute("INSERT INTO migrations (name) VALUES ('9999_of_a_newer_version.sql')")
     before = await shape(view)
     await jetstream.resume_consumer(STREAM, rebuild.CONSUMER)
@@ -272,7 +272,7 @@ async def test_a_rebuild_keeps_what_a_newer_versions_migration_has_made_of_the_t
             """
             ALTER TABLE my_reservations
                 ADD COLUMN later integer NOT NULL DEFAULT 1, ADD UNIQUE (customer_id, later, reservation_id);
-            ALTER TABLE timeline ADD COLUMN note text CHECK (note <> ''), SET (fillfactor = 80);
+            ALTER TABLE timeline ADD COLUMN later text CHECK (later <> ''), SET (fillfactor = 80);
             CREATE INDEX by_a_name_that_later_migrations_know ON timeline (time) WHERE version > 0"""
         )
     before = await shape(view)

@@ -22,18 +22,25 @@ from services.approval.adapters import grpc as approval_grpc
 from services.approval.adapters.postgres import PostgresBooks
 from services.approval.application import Approval
 from services.approval.domain import MOST_REFUSALS, Denial, Hospital
+from services.approval.domain import ReservationId as ForAPlace
 from services.chassis.caller import CLAIMS_HEADER, internal
+from services.chassis.convert import to_message
 from services.chassis.edge import Edge
 from services.chassis.errors import StoreUnavailable
-from services.chassis.postgres import Database
+from services.chassis.events import Event, NotUnderstood
+from services.chassis.postgres import Database, Transaction
 from services.reservation.adapters import grpc as inbound
 from services.reservation.adapters.approval import GrpcApproval
+from services.reservation.adapters.events import subscriptions
 from services.reservation.adapters.postgres import PostgresReservations
 from services.reservation.application import Followup, ReservationDesk
 from services.reservation.domain import (
+    AlreadyAdministered,
     Appointment,
     ApprovalBusy,
     DatePassed,
+    Ended,
+    NothingToMove,
     Rejected,
     RejectionReason,
     Request,
@@ -46,6 +53,8 @@ from services.reservation.domain import (
     UnknownHospital,
     UnknownReservation,
 )
+from vaccination.approval.v1 import appointment_pb2
+from vaccination.approval.v1 import approval_events_pb2 as approval_events
 from vaccination.reservation.v1 import reservation_service_pb2
 from vaccination.reservation.v1.reservation_pb2 import ReservationStatus
 from vaccination.reservation.v1.reservation_service_pb2_grpc import (
@@ -53,6 +62,7 @@ from vaccination.reservation.v1.reservation_service_pb2_grpc import (
     ReservationServiceStub,
     add_ReservationServiceServicer_to_server,
 )
+from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2 as vaccinemgmt_events
 
 from .conftest import OpenDatabase, eventually
 
@@ -168,7 +178,7 @@ async def test_concurrent_changes_of_one_reservation_see_each_other(shelf: Shelf
     await shelf.followup.decided([(a, None)])
     async with shelf.database.transaction() as blocker:
         await blocker.execute("SELECT * FROM reservations FOR UPDATE")
-        changes: list[asyncio.Task[Any]] = [asyncio.create_task(shelf.followup.completed([a]))]
+        changes: list[asyncio.Task[Any]] = [asyncio.create_task(shelf.followup.heard_of_doses([(a, 1, True)]))]
         changes += [asyncio.create_task(shelf.give_up(a, replica=i)) for i in range(3)]
 
         async def waiting() -> int:
@@ -184,9 +194,9 @@ async def test_concurrent_changes_of_one_reservation_see_each_other(shelf: Shelf
 async def test_the_events_of_one_batch_take_effect_together_or_not_at_all(shelf: Shelf) -> None:
     known, unknown, rejected = appointment(), appointment(), appointment()
     await shelf.add(Reservation.decided(known, None), Reservation.decided(rejected, DAY_FULL))
-    await shelf.followup.completed([known])
+    await follow(shelf, "completed", [known])
     with pytest.raises(Rejected):
-        await shelf.followup.cancelled([known, unknown, rejected])
+        await follow(shelf, "cancelled", [known, unknown, rejected])
     assert await shelf.statuses() == {
         known.reservation_id: Status.COMPLETED,
         rejected.reservation_id: Status.REJECTED,
@@ -206,26 +216,48 @@ async def test_concurrent_changes_of_the_same_reservations_in_different_orders_d
     many = [appointment() for _ in range(40)]
     await shelf.add(*(Reservation.decided(a, None) for a in many))
     orders = [random.Random(i).sample(many, len(many)) for i in range(6)]
-    await asyncio.gather(*(Followup(shelf.replicas[i % 2]).cancelled(order) for i, order in enumerate(orders)))
+    ends = [[(a, Status.CANCELLED) for a in order] for order in orders]
+    await asyncio.gather(*(Followup(shelf.replicas[i % 2]).ended(end) for i, end in enumerate(ends)))
     assert set((await shelf.statuses()).values()) == {Status.CANCELLED}
 
 
 FULL = ["decided", "decided", "completed", "completed", "cancelled", "cancelled"]
+# What vaccine management tells of a dose, with the version.
+DOSES = {"waiting": (1, False), "completed": (2, True), "recalled": (3, False), "completed again": (4, True)}
+ENDS = {
+    "cancelled": Status.CANCELLED,
+    "moved": Status.MOVED,
+    "called off": Status.CALLED_OFF,
+    "unserved": Status.UNSERVED,
+    "missed": Status.MISSED,
+    "administered": Status.ADMINISTERED,
+}
 
 
 async def follow(shelf: Shelf, what: str, appointments: Sequence[Appointment]) -> None:
-    match what:
-        case "decided":
-            await shelf.followup.decided([(a, None) for a in appointments])
-        case "completed":
-            await shelf.followup.completed(appointments)
-        case "cancelled":
-            await shelf.followup.cancelled(appointments)
+    if what == "decided":
+        await shelf.followup.decided([(a, None) for a in appointments])
+    elif what in DOSES:
+        await shelf.followup.heard_of_doses([(a, *DOSES[what]) for a in appointments])
+    else:
+        await shelf.followup.ended([(a, ENDS[what]) for a in appointments])
 
 
-@pytest.mark.parametrize(
-    ("events", "end"), [(FULL, Status.CANCELLED), (FULL[:4], Status.COMPLETED), (FULL[:2], Status.APPROVED)]
-)
+ORDERS = [
+    (FULL, Status.CANCELLED),
+    (FULL[:4], Status.COMPLETED),
+    (FULL[:2], Status.APPROVED),
+    (["decided", "waiting", "completed", "recalled", "recalled"], Status.APPROVED),
+    (["decided", *DOSES], Status.COMPLETED),
+    (["decided", "completed", "moved", "moved", "cancelled"], Status.MOVED),
+    (["decided", "completed", "called off", "called off", "cancelled"], Status.CALLED_OFF),
+    (["decided", "waiting", "unserved", "unserved"], Status.UNSERVED),
+    (["decided", "completed", "missed", "administered", "called off"], Status.ADMINISTERED),
+    (["decided", "completed", "missed", "missed", "cancelled"], Status.MISSED),
+]
+
+
+@pytest.mark.parametrize(("events", "end"), ORDERS, ids=[", ".join(events) for events, _ in ORDERS])
 async def test_every_order_and_repetition_of_the_events_ends_in_the_same_row(
     shelf: Shelf, events: list[str], end: Status
 ) -> None:
@@ -238,11 +270,82 @@ async def test_every_order_and_repetition_of_the_events_ends_in_the_same_row(
             batch = [a for order, a in told.items() if len(order) > step and order[step] == what]
             if batch:
                 await follow(shelf, what, batch)
-    rows = await shelf.rows("SELECT * FROM reservations ORDER BY reservation_id")
+    # What is told of the dose after the end changes nothing, so that only before an end all versions are the same.
+    known = ", dose_version" if end < Status.CANCEL_REQUESTED else ""
+    rows = await shelf.rows(f"SELECT customer_id, date, decide_time, dose_is_back, status {known} FROM reservations")
     assert len(rows) == len(orders)
-    assert len({tuple(row.values())[1:] for row in rows}) == 1
+    assert len({tuple(row.values()) for row in rows}) == 1
     assert {Status(row["status"]) for row in rows} == {end}
     assert await shelf.events() == {(a.reservation_id, "ReservationPlaced"): 1 for a in told.values()}
+
+
+async def test_one_batch_may_have_all_that_happens_to_a_reservation(shelf: Shelf) -> None:
+    a, b = appointment(), appointment()
+    await shelf.followup.heard_of_doses([(a, *news) for news in DOSES.values()] + [(b, 1, False), (b, 1, False)])
+    assert await shelf.statuses() == {a.reservation_id: Status.COMPLETED, b.reservation_id: Status.APPROVED}
+    await shelf.followup.ended([(a, how) for how in (Status.ADMINISTERED, Status.MISSED)] + [(b, Status.CALLED_OFF)])
+    assert await shelf.statuses() == {a.reservation_id: Status.ADMINISTERED, b.reservation_id: Status.CALLED_OFF}
+
+
+async def test_the_customer_cancels_until_the_booking_has_ended_otherwise(shelf: Shelf) -> None:
+    for what, error in (
+        ("administered", AlreadyAdministered),
+        ("missed", Ended),
+        ("unserved", Ended),
+        ("called off", Ended),
+        ("moved", Ended),
+    ):
+        a = appointment()
+        await follow(shelf, what, [a])
+        with pytest.raises(error):
+            await shelf.give_up(a)
+        assert (await shelf.statuses())[a.reservation_id] is ENDS[what]
+    assert not [key for key in await shelf.events() if key[1] == "CancellationRequested"]
+
+
+async def test_a_cancellation_that_the_needle_was_faster_than_ends_as_a_vaccination(shelf: Shelf) -> None:
+    for order in itertools.permutations(["administered", "cancelled", "called off"]):
+        a = appointment()
+        await follow(shelf, "completed", [a])
+        assert (await shelf.give_up(a)).status is Status.CANCEL_REQUESTED
+        for what in order:
+            await follow(shelf, what, [a])
+        assert (await shelf.statuses())[a.reservation_id] is Status.ADMINISTERED
+
+
+def received(message: Any) -> Event:
+    key = message.appointment.reservation_id
+    return Event(str(uuid.uuid4()), key, message.DESCRIPTOR.full_name, NOW, message)
+
+
+async def test_each_event_of_the_contracts_leads_to_its_status_and_one_of_a_newer_version_waits(shelf: Shelf) -> None:
+    follow = {s.event: s for s in subscriptions(shelf.followup)}
+    called_off, moved = approval_events.REVOCATION_REASON_DAY_CALLED_OFF, approval_events.REVOCATION_REASON_MOVED
+    for make, status in (
+        (lambda a: approval_events.ApprovalGranted(appointment=a), Status.APPROVED),
+        (lambda a: approval_events.ApprovalRevoked(appointment=a, revocation_reason=called_off), Status.CALLED_OFF),
+        (lambda a: approval_events.ApprovalRevoked(appointment=a, revocation_reason=moved), Status.MOVED),
+        (lambda a: vaccinemgmt_events.ReservationWaiting(appointment=a, version=1), Status.APPROVED),
+        (lambda a: vaccinemgmt_events.ReservationCompleted(appointment=a, version=1), Status.COMPLETED),
+        (lambda a: vaccinemgmt_events.CancellationCompleted(appointment=a, version=1), Status.CANCELLED),
+        (lambda a: vaccinemgmt_events.VaccinationUnserved(appointment=a, version=1), Status.UNSERVED),
+        (lambda a: vaccinemgmt_events.VaccinationMissed(appointment=a, version=1), Status.MISSED),
+        (
+            lambda a: vaccinemgmt_events.VaccinationAdministered(appointment=a, version=1),
+            Status.ADMINISTERED,
+        ),
+    ):
+        a = appointment()
+        event = received(make(to_message(a, appointment_pb2.Appointment)))
+        told = follow[type(event.message)]
+        await told.handle([told.read(event)])
+        stored = await shelf.replicas[1].get(a.reservation_id)
+        assert stored
+        assert (stored.status, stored.appointment) == (status, a)
+    revoked = approval_events.ApprovalRevoked(appointment=to_message(appointment(), appointment_pb2.Appointment))
+    revoked.revocation_reason = 77  # type: ignore[assignment]
+    with pytest.raises(NotUnderstood):
+        follow[approval_events.ApprovalRevoked].read(received(revoked))
 
 
 async def test_a_completion_after_the_customer_cancelled_changes_nothing(shelf: Shelf) -> None:
@@ -261,7 +364,7 @@ async def test_a_completion_after_the_customer_cancelled_changes_nothing(shelf: 
 async def test_a_batch_of_known_and_unknown_reservations_completes_both(shelf: Shelf) -> None:
     known, unknown = appointment(), appointment()
     await shelf.followup.decided([(known, None)])
-    await shelf.followup.completed([unknown, known, unknown])
+    await follow(shelf, "completed", [unknown, known, unknown])
     assert await shelf.statuses() == dict.fromkeys([known.reservation_id, unknown.reservation_id], Status.COMPLETED)
 
 
@@ -334,6 +437,13 @@ class Town:
     async def create(self, request: Request) -> Reservation:
         return await self.desk.create(request)
 
+    async def move(self, request: Request, old: Reservation) -> Reservation:
+        return await self.desk.move(request, old.appointment.reservation_id)
+
+    async def approve_move(self, request: Request, old: Reservation) -> tuple[Appointment, RejectionReason | None]:
+        """Approval's part of a move alone."""
+        return await self.desk._approval.move(request, old.appointment.reservation_id)
+
 
 def wants(customer: str = "c1", day: date = DAY, hospital_id: str = "h1", code: str = "") -> Request:
     return Request(customer, RequestId(str(uuid.uuid4())), hospital_id, day, code)
@@ -390,7 +500,7 @@ async def test_a_reason_that_this_version_does_not_know_reaches_the_customer_unc
     request = wants("c2")
     await town.create(request)
     async with (await open_database("approval")).connection() as connection:  # as a newer approval would decide
-        await connection.execute("UPDATE decisions SET denial = 7 WHERE customer_id = 'c2'")
+        await connection.execute("UPDATE decisions SET denial = 70 WHERE customer_id = 'c2'")
     await town.shelf.rows("DELETE FROM reservations WHERE customer_id = 'c2'")
     async with customers_stub(town.desk) as stub:
         create = reservation_service_pb2.CreateReservationRequest(
@@ -401,7 +511,7 @@ async def test_a_reason_that_this_version_does_not_know_reaches_the_customer_unc
         stored = (await stub.GetReservation(get, metadata=bearer("c2"))).reservation
     for reservation in (created, stored):
         assert reservation.status == ReservationStatus.RESERVATION_STATUS_REJECTED
-        assert int(reservation.rejection_reason) == 7
+        assert int(reservation.rejection_reason) == 70
 
 
 async def test_an_id_in_capitals_is_the_same_id(town: Town) -> None:
@@ -428,11 +538,14 @@ async def test_an_id_in_capitals_is_the_same_id(town: Town) -> None:
 
 async def test_a_status_that_this_version_does_not_know_is_shown_as_it_is(town: Town) -> None:
     mine = await town.create(wants())
-    await town.shelf.rows("UPDATE reservations SET status = 9")
+    await town.shelf.rows("UPDATE reservations SET status = 60")
     [shown] = await town.desk.page("c1", None, 10)
-    assert (shown.appointment, int(shown.status.value)) == (mine.appointment, 9)
-    await town.shelf.followup.completed([mine.appointment])
-    assert (await town.shelf.rows("SELECT status FROM reservations"))[0]["status"] == 9
+    assert (shown.appointment, int(shown.status.value)) == (mine.appointment, 60)
+    for what in ("completed", "administered"):
+        await follow(town.shelf, what, [mine.appointment])
+    assert (await town.shelf.rows("SELECT status FROM reservations"))[0]["status"] == 60
+    with pytest.raises(NothingToMove, match="60"):
+        await town.move(wants(day=DAY + timedelta(1)), mine)
 
 
 async def test_many_requests_at_once_are_decided_in_batches_each_with_its_own_answer(town: Town) -> None:
@@ -542,3 +655,160 @@ async def test_a_customer_can_see_and_cancel_only_their_own_reservations(town: T
     assert (await town.desk.cancel("c1", reservation_id)).status is Status.CANCEL_REQUESTED
     assert (await town.desk.cancel("c1", reservation_id)).status is Status.CANCEL_REQUESTED
     assert (await town.shelf.events())[reservation_id, "CancellationRequested"] == 1
+
+
+# Moving, and the vaccine asked for
+
+
+async def test_a_move_is_a_new_reservation_and_the_old_one_is_moved(town: Town) -> None:
+    old = await town.create(wants())
+    request = wants(day=DAY + timedelta(1))
+    for _ in range(2):
+        new = await town.move(request, old)
+        assert (new.status, new.appointment.date) == (Status.APPROVED, DAY + timedelta(1))
+        assert await town.shelf.statuses() == {
+            old.appointment.reservation_id: Status.MOVED,
+            request.reservation_id: Status.APPROVED,
+        }
+    assert await town.shelf.events() == {
+        (old.appointment.reservation_id, "ReservationPlaced"): 1,
+        (request.reservation_id, "ReservationPlaced"): 1,
+    }
+    assert (await town.create(wants("c2"))).status is Status.APPROVED  # the old place is free
+    assert (await town.create(wants("c3", DAY + timedelta(1)))).rejection == DAY_FULL
+
+
+async def test_a_refused_move_leaves_the_old_reservation_as_it_was_and_a_repeat_is_refused_too(town: Town) -> None:
+    old = await town.create(wants())
+    await town.create(wants("c2", DAY + timedelta(1)))
+    request = wants(day=DAY + timedelta(1))
+    for _ in range(2):
+        refused = await town.move(request, old)
+        assert (refused.status, refused.rejection) == (Status.REJECTED, DAY_FULL)
+        assert (await town.desk.get("c1", old.appointment.reservation_id)).status is Status.APPROVED
+    await town.desk.cancel("c1", old.appointment.reservation_id)
+    assert (await town.move(request, old)).rejection == DAY_FULL  # it is recorded
+    with pytest.raises(NothingToMove, match="CANCEL_REQUESTED"):
+        await town.move(wants(day=DAY + timedelta(1)), old)
+
+
+async def test_only_the_customers_own_reservation_that_holds_a_place_can_be_moved(town: Town) -> None:
+    old = await town.create(wants())
+    with pytest.raises(UnknownReservation):
+        await town.move(wants("c2", DAY + timedelta(1)), old)
+    for what, status in ENDS.items():
+        if status > Status.CANCELLED:
+            a = replace(old.appointment, reservation_id=ReservationId(str(uuid.uuid4())))
+            await follow(town.shelf, what, [a])
+            with pytest.raises(NothingToMove):
+                await town.move(wants(day=DAY + timedelta(1)), Reservation(a, status))
+    # Approval knows that the place is gone before reservation has heard of it.
+    await town.approval.release([ForAPlace(old.appointment.reservation_id)])
+    with pytest.raises(NothingToMove, match="holds no place any more"):
+        await town.move(wants(day=DAY + timedelta(1)), old)
+
+
+async def test_a_move_that_died_between_approval_and_the_store_is_finished_by_the_events_or_by_a_repeat(
+    town: Town,
+) -> None:
+    for by_events in (True, False):
+        customer, there = f"c{by_events}", DAY + timedelta(3 if by_events else 5)
+        await town.approval.set_capacity("h1", there, there + timedelta(1), 1)
+        old, request = await town.create(wants(customer, there)), wants(customer, there + timedelta(1))
+        appointment, refused = await town.approve_move(request, old)
+        assert refused is None
+        if by_events:
+            await town.shelf.followup.ended([(old.appointment, Status.MOVED)])
+            await town.shelf.followup.decided([(appointment, None)])
+        assert (await town.move(request, old)).appointment == appointment
+        statuses = await town.shelf.statuses()
+        assert statuses[old.appointment.reservation_id] is Status.MOVED
+        assert statuses[request.reservation_id] is Status.APPROVED
+
+
+async def test_moves_of_one_reservation_at_once_end_with_one_place(town: Town) -> None:
+    await town.approval.set_capacity("h1", DAY, DAY + timedelta(9), 5)
+    old = await town.create(wants())
+    asked = [wants(day=DAY + timedelta(n)) for n in range(1, 9)]
+    found = await asyncio.gather(*(town.move(r, old) for r in asked), return_exceptions=True)
+    assert Counter(type(answer) for answer in found) == {Reservation: 1, NothingToMove: 7}
+    assert Counter((await town.shelf.statuses()).values()) == {Status.MOVED: 1, Status.APPROVED: 1}
+
+
+async def test_when_approval_cannot_move_a_known_move_is_answered_and_a_new_one_is_told_to_wait(town: Town) -> None:
+    old, request = await town.create(wants()), wants(day=DAY + timedelta(1))
+    moved = await town.move(request, old)
+    await town.server.stop(None)
+    assert (await town.move(request, old)).appointment == moved.appointment
+    with pytest.raises(RequestIdReused):
+        await town.move(replace(request, date=DAY), old)
+    with pytest.raises(ApprovalBusy):
+        await town.move(wants(day=DAY), moved)
+    assert len(await town.shelf.statuses()) == 2
+
+
+async def test_an_approval_that_does_not_know_moves_yet_is_busy(town: Town) -> None:
+    old = await town.create(wants())
+    server = grpc.aio.server()  # as one of 0.3.0, it has no method Move
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        desk = ReservationDesk(town.shelf.replicas[0], GrpcApproval(channel, 2.0, lambda: 0.5), lambda: NOW)
+        async with customers_stub(desk) as stub:
+            move = reservation_service_pb2.MoveReservationRequest(
+                request_id=str(uuid.uuid4()),
+                reservation_id=old.appointment.reservation_id,
+                hospital_id="h1",
+                date=str(DAY + timedelta(1)),
+            )
+            with pytest.raises(grpc.aio.AioRpcError, match="busy") as refused:
+                await stub.MoveReservation(move, metadata=bearer("c1"))
+    await server.stop(None)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert await town.shelf.statuses() == {old.appointment.reservation_id: Status.APPROVED}
+
+
+async def test_a_customer_moves_and_asks_for_a_vaccine_with_a_leading_zero_over_grpc(town: Town) -> None:
+    await town.approval.delivered([("h1", "8")])
+    async with customers_stub(town.desk) as stub:
+
+        async def create(customer: str, code: str) -> Any:
+            request = reservation_service_pb2.CreateReservationRequest(
+                request_id=str(uuid.uuid4()), hospital_id="h1", date=str(DAY), vaccine_code=code
+            )
+            return (await stub.CreateReservation(request, metadata=bearer(customer))).reservation
+
+        refused = await create("c1", "999")
+        assert int(refused.rejection_reason) == Denial.VACCINE_NOT_OFFERED
+        old = await create("c1", "08")
+        assert (int(old.status), old.vaccine_code) == (Status.APPROVED, "8")
+        move = reservation_service_pb2.MoveReservationRequest(
+            request_id=str(uuid.uuid4()).upper(),
+            reservation_id=old.reservation_id.upper(),
+            hospital_id="h1",
+            date=str(DAY + timedelta(1)),
+            vaccine_code="008",
+        )
+        for _ in range(2):
+            new = (await stub.MoveReservation(move, metadata=bearer("c1"))).reservation
+            assert (int(new.status), new.vaccine_code, new.date) == (Status.APPROVED, "8", move.date)
+            move.vaccine_code = "8"  # it is the same request
+        move.request_id = str(uuid.uuid4())
+        with pytest.raises(grpc.aio.AioRpcError, match=r"reservation_id: .*nothing to move"):
+            await stub.MoveReservation(move, metadata=bearer("c1"))
+
+
+async def test_to_create_a_reservation_is_one_statement(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = list[str]()
+    for name in ("read", "write"):
+        really = getattr(Transaction, name)
+
+        def counted(self: Transaction, sql: str, *arguments: object, really: Any = really) -> Any:
+            written.append(sql)
+            return really(self, sql, *arguments)
+
+        monkeypatch.setattr(Transaction, name, counted)
+    request = wants()
+    await town.create(request)
+    assert len([sql for sql in written if "INSERT INTO reservations" in sql]) == 1
+    assert not [sql for sql in written if "FROM reservations" in sql or "UPDATE reservations" in sql]

@@ -4,6 +4,7 @@ import asyncio
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
@@ -31,7 +32,7 @@ from services.reservation.domain import Appointment, RejectionReason, Reservatio
 from services.reservation.domain import ReservationId as Id
 from services.vaccinemgmt.adapters import events as vaccinemgmt_events
 from services.vaccinemgmt.adapters import mongo as vaccinemgmt_store
-from services.vaccinemgmt.application import Vaccines
+from services.vaccinemgmt.application import Stockroom, Vaccines
 from services.vaccinemgmt.domain import Appointment as ForADose
 from services.vaccinemgmt.domain import Delivery as Lots
 from services.vaccinemgmt.domain import ReservationId as DoseId
@@ -272,8 +273,9 @@ async def test_vaccinemgmt_forgets_vaccinations_whose_day_has_passed_and_keeps_i
 ) -> None:
     mongo = await open_mongo()
     stock = vaccinemgmt_store.MongoStock(mongo, lambda: None)
-    vaccines, rules = Vaccines(stock, clock), vaccinemgmt_store.rules(mongo, retention)
-    await vaccines.register("h1", [Lots("L1", "207", "MOD", TODAY - 30 * DAY, TODAY + 300 * DAY, 5)])
+    freed, rules = asyncio.Event(), vaccinemgmt_store.rules(mongo, retention)
+    vaccines, stockroom = Vaccines(stock, clock, freed), Stockroom(stock, clock, freed)
+    await stockroom.register("h1", [Lots("L1", "207", "MOD", TODAY - 30 * DAY, TODAY + 300 * DAY, 5)], "manager")
     days = (TODAY, TODAY, TODAY + DAY)
     asks = [
         ForADose(DoseId(new_id()), f"c{i}", "h1", "Clinic", "Asia/Seoul", day, "", NOW) for i, day in enumerate(days)
@@ -285,16 +287,31 @@ async def test_vaccinemgmt_forgets_vaccinations_whose_day_has_passed_and_keeps_i
     clock.now += DAY
     assert await run(rules) == {"passed vaccinations": 2}
     assert await stock.vaccination(asks[2].reservation_id)
-    [lot] = await vaccines.lots("h1", None, 10)
-    assert (lot.free, lot.used) == (3, 2)
+    [lot] = await stockroom.lots("h1", None, 10)
+    assert (lot.free, lot.balance.reserved) == (3, 2)
 
 
-async def test_a_database_of_the_version_before_gets_the_index(open_mongo: OpenMongo) -> None:
+async def test_a_database_of_the_version_before_gets_the_indexes_and_keeps_its_own_for_the_way_back(
+    open_mongo: OpenMongo,
+) -> None:
     mongo = await open_mongo()
-    await mongo.database["vaccinations"].drop_index("date_1")
-    await mongo.database["migrations"].update_one({"_id": "schema"}, {"$set": {"version": 1}})
+    vaccinations, indexes = mongo.database["vaccinations"], mongo.database["vaccinations"].index_information
+    made = "status_1_date_1_time_zone_1_hospital_id_1"
+    await vaccinations.drop_index(made)
+    await vaccinations.create_index("date")
+    await mongo.database["migrations"].update_one({"_id": "schema"}, {"$set": {"version": 2}})
+    await mongo.database["migrations"].delete_many({"at": {"$exists": True}})
+    with pytest.raises(LookupError):
+        await mongo.reached(3)
+    begun = datetime.now(UTC)
     await mongo.open(vaccinemgmt_store.SCHEMA)
-    assert "date_1" in await mongo.database["vaccinations"].index_information()
+    assert {made, "date_1"} <= (await indexes()).keys()
+    at = await mongo.reached(3)
+    assert abs(at - begun) < timedelta(seconds=60)
+    newer = replace(vaccinemgmt_store.SCHEMA, version=vaccinemgmt_store.SCHEMA.version + 1)
+    await mongo.open(newer)
+    assert await mongo.reached(3) == at  # when it was reached does not change
+    assert await mongo.reached(newer.version) > at
 
 
 # MyPage

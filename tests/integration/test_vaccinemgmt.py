@@ -18,10 +18,9 @@ from services.chassis.errors import OtherScope
 from services.chassis.events import Event, NotUnderstood
 from services.chassis.mongo import Mongo
 from services.chassis.unit_of_work import repeated_after_lost_race
-from services.vaccinemgmt import application
 from services.vaccinemgmt.adapters.events import subscriptions
 from services.vaccinemgmt.adapters.mongo import MongoStock
-from services.vaccinemgmt.application import Vaccines
+from services.vaccinemgmt.application import Stockroom, Vaccines, serving
 from services.vaccinemgmt.domain import (
     Appointment,
     Delivery,
@@ -54,12 +53,20 @@ class Store:
     """Two replicas of vaccine management on one database."""
 
     replicas: Sequence[Vaccines]
+    stockrooms: Sequence[Stockroom]
     mongo: Mongo
     woken: list[None]
 
     @property
     def vaccines(self) -> Vaccines:
         return self.replicas[0]
+
+    async def register(
+        self, hospital_id: str, deliveries: Sequence[Delivery], replica: int = 0
+    ) -> tuple[Sequence[Lot], int]:
+        """Takes deliveries into stock; returns the lots, and how many are new."""
+        lots, created, _ = await self.stockrooms[replica].register(hospital_id, deliveries, "manager")
+        return lots, created
 
     async def free(self) -> dict[str, int]:
         """Free doses by lot number. Checks each lot: received = free + used, and vaccinations hold the used doses."""
@@ -77,7 +84,10 @@ class Store:
         return [row async for row in self.mongo.database["vaccinations"].find().sort("_id")]
 
     async def events(self) -> Counter[str]:
-        return Counter([row["subject"].split(".")[-1] async for row in self.mongo.outbox.find()])
+        """What was told of reservations, by the names of events."""
+        told = Counter([row["subject"].split(".")[-1] async for row in self.mongo.outbox.find()])
+        del told["StockMoved"]
+        return told
 
 
 def new_id() -> ReservationId:
@@ -97,11 +107,14 @@ def delivery(number: str = "L1", quantity: int = 3, **changes: Any) -> Delivery:
 async def store(open_mongo: OpenMongo) -> Store:
     woken = list[None]()
     mongos = [await open_mongo() for _ in range(2)]
-    return Store([Vaccines(MongoStock(m, lambda: woken.append(None)), lambda: NOW) for m in mongos], mongos[0], woken)
+    stocks, freed = [MongoStock(m, lambda: woken.append(None)) for m in mongos], [asyncio.Event() for _ in mongos]
+    replicas = [Vaccines(stock, lambda: NOW, free) for stock, free in zip(stocks, freed, strict=True)]
+    stockrooms = [Stockroom(stock, lambda: NOW, free) for stock, free in zip(stocks, freed, strict=True)]
+    return Store(replicas, stockrooms, mongos[0], woken)
 
 
 async def test_an_approved_booking_gets_a_dose_at_once_and_the_next_waits(store: Store) -> None:
-    await store.vaccines.register("h1", [delivery(quantity=1)])
+    await store.register("h1", [delivery(quantity=1)])
     first, second = appointment(1), appointment(2)
     await store.vaccines.admit([second, first])
     assert await store.status(first, second) == [Status.COMPLETED, Status.WAITING]
@@ -111,7 +124,7 @@ async def test_an_approved_booking_gets_a_dose_at_once_and_the_next_waits(store:
 
 
 async def test_admitting_again_changes_nothing(store: Store) -> None:
-    await store.vaccines.register("h1", [delivery(quantity=1)])
+    await store.register("h1", [delivery(quantity=1)])
     both = [appointment(1), appointment(2)]
     await store.vaccines.admit([*both, *both])
     before, told = await store.documents(), await store.events()
@@ -123,12 +136,12 @@ async def test_those_who_wait_are_served_first_come_first_when_stock_arrives(sto
     people = [appointment(i) for i in range(5)]
     await store.vaccines.admit(people[3:])
     await store.vaccines.admit(people[:3])
-    await store.vaccines.register("h1", [delivery(quantity=2)])
+    await store.register("h1", [delivery(quantity=2)])
     newcomer = appointment(9)
     await store.vaccines.admit([newcomer])  # before the waiting list is served
     assert await store.status(*people, newcomer) == [Status.COMPLETED] * 2 + [Status.WAITING] * 4
     assert await store.vaccines.serve_waiting() == 0
-    await store.vaccines.register("h1", [delivery("L2", 3)])
+    await store.register("h1", [delivery("L2", 3)])
     assert await store.vaccines.serve_waiting() == 3
     assert await store.status(*people, newcomer) == [Status.COMPLETED] * 5 + [Status.WAITING]
 
@@ -136,10 +149,10 @@ async def test_those_who_wait_are_served_first_come_first_when_stock_arrives(sto
 async def test_newcomers_stay_behind_a_waiting_list_longer_than_one_transaction_serves(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(application, "GIVE_OUT", 3)
+    monkeypatch.setattr(serving, "GIVE_OUT", 3)
     people = [appointment(i) for i in range(6)]
     await store.vaccines.admit(people)
-    await store.vaccines.register("h1", [delivery(quantity=5)])
+    await store.register("h1", [delivery(quantity=5)])
     late, early = appointment(99), appointment(-1)
     await store.vaccines.admit([late, early])
     await store.vaccines.serve_waiting()
@@ -149,14 +162,14 @@ async def test_newcomers_stay_behind_a_waiting_list_longer_than_one_transaction_
 async def test_a_lot_of_another_vaccine_leaves_only_those_waiting_who_asked_for_a_certain_one(store: Store) -> None:
     wants, takes_any = appointment(1, code="999"), appointment(2)
     await store.vaccines.admit([wants, takes_any])
-    await store.vaccines.register("h1", [delivery()])
+    await store.register("h1", [delivery()])
     assert await store.vaccines.serve_waiting() == 1
     assert await store.status(wants, takes_any) == [Status.WAITING, Status.COMPLETED]
 
 
 async def test_hospitals_do_not_share_doses(store: Store) -> None:
     here, there = appointment(1), appointment(2, hospital_id="h2")
-    await store.vaccines.register("h1", [delivery(quantity=2)])
+    await store.register("h1", [delivery(quantity=2)])
     await store.vaccines.admit([here, there])
     await store.vaccines.serve_waiting()
     assert await store.status(here, there) == [Status.COMPLETED, Status.WAITING]
@@ -165,7 +178,7 @@ async def test_hospitals_do_not_share_doses(store: Store) -> None:
 async def test_a_customer_whose_day_has_passed_gets_no_dose(store: Store) -> None:
     passed, today = appointment(1, day=date(2027, 2, 28)), appointment(2, day=date(2027, 3, 1))
     await store.vaccines.admit([passed, today])
-    await store.vaccines.register("h1", [delivery()])
+    await store.register("h1", [delivery()])
     assert await store.vaccines.serve_waiting() == 1
     assert await store.status(passed, today) == [Status.WAITING, Status.COMPLETED]
 
@@ -174,14 +187,14 @@ async def test_a_hospital_where_only_passed_bookings_wait_is_not_served(store: S
     await store.vaccines.admit([appointment(1, day=date(2027, 2, 27))])
     await store.vaccines.admit([appointment(2, hospital_id="h2")])
     for hospital_id in ("h1", "h2", "h3"):
-        await store.vaccines.register(hospital_id, [delivery()])
+        await store.register(hospital_id, [delivery()])
     stock = MongoStock(store.mongo, lambda: None)
     assert await stock.hospitals_to_serve(date(2027, 2, 28)) == ["h2"]
     assert await stock.hospitals_to_serve(date(2027, 2, 27)) == ["h1", "h2"]
 
 
 async def test_the_dose_of_a_cancellation_goes_to_a_customer_who_waits(store: Store) -> None:
-    await store.vaccines.register("h1", [delivery(quantity=1)])
+    await store.register("h1", [delivery(quantity=1)])
     first, second = appointment(1), appointment(2)
     await store.vaccines.admit([first, second])
     await store.vaccines.cancel([first, first])
@@ -194,7 +207,7 @@ async def test_the_dose_of_a_cancellation_goes_to_a_customer_who_waits(store: St
 
 
 async def test_a_cancellation_before_the_approval_leaves_a_tombstone_that_the_approval_finds(store: Store) -> None:
-    await store.vaccines.register("h1", [delivery()])
+    await store.register("h1", [delivery()])
     a = appointment()
     await store.vaccines.cancel([a])
     await store.vaccines.admit([a])
@@ -206,7 +219,7 @@ async def test_a_cancellation_before_the_approval_leaves_a_tombstone_that_the_ap
 async def test_every_order_and_repetition_of_events_ends_with_all_doses_back(store: Store) -> None:
     steps = ["admit", "admit", "cancel", "cancel", "serve"]
     orders = sorted(set(itertools.permutations(steps)))
-    await store.vaccines.register("h1", [delivery(quantity=len(orders))])
+    await store.register("h1", [delivery(quantity=len(orders))])
     told = {order: appointment(i) for i, order in enumerate(orders)}
     for step in range(len(steps)):
         for what, act in (("admit", store.vaccines.admit), ("cancel", store.vaccines.cancel)):
@@ -229,7 +242,7 @@ async def test_every_order_of_admission_stock_and_the_managers_choice_ends_with_
                 await store.vaccines.admit([a])
             elif what == "register":
                 soon = delivery("soon", expiry_date=DAY)
-                await store.vaccines.register(hospital_id, [delivery("chosen"), soon])
+                await store.register(hospital_id, [delivery("chosen"), soon])
             elif what == "serve":
                 await store.vaccines.serve_waiting()
             else:
@@ -240,7 +253,7 @@ async def test_every_order_of_admission_stock_and_the_managers_choice_ends_with_
         vaccination = await store.vaccines.vaccination(a.reservation_id, anybody)
         assert vaccination.dose is not None
         assert vaccination.dose.lot_id == chosen.lot_id, order
-        assert {lot.lot_number: lot.free for lot in await store.vaccines.lots(hospital_id, None, 9)} == {
+        assert {lot.lot_number: lot.free for lot in await store.stockrooms[0].lots(hospital_id, None, 9)} == {
             "soon": 3,
             "chosen": 2,
         }
@@ -248,7 +261,7 @@ async def test_every_order_of_admission_stock_and_the_managers_choice_ends_with_
 
 
 async def test_two_replicas_at_once_never_give_a_dose_twice(store: Store, seeded: random.Random) -> None:
-    await store.vaccines.register("h1", [delivery("L1", 20), delivery("L2", 15)])
+    await store.register("h1", [delivery("L1", 20), delivery("L2", 15)])
     people = [appointment(i) for i in range(60)]
     # Every person comes twice, as by a redelivery to the other replica.
     batches = [seeded.sample(people[i : i + 15], 15) for i in range(0, 60, 15)] * 2
@@ -261,7 +274,7 @@ async def test_two_replicas_at_once_never_give_a_dose_twice(store: Store, seeded
 async def test_admissions_cancellations_choices_and_service_at_once_keep_every_dose_accounted_for(
     store: Store, seeded: random.Random
 ) -> None:
-    lots, _ = await store.vaccines.register("h1", [delivery("L1", 8), delivery("L2", 8)])
+    lots, _ = await store.register("h1", [delivery("L1", 8), delivery("L2", 8)])
     people = [appointment(i) for i in range(30)]
 
     async def choose(a: Appointment, lot: Lot, replica: Vaccines) -> None:
@@ -288,7 +301,7 @@ async def test_admissions_cancellations_choices_and_service_at_once_keep_every_d
 
 
 async def test_a_dose_put_back_and_taken_at_once_is_never_lost(store: Store) -> None:
-    await store.vaccines.register("h1", [delivery(quantity=10)])
+    await store.register("h1", [delivery(quantity=10)])
     first, second = [appointment(i) for i in range(10)], [appointment(100 + i) for i in range(10)]
     await store.vaccines.admit(first)
     await asyncio.gather(
@@ -300,26 +313,26 @@ async def test_a_dose_put_back_and_taken_at_once_is_never_lost(store: Store) -> 
 
 
 async def test_a_delivery_registered_at_once_and_again_is_one_lot(store: Store) -> None:
-    results = await asyncio.gather(*(store.replicas[i % 2].register("h1", [delivery()]) for i in range(6)))
+    results = await asyncio.gather(*(store.register("h1", [delivery()], i % 2) for i in range(6)))
     assert sum(created for _, created in results) == 1
     assert await store.free() == {"L1": 3}
     await store.vaccines.admit([appointment()])
-    lots, created = await store.vaccines.register("h1", [delivery(), delivery("L2"), delivery("L2")])
+    lots, created = await store.register("h1", [delivery(), delivery("L2"), delivery("L2")])
     assert created == 1
     assert [(lot.lot_number, lot.free) for lot in lots] == [("L1", 2), ("L2", 3), ("L2", 3)]
 
 
 async def test_a_lot_with_other_content_is_refused_with_all_its_deliveries(store: Store) -> None:
-    await store.vaccines.register("h1", [delivery()])
+    await store.register("h1", [delivery()])
     with pytest.raises(LotConflict) as refusal:
-        await store.vaccines.register("h1", [delivery("L2"), other := delivery(quantity=4)])
+        await store.register("h1", [delivery("L2"), other := delivery(quantity=4)])
     assert refusal.value.delivery is other
     assert await store.free() == {"L1": 3}
 
 
 async def test_a_manager_sees_and_assigns_lots_only_of_their_own_hospital(store: Store) -> None:
-    await store.vaccines.register("h1", [delivery()])
-    [[elsewhere], _] = await store.vaccines.register("h2", [delivery()])
+    await store.register("h1", [delivery()])
+    [[elsewhere], _] = await store.register("h2", [delivery()])
     a = appointment()
     await store.vaccines.admit([a])
 
@@ -337,7 +350,7 @@ async def test_a_manager_sees_and_assigns_lots_only_of_their_own_hospital(store:
 
 
 async def test_a_write_conflict_runs_the_use_case_again_from_the_start(store: Store) -> None:
-    await store.vaccines.register("h1", [delivery()])
+    await store.register("h1", [delivery()])
     seen: list[int] = []
 
     @repeated_after_lost_race
@@ -393,7 +406,7 @@ FORBIDDEN: list[tuple[str, dict[str, Any]]] = [
 async def test_the_store_itself_refuses_what_the_rules_forbid(store: Store) -> None:
     a = appointment()
     await store.vaccines.admit([a])
-    await store.vaccines.register("h1", [delivery()])
+    await store.register("h1", [delivery()])
     for collection, bad in FORBIDDEN:
         changes = {
             "$set": {key: value for key, value in bad.items() if value is not ...},
@@ -407,27 +420,27 @@ async def test_the_store_itself_refuses_what_the_rules_forbid(store: Store) -> N
 
 async def test_what_a_newer_version_stores_in_a_lot_or_a_dose_stays_there(store: Store) -> None:
     a = appointment()
-    await store.vaccines.register("h1", [delivery()])
+    await store.register("h1", [delivery()])
     await store.vaccines.admit([a])
-    newer = {"$set": {"withdrawn": "", "dose.site": "left arm"}}
-    await store.mongo.database["lots"].update_one({}, {"$set": {"withdrawn": ""}})
+    newer = {"$set": {"fridge": "F1", "dose.site": "left arm"}}
+    await store.mongo.database["lots"].update_one({}, {"$set": {"fridge": "F1"}})
     await store.mongo.database["vaccinations"].update_one({}, newer)
-    [lot] = await store.vaccines.lots("h1", None, 10)
-    await store.vaccines.register("h1", [delivery("L2", expiry_date=lot.expiry_date)])
+    [lot] = await store.stockrooms[0].lots("h1", None, 10)
+    await store.register("h1", [delivery("L2", expiry_date=lot.expiry_date)])
     await store.vaccines.assign(a.reservation_id, lot.lot_id, anybody)
     await store.vaccines.cancel([a])
     assert await store.free() == {"L1": 3, "L2": 3}
-    assert (await store.documents())[0]["withdrawn"] == ""
-    rows = {row["lot_number"]: row.get("withdrawn") async for row in store.mongo.database["lots"].find()}
-    assert rows == {"L1": "", "L2": None}
+    assert (await store.documents())[0]["fridge"] == "F1"
+    rows = {row["lot_number"]: row.get("fridge") async for row in store.mongo.database["lots"].find()}
+    assert rows == {"L1": "F1", "L2": None}
 
 
 async def test_lots_are_listed_by_expiry_page_by_page(store: Store) -> None:
     days = [date(2027, 6, 1) + timedelta(i // 2) for i in range(7)]
-    await store.vaccines.register("h1", [delivery(f"L{i}", expiry_date=d) for i, d in enumerate(days)])
-    await store.vaccines.register("h2", [delivery()])
+    await store.register("h1", [delivery(f"L{i}", expiry_date=d) for i, d in enumerate(days)])
+    await store.register("h2", [delivery()])
     seen: list[Lot] = []
-    while page := await store.vaccines.lots("h1", (seen[-1].expiry_date, seen[-1].lot_id) if seen else None, 2):
+    while page := await store.stockrooms[0].lots("h1", (seen[-1].expiry_date, seen[-1].lot_id) if seen else None, 2):
         seen += page
     assert len(seen) == 7
     assert seen == sorted(seen, key=lambda lot: (lot.expiry_date, lot.lot_id))
@@ -461,6 +474,6 @@ async def test_an_appointment_without_a_valid_time_zone_is_not_stored_since_it_w
 
 
 async def test_opening_again_as_a_new_replica_does_keeps_what_is_there(store: Store, open_mongo: OpenMongo) -> None:
-    await store.vaccines.register("h1", [delivery()])
+    await store.register("h1", [delivery()])
     await asyncio.gather(*(open_mongo() for _ in range(3)), store.vaccines.admit([appointment()]))
     assert await store.free() == {"L1": 2}

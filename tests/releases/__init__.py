@@ -4,8 +4,11 @@ A release is one file, VERSION.tar.xz: what its image had of our own in it, and 
 those of the present image, so a release can be run for as long as its requirements are still met.
 """
 
+import importlib.util
+import sys
 import tarfile
 from pathlib import Path
+from types import ModuleType
 
 FOLDER = Path(__file__).parent
 
@@ -19,3 +22,23 @@ def extract(version: str, folder: Path) -> Path:
     with tarfile.open(FOLDER / f"{version}.tar.xz") as release:
         release.extractall(folder, filter="data")
     return folder
+
+
+def service(version: str, name: str, folder: Path) -> ModuleType:
+    """A released service's package under a name of its own, to run in this process beside the present one.
+
+    It stands on the present chassis and contracts. `folder` is where the release is, or is to be, unpacked.
+    """
+    if not folder.exists():
+        extract(version, folder)
+    package = f"released_{name}_{version.replace('.', '_')}"
+    if package not in sys.modules:
+        root = folder / "services" / name
+        spec = importlib.util.spec_from_file_location(
+            package, root / "__init__.py", submodule_search_locations=[str(root)]
+        )
+        assert spec
+        assert spec.loader
+        sys.modules[package] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules[package])
+    return sys.modules[package]

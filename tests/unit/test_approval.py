@@ -12,22 +12,28 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from services.approval.domain import (
     Appointment,
-    CapacityBelowApproved,
     DatePassed,
     DateRange,
     Day,
+    DayIsCalledOff,
+    Decision,
     Denial,
     Denied,
     Granted,
     Hospital,
     Ledger,
+    NothingToCallOff,
+    NothingToMove,
     Released,
     Request,
     RequestIdReused,
     ReservationId,
+    Revocation,
+    Revoked,
     UnknownDecision,
     UnknownHospital,
-    check_capacity,
+    canonical_code,
+    check_open,
     check_range,
 )
 
@@ -60,8 +66,9 @@ def asks(
     hospital_id: str = "h1",
     vaccine_code: str = "",
     reservation_id: ReservationId | None = None,
+    replaces: ReservationId | None = None,
 ) -> Request:
-    return Request(reservation_id or new_id(), customer_id, hospital_id, day, vaccine_code)
+    return Request(reservation_id or new_id(), customer_id, hospital_id, day, vaccine_code, replaces)
 
 
 def books(capacity: int = 1, *days: date) -> Ledger:
@@ -142,7 +149,13 @@ def test_a_decision_is_made_once_whatever_has_changed_since() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"customer_id": "c2"}, {"hospital_id": "h2"}, {"date": DAY + timedelta(1)}, {"vaccine_code": "207"}],
+    [
+        {"customer_id": "c2"},
+        {"hospital_id": "h2"},
+        {"date": DAY + timedelta(1)},
+        {"vaccine_code": "207"},
+        {"replaces": new_id()},
+    ],
     ids=lambda other: next(iter(other)),
 )
 @pytest.mark.parametrize("capacity", [0, 1], ids=["denied", "granted"])
@@ -223,11 +236,187 @@ def test_a_range_of_days_is_one_to_366() -> None:
             check_range(DAY, last)
 
 
-def test_capacity_is_never_set_below_what_is_approved() -> None:
-    days = [Day("h1", DAY, 5, 3), Day("h1", DAY + timedelta(1), 5, 0)]
-    check_capacity(days, 3)
-    with pytest.raises(CapacityBelowApproved, match="has 3 approved"):
-        check_capacity(days, 2)
+# A day that is called off, and one with fewer places than bookings
+
+
+def test_nobody_is_approved_for_a_day_that_is_called_off_until_it_is_reopened() -> None:
+    ledger = books(2)
+    day = ledger.days["h1", DAY]
+    day.call_off("The boiler burst.", HOSPITAL, NOW)
+    assert ledger.decide(asks("c1"), NOW).denial is Denial.DAY_CALLED_OFF
+    assert day.left == 0
+    day.called_off = ""
+    assert ledger.decide(asks("c2"), NOW).denial is None
+
+
+def test_a_day_can_be_called_off_until_it_is_over_at_the_hospital() -> None:
+    day = Day("h1", TODAY, 1, 0)
+    day.call_off("Power cut.", HOSPITAL, datetime(2027, 3, 1, 14, 59, tzinfo=UTC))
+    day.call_off("Power cut until evening.", HOSPITAL, NOW)
+    assert day.called_off == "Power cut until evening."
+    with pytest.raises(NothingToCallOff, match="where it is 2027-03-02"):
+        day.call_off("Too late.", HOSPITAL, datetime(2027, 3, 1, 15, tzinfo=UTC))
+
+
+def test_a_day_that_is_called_off_gets_no_other_capacity() -> None:
+    check_open([Day("h1", DAY, 1, 1)])
+    with pytest.raises(DayIsCalledOff, match=f"{DAY} is called off"):
+        check_open([Day("h1", DAY - timedelta(1), 1, 1), Day("h1", DAY, 1, 1, "Ice.")])
+
+
+def test_a_booking_of_a_day_called_off_ends_once_and_its_customer_may_book_anew() -> None:
+    ledger, request = books(1, DAY, DAY + timedelta(1)), asks()
+    appointment = ledger.decide(request, NOW).appointment
+    for note in ("Ice.", "Snow."):
+        ledger.call_off(request.reservation_id, note, NOW)
+    ledger.release(request.reservation_id, NOW)  # vaccine management has taken the dose back
+    assert ledger.events[1:] == [Revoked(appointment, NOW, Revocation.DAY_CALLED_OFF, "Ice.")]
+    assert ledger.days["h1", DAY].approved == 0
+    assert ledger.decide(asks(day=DAY + timedelta(1)), NOW).denial is None
+
+
+def test_a_booking_that_was_given_up_before_is_not_called_off() -> None:
+    ledger, request, denied = books(1), asks(), asks("c2")
+    ledger.decide(request, NOW)
+    ledger.decide(denied, NOW)
+    ledger.release(request.reservation_id, NOW)
+    told = list(ledger.events)
+    ledger.call_off(request.reservation_id, "Ice.", NOW)
+    assert ledger.events == told
+    with pytest.raises(UnknownDecision):
+        ledger.call_off(denied.reservation_id, "Ice.", NOW)
+
+
+def test_a_day_with_fewer_places_than_bookings_approves_nobody_until_enough_are_given_up() -> None:
+    ledger, booked = books(3), [asks(f"c{i}") for i in range(3)]
+    for request in booked:
+        ledger.decide(request, NOW)
+    day = ledger.days["h1", DAY]
+    day.capacity = 1
+    assert (day.over, day.left) == (2, 0)
+    for request, over in zip(booked, (1, 0, 0), strict=True):
+        assert ledger.decide(asks(f"new-{request.customer_id}"), NOW).denial is Denial.DAY_FULL
+        ledger.release(request.reservation_id, NOW)
+        assert day.over == over
+    assert ledger.decide(asks("late"), NOW).denial is None
+
+
+# Vaccines
+
+
+@pytest.mark.parametrize(
+    ("written", "stored"), [("08", "8"), ("8", "8"), ("008", "8"), ("208", "208"), ("000", "0"), ("", "")]
+)
+def test_a_code_is_the_same_with_and_without_leading_zeros(written: str, stored: str) -> None:
+    assert canonical_code(written) == stored
+    assert asks(vaccine_code=written).vaccine_code == stored
+
+
+@pytest.mark.parametrize(
+    ("own", "delivered", "offered", "refused"),
+    [
+        ([], [], ["8", "999", ""], []),
+        ([], ["8", "207"], ["8", "207", ""], ["999"]),
+        (["207"], ["8"], ["207", ""], ["8", "999"]),
+    ],
+    ids=["nothing is known", "what was delivered", "its own list"],
+)
+def test_a_hospital_offers_what_it_says_or_else_what_came_or_else_anything(
+    own: list[str], delivered: list[str], offered: list[str], refused: list[str]
+) -> None:
+    hospital = Hospital("h1", "Clinic", "Asia/Seoul", own, delivered)
+    assert [hospital.offers(code) for code in offered + refused] == [True] * len(offered) + [False] * len(refused)
+
+
+def test_a_vaccine_that_the_hospital_does_not_offer_is_refused_and_takes_no_place() -> None:
+    ledger = books(1)
+    ledger.hospitals["h1"] = replace(HOSPITAL, delivered_codes=["8"])
+    assert ledger.decide(asks(vaccine_code="999"), NOW).denial is Denial.VACCINE_NOT_OFFERED
+    assert (ledger.days["h1", DAY].approved, ledger.active) == (0, {})
+    assert ledger.decide(asks(vaccine_code="08"), NOW).denial is None
+
+
+def test_a_decision_that_an_earlier_version_recorded_with_a_leading_zero_is_found_again() -> None:
+    ledger, request = books(1), asks(vaccine_code="08")
+    recorded = Decision(
+        Appointment(request.reservation_id, "c1", "h1", "Clinic", "Asia/Seoul", DAY, "08", NOW), denial=None
+    )
+    ledger.decisions[request.reservation_id] = recorded
+    assert ledger.decide(request, NOW) is recorded
+
+
+# Moving
+
+
+def test_a_move_claims_the_new_place_and_frees_the_old_one() -> None:
+    ledger, old = books(1, DAY, DAY + timedelta(1)), asks()
+    was = ledger.decide(old, NOW).appointment
+    new = asks(day=DAY + timedelta(1), replaces=old.reservation_id)
+    decision = ledger.decide(new, NOW)
+    assert (decision.denial, decision.replaces) == (None, old.reservation_id)
+    assert [day.approved for day in ledger.days.values()] == [0, 1]
+    assert ledger.active["c1"] == decision.appointment
+    assert ledger.events[1:] == [
+        Granted(decision.appointment),
+        Revoked(was, NOW, Revocation.MOVED, replaced_by=new.reservation_id),
+    ]
+    told = list(ledger.events)
+    assert ledger.decide(new, NOW) is decision
+    ledger.release(old.reservation_id, NOW)  # vaccine management has taken the old dose back
+    assert ledger.events == told
+
+
+@pytest.mark.parametrize("why", [Denial.DAY_FULL, Denial.DAY_NOT_OFFERED, Denial.DAY_CALLED_OFF])
+def test_a_refused_move_leaves_the_old_booking_as_it_was(why: Denial) -> None:
+    there = DAY + timedelta(1)
+    ledger, old = books(1, DAY, there), asks()
+    was = ledger.decide(old, NOW)
+    wanted = ledger.days["h1", there]
+    match why:
+        case Denial.DAY_FULL:
+            ledger.decide(asks("c2", there), NOW)
+        case Denial.DAY_NOT_OFFERED:
+            wanted.capacity = 0
+        case Denial.DAY_CALLED_OFF:
+            wanted.called_off = "Ice."
+    decision = ledger.decide(move := asks(day=there, replaces=old.reservation_id), NOW)
+    assert decision.denial is why
+    assert (was.released_at, ledger.active["c1"]) == (None, was.appointment)
+    assert ledger.events[-1] == Denied(decision.appointment, why)
+    assert ledger.decide(move, NOW) is decision
+
+
+def test_a_move_on_the_same_full_day_takes_the_place_that_it_frees() -> None:
+    ledger, old = books(1), asks()
+    ledger.decide(old, NOW)
+    assert ledger.decide(asks(vaccine_code="207", replaces=old.reservation_id), NOW).denial is None
+    assert ledger.days["h1", DAY].approved == 1
+
+
+def test_a_booking_can_be_moved_again_and_the_first_one_cannot() -> None:
+    ledger, old = books(1, *(DAY + timedelta(i) for i in range(3))), asks()
+    ledger.decide(old, NOW)
+    second = asks(day=DAY + timedelta(1), replaces=old.reservation_id)
+    third = asks(day=DAY + timedelta(2), replaces=second.reservation_id)
+    assert [ledger.decide(r, NOW).denial for r in (second, third)] == [None, None]
+    assert [day.approved for day in ledger.days.values()] == [0, 0, 1]
+    with pytest.raises(NothingToMove):
+        ledger.decide(asks(replaces=old.reservation_id), NOW)
+
+
+def test_only_a_customers_own_booking_that_holds_a_place_can_be_moved() -> None:
+    ledger = books(1, TODAY, DAY)
+    passed, given_up, denied, others = asks("a", TODAY), asks("b", DAY), asks("c", DAY), asks("d", DAY)
+    ledger.decide(passed, NOW)
+    ledger.decide(given_up, NOW)
+    ledger.decide(denied, NOW)
+    ledger.release(given_up.reservation_id, NOW)
+    ledger.decide(others, NOW)
+    told = list(ledger.events)
+    for old in (passed, given_up, denied, replace(others, customer_id="e"), asks("f")):
+        with pytest.raises(NothingToMove, match=old.reservation_id):
+            ledger.decide(asks(old.customer_id, replaces=old.reservation_id), NOW + timedelta(1))
+    assert ledger.events == told
 
 
 @dataclass
@@ -237,10 +426,17 @@ class Fact:
     request: Request
     denial: Denial | None
     released: bool = False
+    revoked: bool = False
+
+    @property
+    def holds(self) -> bool:
+        """Whether it holds a place."""
+        return not (self.denial or self.released or self.revoked)
 
 
 class ApprovalMachine(RuleBasedStateMachine):
-    """Requests, releases, repeats, changes of capacity and nights in any order, against a list of facts."""
+    """Requests, moves, releases, repeats, changes of capacity, days called off and nights in any order, against a list
+    of facts."""
 
     requests = Bundle("requests")
     ahead = st.integers(-1, 2).map(timedelta)  # days from today
@@ -252,34 +448,74 @@ class ApprovalMachine(RuleBasedStateMachine):
 
     @rule(ahead=ahead, capacity=st.integers(0, 2))
     def offer(self, ahead: timedelta, capacity: int) -> None:
-        day = self.today() + ahead
-        present = self.ledger.days["h1", day]
-        if capacity < self.taken(day):
-            with pytest.raises(CapacityBelowApproved):
-                check_capacity([present], capacity)
+        present = self.ledger.days["h1", self.today() + ahead]
+        if present.called_off:
+            with pytest.raises(DayIsCalledOff):
+                check_open([present])
         else:
-            check_capacity([present], capacity)
+            check_open([present])
             present.capacity = capacity
+
+    @rule(ahead=ahead)
+    def call_off(self, ahead: timedelta) -> None:
+        day = self.ledger.days["h1", self.today() + ahead]
+        if ahead < timedelta(0):
+            with pytest.raises(NothingToCallOff):
+                day.call_off("Ice.", HOSPITAL, self.now)
+        else:
+            day.call_off("Ice.", HOSPITAL, self.now)
+
+    @rule(ahead=ahead)
+    def reopen(self, ahead: timedelta) -> None:
+        self.ledger.days["h1", self.today() + ahead].called_off = ""
+
+    @rule(request=requests)
+    def revoke(self, request: Request) -> None:
+        known = self.fact(request)
+        day = self.ledger.days["h1", request.date]
+        if known and not known.denial and day.called_off:
+            self.ledger.call_off(request.reservation_id, day.called_off, self.now)
+            known.revoked |= not known.released
 
     @rule(target=requests, customer=st.sampled_from(["c1", "c2", "c3"]), ahead=ahead)
     def ask(self, customer: str, ahead: timedelta) -> Request:
+        return self.decide(customer, ahead, None)
+
+    @rule(target=requests, old=requests, ahead=ahead)
+    def move(self, old: Request, ahead: timedelta) -> Request:
+        return self.decide(old.customer_id, ahead, old)
+
+    def decide(self, customer: str, ahead: timedelta, old: Request | None) -> Request:
         day = self.today() + ahead
         self.asked += 1
-        request = asks(customer, day, reservation_id=ReservationId(str(uuid.UUID(int=self.asked))))
+        key, replaces = ReservationId(str(uuid.UUID(int=self.asked))), old.reservation_id if old else None
+        request = asks(customer, day, reservation_id=key, replaces=replaces)
+        known = self.fact(old) if old else None
+        refusal: type[Exception] | None = None
         if day < self.today():
-            with pytest.raises(DatePassed):
+            refusal = DatePassed
+        elif old and not (known and known.holds and old.date >= self.today()):
+            refusal = NothingToMove
+        if refusal:
+            with pytest.raises(refusal):
                 self.ledger.decide(request, self.now)
             return request
-        expected: Denial | None
-        if any(f.request.customer_id == customer and f.request.date >= self.today() for f in self.held()):
-            expected = Denial.ACTIVE_BOOKING
-        elif not self.ledger.days["h1", day].capacity:
-            expected = Denial.DAY_NOT_OFFERED
-        else:
-            expected = Denial.DAY_FULL if self.taken(day) == self.ledger.days["h1", day].capacity else None
-        assert self.ledger.decide(request, self.now).denial is expected
+        expected, there = self.expected(customer, day, known), self.ledger.days["h1", day]
+        if expected is None and known:
+            known.revoked = True
         self.facts.append(Fact(request, expected))
+        assert self.ledger.decide(request, self.now).denial is expected, there
         return request
+
+    def expected(self, customer: str, day: date, old: Fact | None) -> Denial | None:
+        there, held = self.ledger.days["h1", day], [f for f in self.held() if f is not old]
+        if any(f.request.customer_id == customer and f.request.date >= self.today() for f in held):
+            return Denial.ACTIVE_BOOKING
+        if there.called_off:
+            return Denial.DAY_CALLED_OFF
+        if not there.capacity:
+            return Denial.DAY_NOT_OFFERED
+        return Denial.DAY_FULL if sum(f.request.date == day for f in held) >= there.capacity else None
 
     @rule(request=requests)
     def ask_once_more(self, request: Request) -> None:
@@ -294,7 +530,7 @@ class ApprovalMachine(RuleBasedStateMachine):
                 self.ledger.release(request.reservation_id, self.now)
         else:
             self.ledger.release(request.reservation_id, self.now)
-            known.released = True
+            known.released |= not known.revoked
 
     @rule()
     def sleep(self) -> None:
@@ -303,11 +539,21 @@ class ApprovalMachine(RuleBasedStateMachine):
     @invariant()
     def the_books_are_as_the_facts_say(self) -> None:
         for (_, day), entry in self.ledger.days.items():
-            assert entry.approved == self.taken(day) <= entry.capacity
+            taken = sum(f.request.date == day for f in self.held())
+            assert entry.approved == taken <= entry.capacity + entry.over
         told = Counter(type(e) for e in self.ledger.events)
         assert told[Granted] == sum(not f.denial for f in self.facts)
         assert told[Denied] == sum(bool(f.denial) for f in self.facts)
         assert told[Released] == sum(f.released for f in self.facts)
+        assert told[Revoked] == sum(f.revoked for f in self.facts)
+
+    @invariant()
+    def nobody_holds_two_places_ahead_and_nobody_loses_one_without_being_told(self) -> None:
+        ahead = Counter(f.request.customer_id for f in self.held() if f.request.date >= self.today())
+        assert not ahead or max(ahead.values()) == 1
+        moved = [e for e in self.ledger.events if isinstance(e, Revoked) and e.reason is Revocation.MOVED]
+        granted = {e.appointment.reservation_id for e in self.ledger.events if isinstance(e, Granted)}
+        assert {e.replaced_by for e in moved} <= granted
 
     def today(self) -> date:
         return HOSPITAL.today(self.now)
@@ -316,11 +562,8 @@ class ApprovalMachine(RuleBasedStateMachine):
         return next((f for f in self.facts if f.request == request), None)
 
     def held(self) -> list[Fact]:
-        return [f for f in self.facts if not f.denial and not f.released]
-
-    def taken(self, day: date) -> int:
-        return sum(f.request.date == day for f in self.held())
+        return [f for f in self.facts if f.holds]
 
 
 TestApprovalMachine = ApprovalMachine.TestCase
-TestApprovalMachine.settings = settings(max_examples=100, stateful_step_count=40, deadline=None, derandomize=True)
+TestApprovalMachine.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)

@@ -33,6 +33,8 @@ SERVICERS = {
     "vaccination.approval.v1.HospitalService": ("services.approval.adapters.grpc", "HospitalServicer"),
     "vaccination.reservation.v1.ReservationService": ("services.reservation.adapters.grpc", "ReservationServicer"),
     "vaccination.vaccinemgmt.v1.VaccinemgmtService": ("services.vaccinemgmt.adapters.grpc", "VaccinemgmtServicer"),
+    "vaccination.vaccinemgmt.v1.CounterService": ("services.vaccinemgmt.adapters.counter", "CounterServicer"),
+    "vaccination.vaccinemgmt.v1.RecallService": ("services.vaccinemgmt.adapters.recalls", "RecallServicer"),
     "vaccination.mypage.v1.MypageService": ("services.mypage.server", "MypageServicer"),
     "vaccination.mypage.v1.ViewService": ("services.mypage.rebuild", "ViewServicer"),
 }

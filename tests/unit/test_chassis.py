@@ -408,6 +408,9 @@ class Desk(reservation_service_pb2_grpc.ReservationServiceServicer):
     async def ListReservations(self, request: Any, context: Any) -> pb.ListReservationsResponse:  # noqa: N802
         raise AssertionError("nobody may call what is for nobody")
 
+    async def MoveReservation(self, request: Any, context: Any) -> pb.MoveReservationResponse:  # noqa: N802
+        raise AssertionError("nobody may call what is for nobody")
+
 
 class Screen(mypage_service_pb2_grpc.MypageServiceServicer):
     """A servicer whose stream ends with an error."""

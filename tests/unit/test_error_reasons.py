@@ -51,7 +51,8 @@ ANSWERS = {
 class Context(NamedTuple):
     """What the comments of one context's contracts say."""
 
-    reasons: dict[str, str]  # by reason, the comment of the ErrorReason's value
+    # By reason, the comment of the ErrorReason's value; without those that only earlier versions answer with.
+    reasons: dict[str, str]
     rpcs: dict[str, str]
 
 
@@ -64,8 +65,9 @@ def _contract(name: str) -> Context:
         comments = {tuple(place.path): place.leading_comments for place in file.source_code_info.location}
         for i, enum in enumerate(file.enum_type):
             for j, value in enumerate(enum.value if enum.name == "ErrorReason" else ()):
-                if value.number:
-                    reasons[value.name.removeprefix("ERROR_REASON_")] = comments.get((5, i, 2, j), "")
+                comment = comments.get((5, i, 2, j), "")
+                if value.number and "Sent by versions up to" not in comment:
+                    reasons[value.name.removeprefix("ERROR_REASON_")] = comment
         for i, service in enumerate(file.service):
             rpcs |= {m.name: comments.get((6, i, 2, j), "") for j, m in enumerate(service.method)}
     return Context(reasons, rpcs)

@@ -13,8 +13,8 @@ from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from mesh.data.dataset import MOST, Data, Day, Invalid, Row, ranges, read, shift
-from mesh.data.importer import Outcome, Refused, Sender, pause_of, run, violations_of
+from mesh.data.dataset import MOST, Data, Day, Invalid, Row, bytes_to_read, ranges, read, shift
+from mesh.data.importer import Outcome, Refused, Sender, lines_of, pause_of, run, violations_of
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = "hospital,cvx,mvx,lot_number,manufactured,expires,quantity"
@@ -63,7 +63,7 @@ def test_a_day_has_the_places_of_its_free_slots_and_a_busy_day_has_none(tmp_path
     data = read(tmp_path)
     assert errors(data) == []
     assert capacity(data) == {"2027-01-04": 38, "2027-01-05": 0}
-    assert data.hospitals["h1"].vaccines == {"208", "211"}
+    assert data.hospitals["h1"].offered() == ["208", "211"]
 
 
 @pytest.mark.parametrize(
@@ -160,12 +160,51 @@ def test_good_rows_beside_bad_ones_are_kept_in_any_order_and_format(tmp_path: Pa
     assert data.hospitals["h1"].name == "서울"
     assert capacity(data) == {"2027-01-04": 3}
     assert data.ignored == {"Device": 1, "repeated Slot": 1}
-    assert [error.partition(": ")[0] for error in errors(data)] == [
-        "a.ndjson:2",
-        "b.ndjson:1",
-        "c.ndjson:3",
-        "d.ndjson:0",
-    ]
+    assert [error.partition(": ")[0] for error in errors(data)] == ["a.ndjson:2", "b.ndjson:1", "c.ndjson:3"]
+    assert data.not_read == ["d.ndjson/"]
+
+
+def test_a_files_ending_may_be_in_capitals_and_what_is_not_read_is_named(tmp_path: Path) -> None:
+    given(tmp_path, location(), schedule(), slot("1", capacity=3), name="CLINIC.NDJSON")
+    given(tmp_path, HEADER, LOT, name="Lots.Csv")
+    for name in ("more.jsonl", "stock.csv.gz", "lots.xlsx", "manifest", ".DS_Store"):
+        given(tmp_path, "{}", name=name)
+    (tmp_path / "older").mkdir()
+    given(tmp_path / "older", location("h2"))
+    data = read(tmp_path)
+    assert (errors(data), list(data.hospitals), [lot.quantity for lot in data.lots["h1"]]) == ([], ["h1"], [10])
+    assert data.not_read == [".DS_Store", "lots.xlsx", "manifest", "more.jsonl", "older/", "stock.csv.gz"]
+    assert bytes_to_read(tmp_path) == 2 * (tmp_path / "CLINIC.NDJSON").stat().st_size + len(f"{HEADER}\n{LOT}")
+
+
+@pytest.mark.parametrize(
+    ("products", "offered"),
+    [
+        (["208"], ["208"]),
+        (["08", "8", "207"], ["8", "207"]),
+        (["000"], ["0"]),
+        ([None], []),  # not told, and reported
+        (["208", "covid"], []),
+        ([], []),
+    ],
+)
+def test_a_hospital_offers_what_its_schedules_name_in_codes_without_leading_zeros(
+    tmp_path: Path, products: list[Any], offered: list[str]
+) -> None:
+    named = [{"url": SMART + "vaccine-product", "valueCoding": {"code": code}} for code in products]
+    data = read(given(tmp_path, location(), schedule(extension=named)))
+    assert data.hospitals["h1"].offered() == offered
+
+
+def test_of_a_hospital_with_a_schedule_that_names_no_vaccine_nobody_knows_what_it_offers(tmp_path: Path) -> None:
+    data = read(given(tmp_path, location(), schedule(), schedule("s2", extension=[])))
+    assert data.hospitals["h1"].offered() == []
+
+
+def test_a_lot_is_of_the_vaccine_that_a_schedule_names_with_or_without_leading_zeros(tmp_path: Path) -> None:
+    given(tmp_path, location(), schedule(cvx="08"))
+    assert read(tmp_path).without_lot() == ["h1 8"]
+    assert read(given(tmp_path, HEADER, LOT.replace("208", "8"), name="l.csv")).without_lot() == []
 
 
 def test_lots_are_read_under_any_order_of_columns(tmp_path: Path) -> None:
@@ -174,8 +213,8 @@ def test_lots_are_read_under_any_order_of_columns(tmp_path: Path) -> None:
     (tmp_path / "stock.csv").write_text(content, encoding="utf-8", newline="")
     data = read(tmp_path)
     assert errors(data) == []
-    assert data.ignored == {"repeated lot": 1}
-    [found] = data.lots["h1"]
+    found, again = data.lots["h1"]
+    assert (again.lot_number, again.quantity) == (found.lot_number, found.quantity)
     assert (found.row, found.cvx, found.mvx, found.lot_number) == (Row("stock.csv", 3), "208", "PFR", "A1")
     assert (found.manufactured, found.expires, found.quantity) == (date(2026, 10, 1), date(2027, 3, 31), 10)
 
@@ -192,7 +231,7 @@ def test_lots_are_read_under_any_order_of_columns(tmp_path: Path) -> None:
         ("h1,208,PFR,A2,2026-10-01,2027-03-31,ten", "l.csv:3: quantity: 'ten' is not a whole number"),
         ("h1,208,PFR,A2,2026-10-01,2027-03-31,1_0", "l.csv:3: quantity: '1_0' is not a whole number"),
         ("h1,208,PFR,A2,2026-10-01,2027-03-31,99999999999", "l.csv:3: quantity: '99999999999' is not a whole number"),
-        ("h1,208,PFR,A1,2026-10-01,2027-03-31,11", "l.csv:3: lot_number: this lot came before with another content"),
+        ("h1,0208,PFR,A1,2026-10-01,2027-04-30,10", "l.csv:3: lot_number: this lot came before with other dates"),
         ('h1,208,PFR,"A2,2026-10-01,2027-03-31,1', "l.csv:3: line: is not CSV"),
     ],
 )
@@ -201,6 +240,52 @@ def test_a_lot_in_error_is_named_and_the_others_are_kept(tmp_path: Path, row: st
     [error] = errors(data)
     assert said in error
     assert [lot.lot_number for lot in data.lots["h1"]] == ["A1", "A9"]
+
+
+def ids(directory: Path) -> list[str]:
+    """The ids of the deliveries, in the order of the files and their lines."""
+    return [lot.delivery_id for lot in read(directory).lots["h1"]]
+
+
+def test_a_file_read_again_holds_the_same_deliveries_wherever_it_is_and_whatever_is_in_front(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    before = ids(given(tmp_path, HEADER, LOT, LOT.replace("A1", "A2"), LOT, name="week1.csv"))
+    assert len({*before}) == 3
+    more = f"{LOT.replace('A1', 'A0')},a note"
+    swapped = [LOT, LOT.replace("A1", "A2"), LOT.replace(",208,", ",0208,")]
+    again = ids(given(tmp_path / "there", f"{HEADER},note", more, *swapped, name="week1.csv"))
+    assert again[1:] == before
+
+
+def test_an_equal_line_of_another_file_is_another_delivery(tmp_path: Path) -> None:
+    for name in ("week1.csv", "week2.csv"):
+        given(tmp_path, HEADER, LOT, name=name)
+    given(tmp_path, HEADER, LOT.replace(",10", ",60"), name="week3.csv")
+    assert len({*ids(tmp_path)}) == 3
+    assert sum(lot.quantity for lot in read(tmp_path).lots["h1"]) == 80
+
+
+def test_moving_the_days_leaves_a_deliverys_id_as_it_is(tmp_path: Path) -> None:
+    given(tmp_path, location(), schedule(), slot("1"))
+    data = read(given(tmp_path, HEADER, LOT, name="l.csv"))
+    shift(data, date(2027, 2, 1))
+    assert [lot.delivery_id for lot in data.lots["h1"]] == ids(tmp_path)
+
+
+def test_a_delivery_note_counts_once_for_each_of_its_lots_whatever_files_it_is_in(tmp_path: Path) -> None:
+    noted, other = f"{LOT},DN-7", f"{LOT.replace('A1', 'A2')},DN-7"
+    given(tmp_path, f"{HEADER},Delivery_ID", noted, other, f"{LOT},DN-8", f"{LOT},", name="a.csv")
+    given(tmp_path, f"{HEADER},delivery_id", noted, noted.replace(",10,", ",11,"), name="b.csv")
+    data = read(tmp_path)
+    assert [lot.delivery_id for lot in data.lots["h1"]][:3] == ["DN-7", "DN-7", "DN-8"]
+    assert len(data.lots["h1"]) == 4
+    assert data.ignored == {"repeated delivery": 1}
+    assert errors(data) == ["b.csv:3: delivery_id: this delivery came before with another content, which is kept"]
+
+
+def test_the_report_names_lines_in_few_words() -> None:
+    rows = [Row("b.csv", 2), *(Row("a.csv", n) for n in (2, 3, 4, 9, 11, 12))]
+    assert lines_of(rows) == "a.csv lines 2-4, 9, 11-12; b.csv line 2"
 
 
 def test_a_csv_file_without_the_columns_is_left_out_with_their_names(tmp_path: Path) -> None:

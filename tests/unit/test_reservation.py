@@ -1,6 +1,7 @@
 """The reservation's rules: which moves are legal, that their order does not matter, and how long a customer is told to
 wait. No servers."""
 
+import itertools
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,10 +14,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from services.reservation.adapters.approval import HALF_LIFE, LONGEST, RetryAdvice
 from services.reservation.domain import (
+    ENDED,
     NAMESPACE,
+    AlreadyAdministered,
     Appointment,
     AppointmentPassed,
     CancellationRequested,
+    Ended,
+    NothingToMove,
     Placed,
     Rejected,
     RejectionReason,
@@ -39,39 +44,35 @@ REASONS = [DAY_FULL, *map(RejectionReason, (2, 3, 7))]  # this version has no na
 REQUEST = Request("c1", RequestId(str(uuid.UUID(int=7))), "h1", date(2027, 3, 10), "207")
 
 MOVES: dict[str, Callable[[Reservation], None]] = {
-    "completed": Reservation.complete,
-    "cancelled": Reservation.cancel,
+    "has a dose": lambda r: r.hear_of_dose(3, has_dose=True),
+    "waits": lambda r: r.hear_of_dose(4, has_dose=False),
     "given up": lambda r: r.request_cancellation(NOW),
     "given up too late": lambda r: r.request_cancellation(OVER),
-}
-# From each status, each move leads to a status or is refused.
-TABLE: dict[Status, dict[str, Status | type[Exception]]] = {
-    Status.APPROVED: {
-        "completed": Status.COMPLETED,
-        "cancelled": Status.CANCELLED,
-        "given up": Status.CANCEL_REQUESTED,
-        "given up too late": AppointmentPassed,
-    },
-    Status.REJECTED: {
-        "completed": Status.REJECTED,
-        "cancelled": Rejected,
-        "given up": Rejected,
-        "given up too late": Rejected,
-    },
-    Status.COMPLETED: {
-        "completed": Status.COMPLETED,
-        "cancelled": Status.CANCELLED,
-        "given up": Status.CANCEL_REQUESTED,
-        "given up too late": AppointmentPassed,
-    },
-    Status.CANCEL_REQUESTED: {
-        "completed": Status.CANCEL_REQUESTED,
-        "cancelled": Status.CANCELLED,
-        "given up": Status.CANCEL_REQUESTED,
-        "given up too late": Status.CANCEL_REQUESTED,
-    },
-    Status.CANCELLED: dict.fromkeys(MOVES, Status.CANCELLED),
-}
+} | {f"ends as {how.name}": lambda r, how=how: r.end(how) for how in Status if how >= Status.CANCELLED}
+
+
+def _outcomes(status: Status) -> dict[str, Status | type[Exception]]:
+    """From a status, each move leads to a status or is refused."""
+    ends: dict[str, Status | type[Exception]] = {
+        f"ends as {how.name}": max(status, how) for how in Status if how >= Status.CANCELLED
+    }
+    match status:
+        case Status.APPROVED | Status.COMPLETED:
+            dose: dict[str, Status | type[Exception]] = {"has a dose": Status.COMPLETED, "waits": Status.APPROVED}
+            give_up: tuple[Status | type[Exception], ...] = (Status.CANCEL_REQUESTED, AppointmentPassed)
+        case Status.REJECTED:
+            dose, ends = dict.fromkeys(["has a dose", "waits"], status), dict.fromkeys(ends, Rejected)
+            give_up = (Rejected, Rejected)
+        case Status.CANCEL_REQUESTED | Status.CANCELLED:
+            dose, give_up = dict.fromkeys(["has a dose", "waits"], status), (status, status)
+        case Status.ADMINISTERED:
+            dose, give_up = dict.fromkeys(["has a dose", "waits"], status), (AlreadyAdministered, AlreadyAdministered)
+        case _:
+            dose, give_up = dict.fromkeys(["has a dose", "waits"], status), (Ended, Ended)
+    return dose | ends | dict(zip(["given up", "given up too late"], give_up, strict=True))
+
+
+TABLE = {status: _outcomes(status) for status in Status}
 
 
 def in_status(status: Status) -> Reservation:
@@ -79,9 +80,10 @@ def in_status(status: Status) -> Reservation:
 
 
 def test_a_reservation_in_a_status_of_a_newer_version_is_neither_completed_nor_cancelled() -> None:
-    unnamed = Status(9)
+    unnamed = Status(60)
     reservation = in_status(unnamed)
-    reservation.complete()
+    reservation.hear_of_dose(3, has_dose=True)
+    reservation.end(Status.ADMINISTERED)
     with pytest.raises(UnknownStatus):
         reservation.request_cancellation(NOW)
     assert (reservation.status, reservation.events) == (unnamed, [])
@@ -123,6 +125,66 @@ def test_a_booking_can_be_cancelled_until_its_day_is_over_at_the_hospital() -> N
         in_status(Status.COMPLETED).request_cancellation(OVER)
 
 
+@pytest.mark.parametrize("status", Status, ids=lambda status: status.name)
+def test_only_a_booking_that_holds_a_place_can_be_moved(status: Status) -> None:
+    reservation = in_status(status)
+    if status in (Status.APPROVED, Status.COMPLETED):
+        reservation.check_holds_a_place(OVER - timedelta(microseconds=1))
+        with pytest.raises(NothingToMove, match="2027-03-10"):
+            reservation.check_holds_a_place(OVER)
+    else:
+        with pytest.raises(NothingToMove, match=status.name):
+            reservation.check_holds_a_place(NOW)
+
+
+def test_of_the_news_about_the_dose_the_one_with_the_highest_version_counts() -> None:
+    news = [(1, False), (2, True), (3, False), (4, True), (5, False)]
+    for count in range(1, len(news) + 1):
+        for order in itertools.permutations(news[:count]):
+            reservation = in_status(Status.APPROVED)
+            for version, has_dose in (*order, *order):
+                reservation.hear_of_dose(version, has_dose=has_dose)
+            assert reservation.status is (Status.APPROVED if count % 2 else Status.COMPLETED)
+            assert reservation.dose_version == count
+
+
+def test_the_news_that_it_waits_does_not_take_away_the_dose_that_an_earlier_version_recorded() -> None:
+    reservation = in_status(Status.COMPLETED)
+    assert reservation.dose_version == 0
+    for version, expected in ((1, Status.COMPLETED), (3, Status.APPROVED)):  # the lot was recalled
+        reservation.hear_of_dose(version, has_dose=False)
+        assert reservation.status is expected
+
+
+def test_something_may_become_of_a_moved_or_called_off_booking_until_its_dose_is_back() -> None:
+    for status in (Status.MOVED, Status.CALLED_OFF):
+        for first, second in itertools.permutations([status, Status.CANCELLED]):
+            reservation = in_status(Status.COMPLETED)
+            reservation.end(first)
+            reservation.end(second)
+            assert reservation.status is status
+            assert not reservation.is_active(NOW)
+        reservation = in_status(status)
+        assert reservation.is_active(NOW)
+        assert not reservation.is_active(OVER)
+
+
+def test_who_was_missed_or_vaccinated_is_remembered_until_the_day_is_over() -> None:
+    for status in (Status.MISSED, Status.ADMINISTERED, Status.APPROVED, Status.COMPLETED, Status(60)):
+        assert in_status(status).is_active(NOW)
+        assert not in_status(status).is_active(OVER)
+    assert in_status(Status.CANCEL_REQUESTED).is_active(OVER)
+    assert not any(in_status(status).is_active(NOW) for status in (Status.REJECTED, Status.CANCELLED))
+
+
+@pytest.mark.parametrize(("written", "stored"), [("08", "8"), ("8", "8"), ("208", "208"), ("000", "0"), ("", "")])
+def test_a_code_is_the_same_with_and_without_leading_zeros(written: str, stored: str) -> None:
+    request = replace(REQUEST, vaccine_code=written)
+    assert request.vaccine_code == stored
+    for recorded in (written, stored):  # earlier versions stored it as it was written
+        assert Reservation(replace(APPOINTMENT, vaccine_code=recorded), Status.APPROVED).is_about(request)
+
+
 def test_the_same_request_of_the_same_customer_is_the_same_reservation() -> None:
     assert replace(REQUEST, hospital_id="h2", vaccine_code="").reservation_id == REQUEST.reservation_id
     assert replace(REQUEST, customer_id="c2").reservation_id != REQUEST.reservation_id
@@ -143,26 +205,37 @@ class ReservationMachine(RuleBasedStateMachine):
 
     @initialize(why=st.sampled_from([None, *REASONS]))
     def decide(self, why: RejectionReason | None) -> None:
-        self.reservation, self.now, self.facts = Reservation.decided(APPOINTMENT, why), NOW, set[str]()
-        self.rejected = why is not None
+        self.reservation, self.now, self.facts = Reservation.decided(APPOINTMENT, why), NOW, set[Status]()
+        self.doses, self.rejected = dict[int, bool](), why is not None
 
-    @rule()
-    def completed(self) -> None:
-        self.reservation.complete()
-        self.facts.add("completed")
+    @rule(version=st.integers(1, 6))
+    def hear_of_dose(self, version: int) -> None:
+        has_dose = version % 2 == 0
+        self.reservation.hear_of_dose(version, has_dose=has_dose)
+        if not self.rejected and not self.facts:
+            self.doses[version] = has_dose
 
-    @rule()
-    def cancelled(self) -> None:
-        self._move(self.reservation.cancel, "cancelled", Rejected if self.rejected else None)
+    @rule(how=st.sampled_from([status for status in Status if status >= Status.CANCELLED]))
+    def end(self, how: Status) -> None:
+        self._move(lambda: self.reservation.end(how), how, Rejected if self.rejected else None)
 
     @rule()
     def give_up(self) -> None:
         refusal: type[Exception] | None = None
+        furthest = max(self.facts, default=None)
         if self.rejected:
             refusal = Rejected
-        elif self.now >= OVER and not self.facts & {"given up", "cancelled"}:
+        elif furthest is Status.ADMINISTERED:
+            refusal = AlreadyAdministered
+        elif furthest in ENDED:
+            refusal = Ended
+        elif self.now >= OVER and not furthest:
             refusal = AppointmentPassed
-        self._move(lambda: self.reservation.request_cancellation(self.now), "given up", refusal)
+        self._move(
+            lambda: self.reservation.request_cancellation(self.now),
+            Status.CANCEL_REQUESTED,
+            refusal,
+        )
 
     @rule()
     def midnight(self) -> None:
@@ -172,12 +245,11 @@ class ReservationMachine(RuleBasedStateMachine):
     def its_status_is_what_the_facts_say_in_whatever_order_they_came(self) -> None:
         if self.rejected:
             expected = Status.REJECTED
-        elif "cancelled" in self.facts:
-            expected = Status.CANCELLED
-        elif "given up" in self.facts:
-            expected = Status.CANCEL_REQUESTED
+        elif self.facts:
+            expected = max(self.facts)
         else:
-            expected = Status.COMPLETED if "completed" in self.facts else Status.APPROVED
+            has_dose = self.doses[max(self.doses)] if self.doses else False
+            expected = Status.COMPLETED if has_dose else Status.APPROVED
         assert self.reservation.status is expected
 
     @invariant()
@@ -185,9 +257,9 @@ class ReservationMachine(RuleBasedStateMachine):
         first, *others = self.reservation.events
         assert isinstance(first, WasRejected if self.rejected else Placed)
         assert len(others) <= 1
-        assert all(isinstance(e, CancellationRequested) and "given up" in self.facts for e in others)
+        assert all(isinstance(e, CancellationRequested) and Status.CANCEL_REQUESTED in self.facts for e in others)
 
-    def _move(self, move: Callable[[], None], fact: str, refusal: type[Exception] | None) -> None:
+    def _move(self, move: Callable[[], None], fact: Status, refusal: type[Exception] | None) -> None:
         if refusal:
             with pytest.raises(refusal):
                 move()
@@ -197,7 +269,7 @@ class ReservationMachine(RuleBasedStateMachine):
 
 
 TestReservationMachine = ReservationMachine.TestCase
-TestReservationMachine.settings = settings(max_examples=100, stateful_step_count=10, deadline=None, derandomize=True)
+TestReservationMachine.settings = settings(max_examples=100, stateful_step_count=15, deadline=None, derandomize=True)
 
 
 class Clock:

@@ -224,6 +224,8 @@ STREAM_REPLICAS: {{ $values.nats.streamReplicas | quote }}
 RETENTION_REFUSED_DAYS: {{ $values.retention.refusedDays | quote }}
 RETENTION_PASSED_DAYS: {{ $values.retention.passedDays | quote }}
 RETENTION_STREAM_DAYS: {{ $values.retention.streamDays | quote }}
+RETENTION_ACCESSES_DAYS: {{ $values.retention.accessesDays | quote }}
+MISSED_AFTER_HOURS: {{ $values.counter.missedAfterHours | quote }}
 {{- end }}
 DRAIN_SECONDS: {{ $values.lifecycle.drain | trimSuffix "s" | quote }}
 SHUTDOWN_SECONDS: {{ $values.lifecycle.shutdown | trimSuffix "s" | quote }}

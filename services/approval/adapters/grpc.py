@@ -8,7 +8,7 @@ from grpc.aio import Server, ServicerContext
 from services.chassis import paging
 from services.chassis.batch import Batcher
 from services.chassis.caller import allow, caller, internal
-from services.chassis.convert import calendar_day, from_message, to_message
+from services.chassis.convert import calendar_day, canonical_id, to_message
 from services.chassis.errors import Answer, Errors
 from vaccination.approval.v1 import appointment_pb2, approval_service_pb2_grpc, hospital_pb2, hospital_service_pb2_grpc
 from vaccination.approval.v1 import approval_service_pb2 as approval_pb
@@ -16,7 +16,7 @@ from vaccination.approval.v1 import hospital_service_pb2 as pb
 
 from .. import domain
 from ..application import Approval
-from ..domain import Decision, Hospital, Request
+from ..domain import Day, Decision, Hospital, Request, ReservationId
 
 ERRORS = Errors(
     "vaccination.approval",
@@ -29,7 +29,9 @@ ERRORS = Errors(
         domain.TooManyRefusals: Answer(StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_REFUSALS", "request_id"),
         domain.UnknownTimeZone: Answer(StatusCode.INVALID_ARGUMENT, "UNKNOWN_TIME_ZONE", "hospital.time_zone"),
         domain.DateRange: Answer(StatusCode.INVALID_ARGUMENT, "DATE_RANGE", "last_date"),
-        domain.CapacityBelowApproved: Answer(StatusCode.FAILED_PRECONDITION, "CAPACITY_BELOW_APPROVED", "capacity"),
+        domain.NothingToMove: Answer(StatusCode.FAILED_PRECONDITION, "NOTHING_TO_MOVE", "instead_of"),
+        domain.DayIsCalledOff: Answer(StatusCode.FAILED_PRECONDITION, "DAY_CALLED_OFF", "last_date"),
+        domain.NothingToCallOff: Answer(StatusCode.INVALID_ARGUMENT, "NOTHING_TO_CALL_OFF", "date"),
     },
 )
 Context = ServicerContext[Any, Any]
@@ -44,8 +46,16 @@ class ApprovalServicer(approval_service_pb2_grpc.ApprovalServiceServicer):
 
     @internal
     async def Approve(self, request: approval_pb.ApproveRequest, context: Context) -> approval_pb.ApproveResponse:
-        decision = await self._decide(from_message(request, Request))
+        decision = await self._decide(_request(request))
         return approval_pb.ApproveResponse(
+            appointment=to_message(decision.appointment, appointment_pb2.Appointment),
+            denial_reason=decision.denial.value if decision.denial else 0,  # type: ignore[arg-type]
+        )
+
+    @internal
+    async def Move(self, request: approval_pb.MoveRequest, context: Context) -> approval_pb.MoveResponse:
+        decision = await self._decide(_request(request.request, _id(request.instead_of)))
+        return approval_pb.MoveResponse(
             appointment=to_message(decision.appointment, appointment_pb2.Appointment),
             denial_reason=decision.denial.value if decision.denial else 0,  # type: ignore[arg-type]
         )
@@ -59,7 +69,10 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
 
     @allow("operator")
     async def UpsertHospital(self, request: pb.UpsertHospitalRequest, context: Context) -> pb.UpsertHospitalResponse:
-        hospital, changed = await self._approval.put_hospital(from_message(request.hospital, Hospital))
+        h = request.hospital
+        hospital, changed = await self._approval.put_hospital(
+            Hospital(h.hospital_id, h.name, h.time_zone, list(h.vaccine_codes))
+        )
         return pb.UpsertHospitalResponse(hospital=to_message(hospital, hospital_pb2.Hospital), changed=changed)
 
     @allow(*ANYBODY)
@@ -78,13 +91,25 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
         self, request: pb.SetDailyCapacityRequest, context: Context
     ) -> pb.SetDailyCapacityResponse:
         caller().check_scope("hospital", request.hospital_id)
-        changed = await self._approval.set_capacity(
+        changed, over = await self._approval.set_capacity(
             request.hospital_id,
             calendar_day("first_date", request.first_date),
             calendar_day("last_date", request.last_date),
             request.capacity,
         )
-        return pb.SetDailyCapacityResponse(days_changed=changed)
+        return pb.SetDailyCapacityResponse(days_changed=changed, days_over=map(_day, over))
+
+    @allow("manager", "operator")
+    async def CallOffDay(self, request: pb.CallOffDayRequest, context: Context) -> pb.CallOffDayResponse:
+        caller().check_scope("hospital", request.hospital_id)
+        day = await self._approval.call_off(request.hospital_id, calendar_day("date", request.date), request.note)
+        return pb.CallOffDayResponse(day=_day(day), bookings_to_go=day.approved)
+
+    @allow("manager", "operator")
+    async def ReopenDay(self, request: pb.ReopenDayRequest, context: Context) -> pb.ReopenDayResponse:
+        caller().check_scope("hospital", request.hospital_id)
+        day = await self._approval.reopen(request.hospital_id, calendar_day("date", request.date))
+        return pb.ReopenDayResponse(day=_day(day))
 
     @allow(*ANYBODY)
     async def ListAvailability(
@@ -96,9 +121,24 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
             calendar_day("last_date", request.last_date),
         )
         return pb.ListAvailabilityResponse(
-            days=[to_message(day, hospital_pb2.DayAvailability, left=day.capacity - day.approved) for day in days],
+            days=map(_day, days),
             as_of_time=as_of,  # type: ignore[arg-type]
         )
+
+
+def _request(message: approval_pb.ApproveRequest, replaces: ReservationId | None = None) -> Request:
+    m = message
+    return Request(
+        _id(m.reservation_id), m.customer_id, m.hospital_id, calendar_day("date", m.date), m.vaccine_code, replaces
+    )
+
+
+def _id(text: str) -> ReservationId:
+    return ReservationId(canonical_id(text))
+
+
+def _day(day: Day) -> hospital_pb2.DayAvailability:
+    return to_message(day, hospital_pb2.DayAvailability, left=day.left, over=day.over)
 
 
 def register(server: Server, approval: Approval) -> None:

@@ -15,9 +15,9 @@ days = Gauge("approval_days", "Days of hospitals among the next, by whether a pl
 
 # One pass over the table: 365,000 rows take some 0.1 s.
 OUTLOOK = """
-SELECT date, sum(capacity - approved) AS free, sum(approved) AS taken,
+SELECT date, sum(greatest(0, capacity - approved)) AS free, sum(approved) AS taken,
        count(*) FILTER (WHERE capacity > approved) AS open,
-       count(*) FILTER (WHERE capacity > 0 AND capacity = approved) AS full
+       count(*) FILTER (WHERE capacity > 0 AND capacity <= approved) AS full
 FROM days WHERE date >= $1 AND date < $2 GROUP BY date"""
 
 

@@ -12,19 +12,34 @@ from services.chassis.postgres import Database, Transaction, columns
 from services.chassis.retention import Retention, Rule
 from services.chassis.unit_of_work import LostRace
 
-from ..domain import Appointment, Day, Decision, Denial, Granted, Hospital, Ledger, Released, Request, ReservationId
+from ..domain import (
+    Appointment,
+    Day,
+    Decision,
+    Denial,
+    Granted,
+    Hospital,
+    Ledger,
+    Released,
+    Request,
+    ReservationId,
+    Revoked,
+)
 from .events import outgoing
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
 # Named, since a newer version may add a column while this one reads.
-DECISION = ", ".join([*APPOINTMENT, "denial", "released_at"])
+DECISION = ", ".join([*APPOINTMENT, "denial", "released_at", "replaces"])
+# A day that is called off has no capacity in the store, and keeps beside it the one that it has when it is reopened.
+DAY = """hospital_id, date, CASE WHEN capacity = 0 THEN coalesce(called_off_capacity, 0) ELSE capacity END AS capacity,
+       approved, CASE WHEN capacity = 0 THEN coalesce(called_off, '') ELSE '' END AS called_off"""
 
 # Locks are always taken in this order: days, then customers, then new decisions, each of them sorted. So no two
 # transactions can block each other.
-LOCK_DAYS = """
-SELECT hospital_id, date, capacity, approved FROM days
+LOCK_DAYS = f"""
+SELECT {DAY} FROM days
 WHERE (hospital_id, date) IN (SELECT * FROM unnest($1::text[], $2::date[]))
-ORDER BY hospital_id, date FOR UPDATE"""
+ORDER BY hospital_id, date FOR UPDATE"""  # noqa: S608 - constants
 
 LOCK_ACTIVE = """
 SELECT customer_id, reservation_id FROM active_bookings WHERE customer_id = ANY ($1) ORDER BY customer_id FOR UPDATE"""
@@ -35,24 +50,29 @@ REFUSALS = """
 SELECT customer_id, count(*) AS n FROM decisions WHERE customer_id = ANY ($1) AND denial IS NOT NULL
 GROUP BY customer_id"""
 
-HOSPITALS = "SELECT hospital_id, name, time_zone FROM hospitals WHERE hospital_id = ANY ($1)"
+HOSPITALS = """
+SELECT hospital_id, name, time_zone, vaccine_codes, ARRAY(
+    SELECT vaccine_code FROM delivered_codes d WHERE d.hospital_id = h.hospital_id) AS delivered_codes
+FROM hospitals h WHERE hospital_id = ANY ($1)"""
 
 HOSPITALS_PAGE = """
-SELECT hospital_id, name, time_zone FROM hospitals WHERE hospital_id > $1 ORDER BY hospital_id LIMIT $2"""
+SELECT hospital_id, name, time_zone, vaccine_codes FROM hospitals
+WHERE hospital_id > $1 ORDER BY hospital_id LIMIT $2"""
 
+# `over` only ever gets less here, so that the store itself refuses a booking on a day that is full.
 TAKE_PLACES = """
-UPDATE days SET approved = days.approved + d.n
+UPDATE days SET approved = days.approved + d.n, over = least(over, greatest(0, days.approved + d.n - capacity))
 FROM unnest($1::text[], $2::date[], $3::int[]) AS d (hospital_id, date, n)
 WHERE days.hospital_id = d.hospital_id AND days.date = d.date"""
 
 DECIDE = """
 INSERT INTO decisions (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code,
-                       decide_time, denial)
+                       decide_time, denial, replaces)
 SELECT * FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::date[], $7::text[],
-                     $8::timestamptz[], $9::smallint[])"""
+                     $8::timestamptz[], $9::smallint[], $10::uuid[])"""
 
-# A booking whose day has passed gives way to the new one. Any other one does not: another transaction has made it since
-# this decision read the books, so the decision has to be made again.
+# A booking whose day has passed, or that is moved, gives way to the new one. Any other one does not: it was made by
+# another transaction since this decision read the books, so the decision has to be made again.
 ACTIVATE = """
 INSERT INTO active_bookings (customer_id, reservation_id)
 SELECT * FROM unnest($1::text[], $2::uuid[]) AS a (customer_id, reservation_id) ORDER BY customer_id
@@ -70,27 +90,52 @@ FORGET = "DELETE FROM decisions WHERE reservation_id = ANY ($1)"
 DEACTIVATE = "DELETE FROM active_bookings WHERE reservation_id = ANY ($1)"
 
 PUT_HOSPITAL = """
-INSERT INTO hospitals (hospital_id, name, time_zone) VALUES ($1, $2, $3)
-ON CONFLICT (hospital_id) DO UPDATE SET name = excluded.name, time_zone = excluded.time_zone
-WHERE (hospitals.name, hospitals.time_zone) <> (excluded.name, excluded.time_zone)"""
+INSERT INTO hospitals (hospital_id, name, time_zone, vaccine_codes) VALUES ($1, $2, $3, $4)
+ON CONFLICT (hospital_id) DO UPDATE
+SET name = excluded.name, time_zone = excluded.time_zone, vaccine_codes = excluded.vaccine_codes
+WHERE (hospitals.name, hospitals.time_zone, hospitals.vaccine_codes)
+    <> (excluded.name, excluded.time_zone, excluded.vaccine_codes)"""
+
+ADD_DELIVERED = """
+INSERT INTO delivered_codes SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING"""
 
 MAKE_DAYS = """
 INSERT INTO days (hospital_id, date, capacity)
 SELECT $1, day::date, 0 FROM generate_series($2::date, $3::date, interval '1 day') AS day
 ON CONFLICT DO NOTHING"""
 
-LOCK_RANGE = """
-SELECT hospital_id, date, capacity, approved FROM days
-WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 ORDER BY date FOR UPDATE"""
+LOCK_RANGE = f"""
+SELECT {DAY} FROM days
+WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 ORDER BY date FOR UPDATE"""  # noqa: S608
 
+# A day that was called off and to which a replica of 0.3.0 gave a capacity is open; here it loses its mark.
 SET_CAPACITY = """
-UPDATE days SET capacity = $3
+UPDATE days SET capacity = $3, over = greatest(0, approved - $3),
+                called_off = NULL, called_off_capacity = NULL, revoking = false
 FROM unnest($1::text[], $2::date[]) AS d (hospital_id, date)
 WHERE days.hospital_id = d.hospital_id AND days.date = d.date AND capacity <> $3"""
 
-OFFERED_DAYS = """
-SELECT hospital_id, date, capacity, approved FROM days
-WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 AND capacity > 0 ORDER BY date"""
+CALL_OFF = """
+UPDATE days SET called_off = $3, called_off_capacity = $4, capacity = 0, over = approved, revoking = approved > 0
+WHERE hospital_id = $1 AND date = $2"""
+
+REOPEN = """
+UPDATE days SET called_off = NULL, called_off_capacity = NULL, capacity = $3, over = greatest(0, approved - $3),
+                revoking = false
+WHERE hospital_id = $1 AND date = $2"""
+
+TO_REVOKE = "SELECT hospital_id, date FROM days WHERE revoking ORDER BY hospital_id, date LIMIT 100"
+
+HELD_BOOKINGS = """
+SELECT reservation_id FROM decisions
+WHERE hospital_id = $1 AND date = $2 AND denial IS NULL AND released_at IS NULL LIMIT $3"""
+
+ALL_REVOKED = "UPDATE days SET revoking = false WHERE hospital_id = $1 AND date = $2 AND revoking"
+
+SHOWN_DAYS = f"""
+SELECT {DAY} FROM days
+WHERE hospital_id = $1 AND date BETWEEN $2 AND $3 AND (capacity > 0 OR approved > 0 OR called_off IS NOT NULL)
+ORDER BY date"""  # noqa: S608
 
 
 # Whose day has passed holds nobody's place any more: the next booking would take the row over.
@@ -153,8 +198,13 @@ class PostgresBooks:
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
         """See Books."""
         async with self._database.connection() as connection:
-            rows = await connection.fetch(OFFERED_DAYS, hospital_id, first, last)
+            rows = await connection.fetch(SHOWN_DAYS, hospital_id, first, last)
         return [Day(**row) for row in rows]
+
+    async def days_to_revoke(self) -> Sequence[tuple[str, date]]:
+        """See Books."""
+        async with self._database.connection() as connection:
+            return [(row["hospital_id"], row["date"]) for row in await connection.fetch(TO_REVOKE)]
 
 
 class PostgresUnitOfWork:
@@ -166,10 +216,13 @@ class PostgresUnitOfWork:
 
     async def ledger(self, requests: Sequence[Request]) -> Ledger:
         """See UnitOfWork."""
+        moved = {r.replaces for r in requests if r.replaces}
+        # As in ledger_of_decided; a batch without a move is spared the statement.
+        about = await self._transaction.read(DECISIONS, list(moved)) if moved else []
         return await self._ledger(
-            {(r.hospital_id, r.date) for r in requests},
+            {(r.hospital_id, r.date) for r in requests} | {(row["hospital_id"], row["date"]) for row in about},
             {r.customer_id for r in requests},
-            {r.reservation_id for r in requests},
+            {r.reservation_id for r in requests} | moved,
         )
 
     async def ledger_of_decided(self, reservation_ids: Sequence[ReservationId]) -> Ledger:
@@ -205,22 +258,21 @@ class PostgresUnitOfWork:
     async def save(self, ledger: Ledger) -> None:
         """See UnitOfWork."""
         granted = [e.appointment for e in ledger.events if isinstance(e, Granted)]
-        released = [e for e in ledger.events if isinstance(e, Released)]
-        made = [e.appointment for e in ledger.events if not isinstance(e, Released)]
-        await self._take_places(ledger, granted, [e.appointment for e in released])
+        freed = [e for e in ledger.events if isinstance(e, Released | Revoked)]
+        made = [e.appointment for e in ledger.events if not isinstance(e, Released | Revoked)]
+        await self._take_places(ledger, granted, [e.appointment for e in freed])
         if made:
-            await self._decide(ledger, made, granted)
-        if released:
-            ids = [e.appointment.reservation_id for e in released]
-            await self._transaction.write(RELEASE, ids, [e.at for e in released])
+            # Of those granted one may have given way to a move in the same batch.
+            await self._decide(ledger, made, [a for a in granted if ledger.active.get(a.customer_id) is a])
+        if freed:
+            ids = [e.appointment.reservation_id for e in freed]
+            await self._transaction.write(RELEASE, ids, [e.at for e in freed])
             await self._transaction.write(DEACTIVATE, ids)
         await self._transaction.enqueue([outgoing(event) for event in ledger.events])
 
-    async def _take_places(
-        self, ledger: Ledger, granted: Sequence[Appointment], released: Sequence[Appointment]
-    ) -> None:
+    async def _take_places(self, ledger: Ledger, granted: Sequence[Appointment], freed: Sequence[Appointment]) -> None:
         more = Counter((a.hospital_id, a.date) for a in granted)
-        more.subtract((a.hospital_id, a.date) for a in released)
+        more.subtract((a.hospital_id, a.date) for a in freed)
         if changed := sorted((key, n) for key, n in more.items() if n):
             await self._transaction.write(
                 TAKE_PLACES, [key[0] for key, _ in changed], [key[1] for key, _ in changed], [n for _, n in changed]
@@ -229,9 +281,9 @@ class PostgresUnitOfWork:
     async def _decide(self, ledger: Ledger, made: Sequence[Appointment], granted: Sequence[Appointment]) -> None:
         """Raises LostRace when another transaction has decided the same, or given the person another booking."""
         made = sorted(made, key=lambda a: a.reservation_id)
-        denials = [ledger.decisions[a.reservation_id].denial for a in made]
+        decided = [ledger.decisions[a.reservation_id] for a in made]
         try:
-            await self._transaction.write(DECIDE, *columns(made, *APPOINTMENT), denials)
+            await self._transaction.write(DECIDE, *columns(made, *APPOINTMENT), *columns(decided, "denial", "replaces"))
             activated = await self._activate(granted) if granted else 0
         except asyncpg.UniqueViolationError as error:
             raise LostRace("another transaction made the same decision") from error
@@ -254,7 +306,8 @@ class PostgresUnitOfWork:
 
     async def put_hospital(self, hospital: Hospital) -> bool:
         """See UnitOfWork."""
-        changed = await self._transaction.write(PUT_HOSPITAL, hospital.hospital_id, hospital.name, hospital.time_zone)
+        h = hospital
+        changed = await self._transaction.write(PUT_HOSPITAL, h.hospital_id, h.name, h.time_zone, list(h.vaccine_codes))
         return changed == 1
 
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
@@ -267,6 +320,27 @@ class PostgresUnitOfWork:
         """See UnitOfWork."""
         await self._transaction.write(SET_CAPACITY, [d.hospital_id for d in days], [d.date for d in days], capacity)
 
+    async def call_off(self, day: Day) -> None:
+        """See UnitOfWork."""
+        await self._transaction.write(CALL_OFF, day.hospital_id, day.date, day.called_off, day.capacity)
+
+    async def reopen(self, day: Day) -> None:
+        """See UnitOfWork."""
+        await self._transaction.write(REOPEN, day.hospital_id, day.date, day.capacity)
+
+    async def held_bookings(self, day: Day, limit: int) -> Sequence[ReservationId]:
+        """See UnitOfWork."""
+        rows = await self._transaction.read(HELD_BOOKINGS, day.hospital_id, day.date, limit)
+        return [_id(row) for row in rows]
+
+    async def all_revoked(self, day: Day) -> None:
+        """See UnitOfWork."""
+        await self._transaction.write(ALL_REVOKED, day.hospital_id, day.date)
+
+    async def add_delivered(self, codes: Sequence[tuple[str, str]]) -> None:
+        """See UnitOfWork."""
+        await self._transaction.write(ADD_DELIVERED, *map(list, zip(*codes, strict=True)))
+
 
 def _id(row: asyncpg.Record) -> ReservationId:
     return ReservationId(str(row["reservation_id"]))
@@ -274,4 +348,6 @@ def _id(row: asyncpg.Record) -> ReservationId:
 
 def _decision(row: asyncpg.Record) -> Decision:
     appointment = Appointment(**{name: row[name] for name in APPOINTMENT} | {"reservation_id": _id(row)})
-    return Decision(appointment, Denial(row["denial"]) if row["denial"] else None, row["released_at"])
+    denial = Denial(row["denial"]) if row["denial"] else None
+    replaces = ReservationId(str(row["replaces"])) if row["replaces"] else None
+    return Decision(appointment, denial, row["released_at"], replaces)

@@ -11,6 +11,8 @@
 | redrive    | what was set aside comes back by itself                                       |
 | purge      | events leave the stream when they are over                                    |
 | erasure    | a person's events leave the streams                                           |
+| replay     | what a stream holds, once more                                                |
+| books      | the store's accounts, and what the events say they should be                  |
 | operations | looking after all of it, over gRPC                                            |
 """
 

@@ -1,18 +1,14 @@
 """What is kept of a person is erased: rows by each service, events by the one whose view is made of them."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import nats.errors
-from nats.aio.msg import Msg
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
 from .outbox import PublishFailed
-from .stream import PUBLISH_TIMEOUT, SET_ASIDE, STREAM, Bus, boundary
-
-BATCH = 500  # messages
+from .replay import BATCH, replay
+from .stream import SET_ASIDE, STREAM, Bus, boundary
 
 
 class PersonActive(Exception):
@@ -48,44 +44,18 @@ class StreamEraser:
         with boundary():
             last = (await self._bus.js.stream_info(stream)).state.last_seq
             while await self._next_after(stream, begun := looked_at) <= last:
-                async with aclosing(self._batches(stream, looked_at)) as batches:
+                async with aclosing(replay(self._bus, stream, looked_at, batch=BATCH)) as batches:
                     async for batch, left in batches:
                         for message in batch:
                             if wanted in message.data and self._subject_of(message.data) == subject:
                                 deleted += await self._delete(stream, message.metadata.sequence.stream)
-                        looked_at = batch[-1].metadata.sequence.stream
+                        looked_at = batch[-1].metadata.sequence.stream if batch else looked_at
                         yield Found(deleted, looked_at, left)
                         if looked_at >= last:
                             break
                 if looked_at == begun:
                     raise PublishFailed(f"the stream {stream} does not deliver")
         yield Found(deleted, max(looked_at, last), 0)
-
-    async def _batches(self, stream: str, after: int) -> AsyncGenerator[tuple[list[Msg], int], None]:
-        """What comes behind a message, and how many more there are; it ends where something was lost on the way."""
-        begin = ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=after + 1,
-            ack_policy=AckPolicy.NONE,
-            inactive_threshold=60,
-        )
-        messages = await self._bus.js.pull_subscribe(">", stream=stream, config=begin)
-        try:
-            expected, left = 1, 1
-            while left:
-                try:
-                    batch = await messages.fetch(BATCH, PUBLISH_TIMEOUT)
-                except nats.errors.TimeoutError:  # or all that was left has been deleted
-                    return
-                numbers = [message.metadata.sequence.consumer for message in batch]
-                if numbers != [*range(expected, expected + len(batch))]:
-                    return
-                expected, left = expected + len(batch), batch[-1].metadata.num_pending or 0
-                yield batch, left
-        finally:
-            name = (await messages.consumer_info()).name
-            await messages.unsubscribe()
-            await self._bus.js.delete_consumer(stream, name)
 
     async def _next_after(self, stream: str, sequence: int) -> int:
         """The number of the next message, or one that no message has."""

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -21,6 +22,7 @@ from ..caller import allow, caller
 from ..errors import Answer, Errors, Stopping
 from ..lifecycle import draining
 from ..telemetry import log
+from .books import Check
 from .consumer import Consumer
 from .erasure import Eraser, PersonActive
 from .outbox import OutboxStore, PublishFailed
@@ -48,12 +50,17 @@ class OtherService(Exception):
     """The request is meant for another service."""
 
 
+class NoBooks(Exception):
+    """The service keeps no accounts."""
+
+
 ERRORS = Errors(
     "vaccination.operations",
     {
         UnknownDeadLetter: Answer(StatusCode.NOT_FOUND, "UNKNOWN_DEAD_LETTER", "sequence"),
         PersonActive: Answer(StatusCode.FAILED_PRECONDITION, "PERSON_ACTIVE", "subject"),
         OtherService: Answer(StatusCode.INVALID_ARGUMENT, "OTHER_SERVICE", "service"),
+        NoBooks: Answer(StatusCode.INVALID_ARGUMENT, "NO_BOOKS", "service"),
         PublishFailed: STREAM_AWAY,
         nats.errors.Error: STREAM_AWAY,
     },
@@ -69,8 +76,16 @@ class ForOneService(Protocol):
 class OperationsServicer(rpc.OperationsServiceServicer):
     """For operators."""
 
-    def __init__(self, name: str, consumer: Consumer, outbox: OutboxStore | None, eraser: Eraser) -> None:
+    def __init__(
+        self,
+        name: str,
+        consumer: Consumer,
+        outbox: OutboxStore | None,
+        eraser: Eraser,
+        check: Callable[[], Check] | None = None,
+    ) -> None:
         self._name, self._consumer, self._outbox, self._eraser = name, consumer, outbox, eraser
+        self._check_of_books = check
         self._letters = consumer.set_aside
 
     @OPERATOR
@@ -204,6 +219,27 @@ class OperationsServicer(rpc.OperationsServiceServicer):
         progress.to_go = 0
         yield progress
 
+    @OPERATOR
+    async def CheckBooks(self, request: pb.CheckBooksRequest, context: Context) -> AsyncIterator[pb.CheckBooksResponse]:
+        self._check(request)
+        if self._check_of_books is None:
+            raise NoBooks(f"{self._name} keeps no books; approval and vaccinemgmt do")
+        answer, differences = pb.CheckBooksResponse(), 0
+        async for progress in self._check_of_books().run():
+            if draining.is_set():
+                raise Stopping
+            answer = pb.CheckBooksResponse(
+                events_to_go=progress.to_go,
+                accounts=progress.accounts,
+                complete=progress.complete,
+                differences=[pb.Difference(**asdict(difference)) for difference in progress.differences],
+            )
+            differences += len(answer.differences)
+            yield answer
+        log.info("books checked", by=caller().subject, accounts=answer.accounts, differences=differences)
+        answer.done = True
+        yield answer
+
     def _older_than(self, moment: float) -> Callable[[], Awaitable[int]]:
         """How many events wait in the outbox, as long as one of them was there at that moment."""
 
@@ -257,6 +293,13 @@ def _json(cls: type[Message], data: bytes) -> str:
         return ""
 
 
-def register(server: Server, name: str, consumer: Consumer, outbox: OutboxStore | None, eraser: Eraser) -> None:
-    """Adds the operations to a service's server."""
-    rpc.add_OperationsServiceServicer_to_server(OperationsServicer(name, consumer, outbox, eraser), server)
+def register(
+    server: Server,
+    name: str,
+    consumer: Consumer,
+    outbox: OutboxStore | None,
+    eraser: Eraser,
+    check: Callable[[], Check] | None = None,
+) -> None:
+    """Adds the operations to a service's server. `check` begins a check of its books, if it keeps any."""
+    rpc.add_OperationsServiceServicer_to_server(OperationsServicer(name, consumer, outbox, eraser, check), server)

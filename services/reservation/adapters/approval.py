@@ -4,7 +4,9 @@ import random
 import time
 from collections.abc import Callable
 from math import log
+from typing import Any
 
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc import StatusCode
 from grpc.aio import AioRpcError, Channel, Metadata
@@ -19,10 +21,12 @@ from ..domain import (
     Appointment,
     ApprovalBusy,
     DatePassed,
+    NothingToMove,
     RejectionReason,
     Request,
     RequestIdReused,
     ReservationError,
+    ReservationId,
     TooManyRefusals,
     UnknownHospital,
 )
@@ -34,10 +38,17 @@ REFUSALS: dict[str, type[ReservationError]] = {
     "DATE_PASSED": DatePassed,
     "REQUEST_ID_REUSED": RequestIdReused,
     "TOO_MANY_REFUSALS": TooManyRefusals,
+    "NOTHING_TO_MOVE": NothingToMove,
 }
 # The codes of a call without an answer: the breaker is open, the call was shed, there is no connection, or it took too
 # long. Whether approval has decided is not known then, and a repeat of the request finds out.
-NO_ANSWER = {StatusCode.UNAVAILABLE, StatusCode.RESOURCE_EXHAUSTED, StatusCode.DEADLINE_EXCEEDED, StatusCode.CANCELLED}
+NO_ANSWER = {
+    StatusCode.UNAVAILABLE,
+    StatusCode.RESOURCE_EXHAUSTED,
+    StatusCode.DEADLINE_EXCEEDED,
+    StatusCode.CANCELLED,
+    StatusCode.UNIMPLEMENTED,  # a replica of an older version, during an update
+}
 # Seconds after which a refusal or an answer counts half as much.
 HALF_LIFE = 10.0
 # As many answers are always assumed, so that three refusals in a quiet hour do not look like overload.
@@ -76,7 +87,7 @@ class RetryAdvice:
         self._refused, self._answered, self._at = self._refused * weight, self._answered * weight, now
 
 
-ABOUT = {"rpc.system.name": "grpc", "rpc.method": "vaccination.approval.v1.ApprovalService/Approve"}
+SERVICE = "vaccination.approval.v1.ApprovalService"
 
 
 class GrpcApproval:
@@ -94,10 +105,21 @@ class GrpcApproval:
 
     async def decide(self, request: Request) -> tuple[Appointment, RejectionReason | None]:
         """See Approval."""
-        message = to_message(request, approval_service_pb2.ApproveRequest)
-        span, code = tracing.begin(ABOUT["rpc.method"], "CLIENT", traceparent.get(), ABOUT), StatusCode.CANCELLED
+        return await self._ask("Approve", self._stub.Approve, to_message(request, approval_service_pb2.ApproveRequest))
+
+    async def move(self, request: Request, instead_of: ReservationId) -> tuple[Appointment, RejectionReason | None]:
+        """See Approval."""
+        wanted = to_message(request, approval_service_pb2.ApproveRequest)
+        message = approval_service_pb2.MoveRequest(request=wanted, instead_of=instead_of)
+        return await self._ask("Move", self._stub.Move, message)
+
+    async def _ask(
+        self, method: str, call: Callable[..., Any], message: Message
+    ) -> tuple[Appointment, RejectionReason | None]:
+        about = {"rpc.system.name": "grpc", "rpc.method": f"{SERVICE}/{method}"}
+        span, code = tracing.begin(about["rpc.method"], "CLIENT", traceparent.get(), about), StatusCode.CANCELLED
         try:
-            answer = await self._stub.Approve(
+            answer = await call(
                 message, timeout=time_left(self._timeout), metadata=Metadata(("traceparent", span.traceparent))
             )
             code = StatusCode.OK

@@ -1,5 +1,7 @@
 """Reservation over gRPC."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from grpc import StatusCode
@@ -27,6 +29,9 @@ ERRORS = Errors(
         domain.UnknownReservation: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RESERVATION", "reservation_id"),
         domain.Rejected: Answer(StatusCode.FAILED_PRECONDITION, "REJECTED"),
         domain.AppointmentPassed: Answer(StatusCode.FAILED_PRECONDITION, "APPOINTMENT_PASSED"),
+        domain.AlreadyAdministered: Answer(StatusCode.FAILED_PRECONDITION, "ALREADY_ADMINISTERED"),
+        domain.Ended: Answer(StatusCode.FAILED_PRECONDITION, "ENDED"),
+        domain.NothingToMove: Answer(StatusCode.FAILED_PRECONDITION, "NOTHING_TO_MOVE", "reservation_id"),
         domain.UnknownStatus: Answer(StatusCode.FAILED_PRECONDITION, "UNKNOWN_STATUS"),
     },
 )
@@ -47,16 +52,15 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
     async def CreateReservation(
         self, request: pb.CreateReservationRequest, context: Context
     ) -> pb.CreateReservationResponse:
-        day = calendar_day("date", request.date)
-        request_id = RequestId(canonical_id(request.request_id))
-        wanted = Request(caller().subject, request_id, request.hospital_id, day, request.vaccine_code)
-        try:
-            reservation = await self._desk.create(wanted)
-        except ApprovalBusy as busy:
-            language = _language(context)
-            told = Details(retry_after=busy.retry_after, localized=(language, BUSY[language]))
-            raise Refusal(busy, told) from busy
+        with _told_to_wait(context):
+            reservation = await self._desk.create(_wanted(request))
         return pb.CreateReservationResponse(reservation=_message(reservation))
+
+    @allow("customer")
+    async def MoveReservation(self, request: pb.MoveReservationRequest, context: Context) -> pb.MoveReservationResponse:
+        with _told_to_wait(context):
+            reservation = await self._desk.move(_wanted(request), _id(request.reservation_id))
+        return pb.MoveReservationResponse(reservation=_message(reservation))
 
     @allow("customer")
     async def GetReservation(self, request: pb.GetReservationRequest, context: Context) -> pb.GetReservationResponse:
@@ -79,6 +83,23 @@ class ReservationServicer(reservation_service_pb2_grpc.ReservationServiceService
     ) -> pb.CancelReservationResponse:
         reservation = await self._desk.cancel(caller().subject, _id(request.reservation_id))
         return pb.CancelReservationResponse(reservation=_message(reservation))
+
+
+@contextmanager
+def _told_to_wait(context: Context) -> Iterator[None]:
+    """Whom approval cannot answer is told so in their language, and when to try again."""
+    try:
+        yield
+    except ApprovalBusy as busy:
+        language = _language(context)
+        told = Details(retry_after=busy.retry_after, localized=(language, BUSY[language]))
+        raise Refusal(busy, told) from busy
+
+
+def _wanted(request: pb.CreateReservationRequest | pb.MoveReservationRequest) -> Request:
+    day = calendar_day("date", request.date)
+    request_id = RequestId(canonical_id(request.request_id))
+    return Request(caller().subject, request_id, request.hospital_id, day, request.vaccine_code)
 
 
 def _id(text: str) -> ReservationId:

@@ -23,7 +23,7 @@ completion_seconds = Histogram(
 
 APPOINTMENT = [field.name for field in fields(Appointment)]
 # Named, since a newer version may add a column while this one reads.
-COLUMNS = ", ".join([*APPOINTMENT, "status", "rejection"])
+COLUMNS = ", ".join([*APPOINTMENT, "status", "rejection", "dose_version", "dose_is_back"])
 
 # State and events in one statement, so one round trip and one commit: the events only of what is new. A request whose
 # refusal is over may have been decided anew before its row was deleted here: then the later decision counts.
@@ -34,9 +34,10 @@ WITH added AS (
     SELECT * FROM unnest($7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::date[], $13::text[],
                          $14::timestamptz[], $15::smallint[], $16::smallint[])
     ON CONFLICT (reservation_id) DO UPDATE
-    SET (hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time, status, rejection) =
+    SET (hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time, status, rejection, dose_version,
+         dose_is_back) =
         (excluded.hospital_id, excluded.hospital_name, excluded.time_zone, excluded.date, excluded.vaccine_code,
-         excluded.decide_time, excluded.status, excluded.rejection)
+         excluded.decide_time, excluded.status, excluded.rejection, excluded.dose_version, excluded.dose_is_back)
     WHERE r.decide_time < excluded.decide_time
     RETURNING reservation_id
 )
@@ -54,8 +55,9 @@ HOLD_OF = f"SELECT {COLUMNS} FROM reservations WHERE customer_id = $1 ORDER BY r
 FORGET = "DELETE FROM reservations WHERE reservation_id = ANY ($1)"
 
 CHANGE = """
-UPDATE reservations SET status = c.status
-FROM unnest($1::uuid[], $2::smallint[]) AS c (reservation_id, status)
+UPDATE reservations SET status = c.status, dose_version = c.dose_version, dose_is_back = c.dose_is_back
+FROM unnest($1::uuid[], $2::smallint[], $3::integer[], $4::boolean[])
+    AS c (reservation_id, status, dose_version, dose_is_back)
 WHERE reservations.reservation_id = c.reservation_id"""
 
 PAGE = f"""
@@ -117,7 +119,7 @@ class PostgresUnitOfWork:
 
     def __init__(self, transaction: Transaction) -> None:
         self._transaction = transaction
-        self._held: dict[ReservationId, Status] = {}
+        self._held: dict[ReservationId, tuple[Status, int, bool]] = {}
         self.completed: list[Reservation] = []
 
     async def add(self, reservations: Sequence[Reservation]) -> None:
@@ -136,7 +138,7 @@ class PostgresUnitOfWork:
     async def held(self, ids: Sequence[ReservationId]) -> Sequence[Reservation]:
         """See UnitOfWork."""
         reservations = [_reservation(row) for row in await self._transaction.hold(HOLD, list(ids))]
-        self._held |= {r.appointment.reservation_id: r.status for r in reservations}
+        self._held |= {r.appointment.reservation_id: _changeable(r) for r in reservations}
         return reservations
 
     async def held_of(self, customer_id: str) -> Sequence[Reservation]:
@@ -149,15 +151,24 @@ class PostgresUnitOfWork:
 
     async def save(self, reservations: Sequence[Reservation]) -> None:
         """See UnitOfWork."""
-        changed = [r for r in reservations if r.status != self._held[r.appointment.reservation_id]]
+        changed = [r for r in reservations if _changeable(r) != self._held[r.appointment.reservation_id]]
         if changed:
             ids = [r.appointment.reservation_id for r in changed]
-            await self._transaction.write(CHANGE, ids, *columns(changed, "status"))
+            await self._transaction.write(CHANGE, ids, *columns(changed, "status", "dose_version", "dose_is_back"))
             await self._transaction.enqueue([outgoing(event) for r in changed for event in r.events])
-        self.completed += [r for r in changed if r.status is Status.COMPLETED]
+        self.completed += [
+            r
+            for r in changed
+            if r.status is Status.COMPLETED and self._held[r.appointment.reservation_id][0] is Status.APPROVED
+        ]
+
+
+def _changeable(reservation: Reservation) -> tuple[Status, int, bool]:
+    return reservation.status, reservation.dose_version, reservation.dose_is_back
 
 
 def _reservation(row: asyncpg.Record) -> Reservation:
     reservation_id = {"reservation_id": ReservationId(str(row["reservation_id"]))}
     appointment = Appointment(**{name: row[name] for name in APPOINTMENT} | reservation_id)
-    return Reservation(appointment, Status(row["status"]), row["rejection"])
+    told = row["dose_version"], row["dose_is_back"]
+    return Reservation(appointment, Status(row["status"]), row["rejection"], *told)

@@ -8,15 +8,17 @@ from grpc import StatusCode
 from grpc.aio import Server, ServicerContext
 
 from services.chassis import paging
-from services.chassis.caller import allow, caller
-from services.chassis.convert import canonical_id, from_message, to_message
+from services.chassis.caller import caller
+from services.chassis.convert import calendar_day, canonical_id, from_message, to_message
 from services.chassis.errors import Answer, Details, Errors, InvalidFields, Refusal
-from vaccination.vaccinemgmt.v1 import vaccination_pb2, vaccinemgmt_service_pb2_grpc
+from vaccination.vaccinemgmt.v1 import lot_pb2, vaccinemgmt_service_pb2_grpc
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as pb
 
 from .. import domain
-from ..application import Stockroom, Vaccines
-from ..domain import Delivery, LotId, ReservationId, Vaccination
+from ..application import Accesses, Stockroom, Vaccines
+from ..domain import Correction, Delivery, LotId, Movement, Vaccination, WriteOffReason
+from .accesses import record
+from .answers import MANAGERS, own, reservation_id, vaccination_message
 from .events import lot_message
 
 ERRORS = Errors(
@@ -24,28 +26,36 @@ ERRORS = Errors(
     {
         domain.ExpiryBeforeProduction: Answer(StatusCode.INVALID_ARGUMENT, "EXPIRY_BEFORE_PRODUCTION"),
         domain.LotConflict: Answer(StatusCode.ALREADY_EXISTS, "LOT_CONFLICT"),
+        domain.RequestIdReused: Answer(StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", "request_id"),
         domain.UnknownVaccination: Answer(StatusCode.NOT_FOUND, "UNKNOWN_VACCINATION", "reservation_id"),
         domain.UnknownLot: Answer(StatusCode.NOT_FOUND, "UNKNOWN_LOT", "lot_id"),
+        domain.UnknownRecall: Answer(StatusCode.NOT_FOUND, "UNKNOWN_RECALL", "recall_id"),
         domain.VaccinationCancelled: Answer(StatusCode.FAILED_PRECONDITION, "VACCINATION_CANCELLED"),
+        domain.VaccinationEnded: Answer(StatusCode.FAILED_PRECONDITION, "VACCINATION_ENDED"),
+        domain.AlreadyAdministered: Answer(StatusCode.FAILED_PRECONDITION, "ALREADY_ADMINISTERED"),
+        domain.WrongDay: Answer(StatusCode.FAILED_PRECONDITION, "WRONG_DAY"),
+        domain.NoDose: Answer(StatusCode.FAILED_PRECONDITION, "NO_DOSE", "lot_id"),
+        domain.LotWithdrawn: Answer(StatusCode.FAILED_PRECONDITION, "LOT_WITHDRAWN"),
         domain.LotEmpty: Answer(StatusCode.FAILED_PRECONDITION, "LOT_EMPTY"),
         domain.LotNotValid: Answer(StatusCode.FAILED_PRECONDITION, "LOT_NOT_VALID"),
         domain.LotOtherVaccine: Answer(StatusCode.FAILED_PRECONDITION, "LOT_OTHER_VACCINE"),
+        domain.TooFewDoses: Answer(StatusCode.FAILED_PRECONDITION, "TOO_FEW_DOSES", "quantity"),
+        domain.TooManyBooked: Answer(StatusCode.FAILED_PRECONDITION, "TOO_MANY_BOOKED", "quantity"),
         domain.UnknownStatus: Answer(StatusCode.FAILED_PRECONDITION, "UNKNOWN_STATUS"),
     },
 )
 Context = ServicerContext[Any, Any]
-MANAGERS = allow("manager", "operator")
 
 
 class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceServicer):
     """For vaccine managers."""
 
-    def __init__(self, vaccines: Vaccines, stockroom: Stockroom) -> None:
-        self._vaccines, self._stockroom = vaccines, stockroom
+    def __init__(self, vaccines: Vaccines, stockroom: Stockroom, accesses: Accesses) -> None:
+        self._vaccines, self._stockroom, self._accesses = vaccines, stockroom, accesses
 
     @MANAGERS
     async def RegisterLots(self, request: pb.RegisterLotsRequest, context: Context) -> pb.RegisterLotsResponse:
-        _own(request.hospital_id)
+        own(request.hospital_id)
         deliveries: list[Delivery] = []
         for i, delivery in enumerate(request.deliveries):
             try:
@@ -64,7 +74,7 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
 
     @MANAGERS
     async def ListLots(self, request: pb.ListLotsRequest, context: Context) -> pb.ListLotsResponse:
-        _own(request.hospital_id)
+        own(request.hospital_id)
         limit, listing = request.page_size or 100, f"lots of {request.hospital_id}"
         after = paging.decode(listing, request.page_token, date.fromisoformat, canonical_id)
         lots = await self._stockroom.lots(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
@@ -73,23 +83,70 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
 
     @MANAGERS
     async def GetVaccination(self, request: pb.GetVaccinationRequest, context: Context) -> pb.GetVaccinationResponse:
-        vaccination = await self._vaccines.vaccination(_id(request.reservation_id), _own)
-        return pb.GetVaccinationResponse(vaccination=_message(vaccination))
+        vaccination = await self._vaccines.vaccination(reservation_id(request.reservation_id), own)
+        await self._record("GetVaccination", vaccination)
+        return pb.GetVaccinationResponse(vaccination=vaccination_message(vaccination))
 
     @MANAGERS
     async def ListWaiting(self, request: pb.ListWaitingRequest, context: Context) -> pb.ListWaitingResponse:
-        _own(request.hospital_id)
+        own(request.hospital_id)
         limit, listing = request.page_size or 100, f"waiting at {request.hospital_id}"
         after = paging.decode(listing, request.page_token, paging.instant, canonical_id)
         waiting = await self._vaccines.waiting(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
         page, token = paging.cut(listing, waiting, limit, _place)
-        return pb.ListWaitingResponse(vaccinations=[_message(v) for v in page], next_page_token=token)
+        await record(self._accesses, request.hospital_id, "ListWaiting", request.hospital_id)
+        return pb.ListWaitingResponse(vaccinations=[vaccination_message(v) for v in page], next_page_token=token)
 
     @MANAGERS
     async def AssignLot(self, request: pb.AssignLotRequest, context: Context) -> pb.AssignLotResponse:
         lot_id = LotId(canonical_id(request.lot_id))
-        vaccination = await self._vaccines.assign(_id(request.reservation_id), lot_id, _own)
-        return pb.AssignLotResponse(vaccination=_message(vaccination))
+        vaccination = await self._vaccines.assign(reservation_id(request.reservation_id), lot_id, own)
+        await self._record("AssignLot", vaccination)
+        return pb.AssignLotResponse(vaccination=vaccination_message(vaccination))
+
+    @MANAGERS
+    async def CorrectLot(self, request: pb.CorrectLotRequest, context: Context) -> pb.CorrectLotResponse:
+        days = {
+            name: calendar_day(name, text) if (text := getattr(request, name)) else None
+            for name in ("production_date", "expiry_date")
+        }
+        correction = Correction(**days, received=request.received if request.HasField("received") else None)
+        lot_id, request_id = LotId(canonical_id(request.lot_id)), canonical_id(request.request_id)
+        try:
+            lot, to_go = await self._stockroom.correct(
+                lot_id, correction, request_id, caller().subject, request.note, own
+            )
+        except domain.ExpiryBeforeProduction as error:
+            raise Refusal(error, Details([("expiry_date", str(error))])) from error
+        except (domain.TooFewDoses, domain.TooManyBooked) as error:
+            raise Refusal(error, Details([("received", str(error))])) from error
+        return pb.CorrectLotResponse(lot=lot_message(lot), bookings_to_go=to_go)
+
+    @MANAGERS
+    async def WriteOffDoses(self, request: pb.WriteOffDosesRequest, context: Context) -> pb.WriteOffDosesResponse:
+        lot_id, request_id = LotId(canonical_id(request.lot_id)), canonical_id(request.request_id)
+        reason = WriteOffReason(request.reason)
+        lot = await self._stockroom.write_off(
+            lot_id, request.quantity, reason, request_id, caller().subject, request.note, own
+        )
+        return pb.WriteOffDosesResponse(lot=lot_message(lot))
+
+    @MANAGERS
+    async def ListMovements(self, request: pb.ListMovementsRequest, context: Context) -> pb.ListMovementsResponse:
+        lot_id = LotId(canonical_id(request.lot_id))
+        limit, listing = request.page_size or 100, f"movements of {lot_id}"
+        after = paging.decode(listing, request.page_token, paging.instant, canonical_id)
+        found = await self._stockroom.movements(lot_id, (after[0], after[1]) if after else None, limit + 1, own)
+        page, token = paging.cut(listing, found, limit, lambda m: (m.at.isoformat(), m.movement_id))
+        return pb.ListMovementsResponse(movements=[_movement(m) for m in page], next_page_token=token)
+
+    async def _record(self, call: str, vaccination: Vaccination) -> None:
+        await record(self._accesses, vaccination.appointment.hospital_id, call, vaccination.reservation_id)
+
+
+def _movement(movement: Movement) -> lot_pb2.Movement:
+    reason = movement.reason.value if movement.reason else 0
+    return to_message(movement, lot_pb2.Movement, time=movement.at, write_off_reason=reason)
 
 
 def _place_of(delivery: Delivery | None, deliveries: Sequence[Delivery]) -> str:
@@ -97,32 +154,12 @@ def _place_of(delivery: Delivery | None, deliveries: Sequence[Delivery]) -> str:
     return next(f"deliveries[{i}]" for i, other in enumerate(deliveries) if other is delivery)
 
 
-def _id(text: str) -> ReservationId:
-    return ReservationId(canonical_id(text))
-
-
-def _own(hospital_id: str) -> None:
-    caller().check_scope("hospital", hospital_id)
-
-
 def _place(vaccination: Vaccination) -> tuple[str, str]:
     decide_time, reservation_id = vaccination.place_in_queue
     return decide_time.isoformat(), reservation_id
 
 
-def _message(vaccination: Vaccination) -> vaccination_pb2.Vaccination:
-    return to_message(
-        vaccination.appointment,
-        vaccination_pb2.Vaccination,
-        requested_vaccine_code=vaccination.appointment.vaccine_code,
-        status=vaccination.status.value,
-        dose=to_message(vaccination.dose, vaccination_pb2.Dose) if vaccination.dose else None,
-        quantity=vaccination.quantity,
-        version=vaccination.version,
-    )
-
-
-def register(server: Server, vaccines: Vaccines, stockroom: Stockroom) -> None:
+def register(server: Server, vaccines: Vaccines, stockroom: Stockroom, accesses: Accesses) -> None:
     """Adds vaccine management's services to a server."""
-    stock = VaccinemgmtServicer(vaccines, stockroom)
+    stock = VaccinemgmtServicer(vaccines, stockroom, accesses)
     vaccinemgmt_service_pb2_grpc.add_VaccinemgmtServiceServicer_to_server(stock, server)

@@ -3,7 +3,6 @@
 import asyncio
 import uuid
 from collections.abc import Callable, Sequence
-from datetime import date, datetime, timedelta
 
 from services.chassis.unit_of_work import repeated_after_lost_race
 
@@ -16,12 +15,9 @@ from ..domain import (
     UnknownLot,
     UnknownVaccination,
     Vaccination,
-    give_out,
 )
 from .ports import Clock, Stock, UnitOfWork
-
-# Doses given out in one transaction: it holds the hospital's lots for as long as it takes.
-GIVE_OUT = 500
+from .serving import earliest, serve
 
 
 class Vaccines:
@@ -29,6 +25,7 @@ class Vaccines:
 
     def __init__(self, stock: Stock, clock: Clock, freed: asyncio.Event) -> None:
         self._stock, self._clock, self._freed = stock, clock, freed
+        self._freed_at: set[str] = set()
 
     @repeated_after_lost_race
     async def admit(self, appointments: Sequence[Appointment]) -> None:
@@ -65,7 +62,8 @@ class Vaccines:
             for vaccination in given_up.values():
                 if back := vaccination.cancel(now):
                     lots[back].put_back(vaccination.reservation_id, now)
-            await work.save([v for v in given_up.values() if v.events], list(lots.values()))
+            await work.save([v for v in given_up.values() if v.events], [lot for lot in lots.values() if lot.movements])
+        self._freed_at |= {lot.hospital_id for lot in lots.values()}
         self._freed.set()
 
     @repeated_after_lost_race
@@ -84,6 +82,7 @@ class Vaccines:
             vaccination.assign(lots[lot_id], lots[present] if vaccination.dose else None, self._clock())
             if vaccination.events:
                 await work.save([vaccination], list(lots.values()))
+        self._freed_at.add(hospital_id)
         self._freed.set()  # of the lot it had before
         return vaccination
 
@@ -93,9 +92,10 @@ class Vaccines:
 
         A lot's used doses are those that vaccinations hold, so that one with a dose stays, under a name made by chance.
         """
+        recorded_since = await self._stock.recorded_since()
         async with self._stock.unit_of_work() as work:
             vaccinations = await work.vaccinations_of(customer_id)
-            if any(vaccination.is_active(self._clock()) for vaccination in vaccinations):
+            if any(vaccination.is_active(self._clock(), recorded_since) for vaccination in vaccinations):
                 return None
             await work.forget([v for v in vaccinations if v.dose is None])
             await work.save([v.of_nobody(f"erased-{uuid.uuid4()}") for v in vaccinations if v.dose], [])
@@ -113,18 +113,23 @@ class Vaccines:
         """A hospital's waiting list, first come first."""
         return await self._stock.waiting_page(hospital_id, after, limit)
 
-    async def serve_waiting(self) -> int:
-        """Gives free doses to those who wait, everywhere; returns how many got one."""
+    async def serve_waiting(self, *, thoroughly: bool = False) -> int:
+        """Gives free doses to those who wait, everywhere; returns how many got one or another one.
+
+        Exchanges for those who wait are tried where a cancellation freed a dose, and everywhere when it is to be done
+        `thoroughly`.
+        """
         total = 0
-        for hospital_id in await self._stock.hospitals_to_serve(_earliest(self._clock())):
-            while served := await self._serve_some_waiting(hospital_id):
+        freed_at, self._freed_at = self._freed_at, set()
+        for hospital_id in await self._stock.hospitals_to_serve(earliest(self._clock())):
+            while served := await self._serve_some_waiting(hospital_id, thoroughly or hospital_id in freed_at):
                 total += served
         return total
 
     @repeated_after_lost_race
-    async def _serve_some_waiting(self, hospital_id: str) -> int:
+    async def _serve_some_waiting(self, hospital_id: str, thoroughly: bool) -> int:
         async with self._stock.unit_of_work() as work:
-            served, lots = await self._serve(work, hospital_id, [])
+            served, lots = await self._serve(work, hospital_id, [], thoroughly=thoroughly)
             if served:
                 await work.save(served, lots)
         return len(served)
@@ -135,31 +140,6 @@ class Vaccines:
         self._freed.clear()
 
     async def _serve(
-        self, work: UnitOfWork, hospital_id: str, newcomers: Sequence[Vaccination]
+        self, work: UnitOfWork, hospital_id: str, newcomers: Sequence[Vaccination], *, thoroughly: bool = False
     ) -> tuple[list[Vaccination], Sequence[Lot]]:
-        """Gives free doses to those who wait and to newcomers, first come first served.
-
-        Returns who got a dose, and the lots that the doses came from.
-        """
-        lots = await work.free_lots(hospital_id)
-        if not lots:
-            return [], []
-        now = self._clock()
-        waiting: list[Vaccination] = []
-        behind: PlaceInQueue | None = None
-        while len(waiting) < GIVE_OUT:
-            page = await work.waiting(hospital_id, lots, _earliest(now), behind, GIVE_OUT)
-            waiting += [v for v in page if not v.appointment.has_passed(now)]
-            if len(page) < GIVE_OUT:
-                break
-            behind = page[-1].place_in_queue
-        else:  # more may wait behind these, and nobody may overtake them
-            newcomers = [v for v in newcomers if v.place_in_queue < page[-1].place_in_queue]
-        served = give_out([*waiting, *newcomers], lots, now)
-        return served, [lot for lot in lots if lot.movements]
-
-
-def _earliest(now: datetime) -> date:
-    """A day on which it is today somewhere on earth, or the day before. Appointments of earlier days have passed
-    everywhere; about the others the domain decides, by each hospital's own time zone."""
-    return (now - timedelta(days=1)).date()
+        return await serve(work, hospital_id, newcomers, self._clock(), thoroughly=thoroughly)

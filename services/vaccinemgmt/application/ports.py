@@ -1,13 +1,25 @@
 """The port to vaccine management's store."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from datetime import date, datetime
 from typing import Protocol
 
-from ..domain import Lot, LotId, Movement, MovementId, PlaceInQueue, ReservationId, Vaccination
+from ..domain import (
+    Lot,
+    LotId,
+    Movement,
+    MovementId,
+    PlaceInQueue,
+    Recall,
+    ReservationId,
+    Status,
+    Vaccination,
+)
 
 Clock = Callable[[], datetime]
+Record = Callable[[str, str, str, str, str], Awaitable[None]]
+"""Keeps that somebody of the staff read personal data: who, role, hospital, call, and what was asked for."""
 
 
 class UnitOfWork(Protocol):
@@ -32,14 +44,53 @@ class UnitOfWork(Protocol):
     ) -> Sequence[Vaccination]:
         """The first to have come of those whom one of the lots suits, with an appointment on `since` or later."""
 
-    async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
-        """Lots with a free dose."""
+    async def movable(
+        self, source: Lot, target: Lot, since: date, but: Sequence[ReservationId], limit: int
+    ) -> Sequence[Vaccination]:
+        """Bookings with a dose of one lot that the other would suit as well, not checked in, on `since` or later."""
+
+    async def bookings_to_look_at(
+        self, lot: Lot, since: date, behind: PlaceInQueue | None, limit: int
+    ) -> Sequence[Vaccination]:
+        """Bookings with a dose of the lot, on `since` or later, that they cannot use or that has other dates; first
+        come first."""
+
+    async def came_last(self, lot: Lot, since: date, limit: int) -> Sequence[Vaccination]:
+        """Bookings with a dose of the lot that came last, not checked in, on `since` or later; the last one first."""
+
+    async def free_lots(self, hospital_id: str, since: date = date.min) -> Sequence[Lot]:
+        """Lots with a free dose that do not expire before `since`."""
+
+    async def full_lots(self, hospital_id: str, since: date) -> Sequence[Lot]:
+        """Lots whose doses are all set aside, given or written off, and that do not expire before `since`."""
+
+    async def recalls_of(self, lots: Sequence[Lot]) -> Sequence[Recall]:
+        """The recalls that may be about one of the lots; see Recall.is_about."""
+
+    async def add_recall(self, recall: Recall) -> None:
+        """Keeps a recall."""
+
+    async def recall(self, recall_id: str) -> Recall | None:
+        """Reads one."""
+
+    async def last_booked(self, lot: Lot, since: date, until: date) -> Vaccination | None:
+        """Who came last of those for whom a dose of the lot is set aside and who are not at the counter yet, with an
+        appointment on `since` or later and before `until`."""
 
     async def lots(self, ids: Sequence[LotId]) -> dict[LotId, Lot]:
         """Those that are there."""
 
+    async def claim(self, lot_id: LotId, since: date) -> Lot | None:
+        """Has the lot, and its hospital's lots with a free dose that do not expire before `since`, to itself: whoever
+        else changes one of them has to begin again. A long transaction claims first; it would lose against short ones.
+        Returns the lot, if there is one.
+        """
+
     async def movements(self, ids: Sequence[MovementId]) -> dict[MovementId, Movement]:
         """Entries of ledgers, those that are there."""
+
+    async def arrivals(self, ids: Sequence[LotId]) -> Sequence[Movement]:
+        """The lots' entries that brought doses: RECEIVED and OPENED."""
 
     async def save(self, vaccinations: Sequence[Vaccination], lots: Sequence[Lot]) -> None:
         """Writes what is new or changed, the lots' new movements, and the events."""
@@ -62,3 +113,60 @@ class Stock(Protocol):
 
     async def hospitals_to_serve(self, since: date) -> Sequence[str]:
         """Hospitals where somebody with an appointment on `since` or later waits while a dose is free."""
+
+    async def lot(self, lot_id: LotId) -> Lot | None:
+        """Reads one."""
+
+    async def movements_page(
+        self, lot_id: LotId, after: tuple[datetime, MovementId] | None, limit: int
+    ) -> Sequence[Movement]:
+        """Reads a lot's ledger, oldest entry first, behind a position."""
+
+    async def bookings_to_go(self, lots: Sequence[Lot], since: date) -> int:
+        """How many bookings on `since` or later have a dose that they cannot use, or that has other dates."""
+
+    async def bookings_to_look_at(self, lot: Lot, since: date) -> Sequence[ReservationId]:
+        """Which ones these are, first come first."""
+
+    async def lots_to_look_at(self) -> Sequence[LotId]:
+        """Lots with `to_look_at`, and withdrawn lots with free doses."""
+
+    async def lots_to_open(self, limit: int) -> Sequence[LotId]:
+        """Lots that no version with ledgers has written yet."""
+
+    async def withdrawn_with_bookings(self, since: date) -> Sequence[LotId]:
+        """Withdrawn lots on which somebody has a booking on `since` or later."""
+
+    async def recall(self, recall_id: str) -> Recall | None:
+        """Reads one."""
+
+    async def recalls_since(self, at: datetime) -> Sequence[Recall]:
+        """Recalls that began at that time or later."""
+
+    async def recalled_lots(self, recall: Recall) -> Sequence[Lot]:
+        """Every lot that the recall is about."""
+
+    async def vaccinated_page(
+        self, lots: Sequence[Lot], after: tuple[str, datetime, ReservationId] | None, limit: int
+    ) -> Sequence[Vaccination]:
+        """Who was given a dose of the lots, by hospital, then by time, behind a position."""
+
+    async def day_page(
+        self, hospital_id: str, day: date, after: tuple[Status, ReservationId] | None, limit: int
+    ) -> Sequence[Vaccination]:
+        """Reads a hospital's day, by status and reservation id, behind a position."""
+
+    async def bookings(self, hospital_id: str, customer_id: str, limit: int) -> Sequence[Vaccination]:
+        """Reads a customer's vaccinations at a hospital, latest day first."""
+
+    async def recorded_since(self) -> date:
+        """The first day of which it is known what became of each dose."""
+
+    async def days(self, status: Status, since: date, until: date) -> Sequence[date]:
+        """Days from `since` on, before `until`, for which there are vaccinations in the status, earliest first."""
+
+    async def time_zones(self, status: Status, day: date) -> Sequence[str]:
+        """Where the hospitals of these vaccinations are."""
+
+    async def of_day(self, status: Status, day: date, time_zones: Sequence[str], limit: int) -> Sequence[ReservationId]:
+        """Some of these vaccinations."""

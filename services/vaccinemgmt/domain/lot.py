@@ -102,13 +102,25 @@ class Movement:
     reserved: int = 0
     production_date: date | None = None
     expiry_date: date | None = None
+    asked: str = ""
+    """What was asked for, of CORRECTED and WRITTEN_OFF by a request: a repeat is known by it."""
 
-    def is_repeated_by(self, other: "Movement") -> bool:
-        """Whether the other one asks for what this one did."""
-        mine, others = (
-            (m.kind, m.lot_id, m.quantity, m.reason, m.production_date, m.expiry_date) for m in (self, other)
-        )
-        return mine == others
+
+@dataclass(frozen=True, slots=True)
+class Correction:
+    """What was wrong about a lot, and how it is right; None: as it is. `received` is how many doses came in all."""
+
+    production_date: date | None = None
+    expiry_date: date | None = None
+    received: int | None = None
+
+    def more_than(self, lot: "Lot") -> int:
+        """How many doses more came than the lot knows of; negative: fewer."""
+        return 0 if self.received is None else self.received - lot.balance.received
+
+    def asked(self, note: str) -> str:
+        """The whole content of the request."""
+        return f"{self.production_date} {self.expiry_date} {self.received} {note}"
 
 
 @dataclass(slots=True)
@@ -167,6 +179,10 @@ class Lot:
     """Why nobody may be given a dose of it any more; empty while they may."""
     to_look_at: bool = False
     """Whether bookings on it may have to get another dose, or other dates of their dose."""
+    reassigned: int = 0
+    """Bookings that lost their dose of it to a recall and got one of another lot."""
+    left_waiting: int = 0
+    """Bookings that lost their dose of it to a recall and had to wait."""
     opened: bool = False
     entered: Balance = field(default_factory=Balance)
     movements: list[Movement] = field(default_factory=list)
@@ -178,13 +194,21 @@ class Lot:
         return LotId(str(uuid.uuid5(NAMESPACE, name)))
 
     @classmethod
+    def ids_of(cls, hospital_id: str, delivery: Delivery) -> list[LotId]:
+        """The ids that the delivery's lot may have, since earlier versions took 08 and 8 for two; the first is the
+        one that it gets now."""
+        codes = spellings(delivery.vaccine_code)
+        return [cls.id_of(hospital_id, code, delivery.manufacturer, delivery.lot_number) for code in codes]
+
+    @classmethod
     def of(cls, hospital_id: str, delivery: Delivery) -> "Lot":
         """The lot of a delivery, with nothing received yet. Raises ExpiryBeforeProduction."""
         d = delivery
         if d.expiry_date < d.production_date:
             raise ExpiryBeforeProduction(d.production_date, d.expiry_date, d)
-        lot_id = cls.id_of(hospital_id, d.vaccine_code, d.manufacturer, d.lot_number)
-        of_delivery = d.lot_number, d.vaccine_code, d.manufacturer, d.production_date, d.expiry_date
+        code = canonical_code(d.vaccine_code)
+        lot_id = cls.id_of(hospital_id, code, d.manufacturer, d.lot_number)
+        of_delivery = d.lot_number, code, d.manufacturer, d.production_date, d.expiry_date
         return cls(lot_id, hospital_id, *of_delivery, opened=True)
 
     @property
@@ -197,6 +221,11 @@ class Lot:
         return Dose(
             self.lot_id, self.lot_number, self.vaccine_code, self.manufacturer, self.production_date, self.expiry_date
         )
+
+    @property
+    def remaining(self) -> int:
+        """Doses that were neither given nor written off."""
+        return self.balance.free + self.balance.reserved
 
     def is_valid_on(self, day: date) -> bool:
         """Whether a dose may be given on that day."""
@@ -244,17 +273,30 @@ class Lot:
             )
         )
 
-    def correct(self, production_date: date, expiry_date: date, more: int, request: Request) -> None:
+    def recognise(self, delivery: Delivery, request: Request) -> None:
+        """The delivery is the one that was taken before under no id: its id is entered, and no dose is added."""
+        received = self.balance.received
+        self.receive(delivery, request)
+        again = movement_id(self.lot_id, f"again\n{delivery.delivery_id}")
+        self.correct(Correction(received=received), Request(again, request.by, "taken before, under no id", request.at))
+
+    def has_dates_of(self, delivery: Delivery) -> bool:
+        """Whether the delivery says the same of its dates."""
+        return (self.production_date, self.expiry_date) == (delivery.production_date, delivery.expiry_date)
+
+    def correct(self, correction: "Correction", request: Request) -> None:
         """What was registered about it was wrong. Bookings on it have to be looked at when the dates change.
 
         Raises ExpiryBeforeProduction, LotWithdrawn, or TooFewDoses when more are to go than are free.
         """
+        production_date = correction.production_date or self.production_date
+        expiry_date = correction.expiry_date or self.expiry_date
         if expiry_date < production_date:
             raise ExpiryBeforeProduction(production_date, expiry_date)
         if self.withdrawn:
             raise LotWithdrawn(self.lot_number)
-        if more < -self.free:
-            raise TooFewDoses(f"lot {self.lot_number} has {self.free} free doses, fewer than {-more}")
+        more = correction.more_than(self)
+        self._must_have(-more)
         if (production_date, expiry_date) != (self.production_date, self.expiry_date):
             self.production_date, self.expiry_date, self.to_look_at = production_date, expiry_date, True
         self._enter(
@@ -268,13 +310,13 @@ class Lot:
                 note=request.note,
                 production_date=production_date,
                 expiry_date=expiry_date,
+                asked=correction.asked(request.note),
             )
         )
 
     def write_off(self, quantity: int, reason: WriteOffReason, request: Request) -> None:
         """Free doses may not be given any more. Raises TooFewDoses."""
-        if quantity > self.free:
-            raise TooFewDoses(f"lot {self.lot_number} has {self.free} free doses, fewer than {quantity}")
+        self._must_have(quantity)
         self._enter(
             Movement(
                 MovementKind.WRITTEN_OFF,
@@ -285,6 +327,7 @@ class Lot:
                 request.movement_id,
                 reason,
                 request.note,
+                asked=asked_to_write_off(quantity, reason, request.note),
             )
         )
 
@@ -295,6 +338,11 @@ class Lot:
         self.withdrawn, self.to_look_at = note, True
         if self.free:
             self._write_off(self.free, WriteOffReason.RECALLED, at, by)
+
+    def write_off_what_came_back(self, at: datetime) -> None:
+        """A version that knows no recall has put doses back into a withdrawn lot."""
+        if self.withdrawn and self.free:
+            self._write_off(self.free, WriteOffReason.RECALLED, at)
 
     # The ledger
 
@@ -307,6 +355,10 @@ class Lot:
         elif self.entered != now:
             unrecorded = self.entered.free - now.free
             self._record(Movement(MovementKind.UNRECORDED, self.lot_id, unrecorded, at))
+
+    def _must_have(self, quantity: int) -> None:
+        if quantity > self.free:
+            raise TooFewDoses(f"lot {self.lot_number} has {self.free} free doses, fewer than {quantity}")
 
     def _write_off(self, quantity: int, reason: WriteOffReason, at: datetime, by: str = BY_ITSELF) -> None:
         for movement in self.movements:  # one entry for all that a transaction writes off for one reason
@@ -342,7 +394,7 @@ class Lot:
 
 @dataclass(frozen=True, slots=True)
 class Recall:
-    """A lot that is withdrawn, everywhere or at one hospital, and how many bookings lost their dose so far."""
+    """A lot that is withdrawn, everywhere or at one hospital."""
 
     recall_id: str
     vaccine_code: str
@@ -353,13 +405,17 @@ class Recall:
     note: str
     at: datetime
     by: str
-    reassigned: int = 0
-    waiting: int = 0
+
+    def is_about(self, lot: Lot) -> bool:
+        """Whether it withdraws the lot."""
+        mine = canonical_code(self.vaccine_code), self.manufacturer, self.lot_number
+        lots = canonical_code(lot.vaccine_code), lot.manufacturer, lot.lot_number
+        return mine == lots and self.hospital_id in ("", lot.hospital_id)
 
     @staticmethod
     def id_of(vaccine_code: str, manufacturer: str, lot_number: str, hospital_id: str) -> str:
         """The recall's id: the same for whoever recalls the same."""
-        name = "\n".join(("recall", hospital_id, vaccine_code, manufacturer, lot_number))
+        name = "\n".join(("recall", hospital_id, canonical_code(vaccine_code), manufacturer, lot_number))
         return str(uuid.uuid5(NAMESPACE, name))
 
 
@@ -368,10 +424,21 @@ def movement_id(lot_id: LotId, request_id: str) -> MovementId:
     return MovementId(str(uuid.uuid5(NAMESPACE, f"{lot_id}\n{request_id}")))
 
 
-def check_repeat(done: Movement, wanted: Movement) -> None:
-    """Raises RequestIdReused unless the movement that was made is the one that is wanted."""
-    if not done.is_repeated_by(wanted):
+def asked_to_write_off(quantity: int, reason: WriteOffReason, note: str) -> str:
+    """The whole content of a request to write doses off."""
+    return f"{quantity} {reason.name} {note}"
+
+
+def check_repeat(done: Movement, kind: MovementKind, asked: str) -> None:
+    """Raises RequestIdReused unless the movement that was made is what is asked for now."""
+    if (done.kind, done.asked) != (kind, asked):
         raise RequestIdReused("used before for something else; use a new one")
+
+
+def spellings(vaccine_code: str) -> list[str]:
+    """How a CVX code may have been written: 8, 08 and 008 are one. The first is the canonical one."""
+    code = canonical_code(vaccine_code)
+    return list(dict.fromkeys((code, code.zfill(2), code.zfill(3)))) if code else [""]
 
 
 def canonical_code(vaccine_code: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from enum import Enum
 from zoneinfo import ZoneInfo
 
@@ -11,6 +11,7 @@ from .errors import (
     LotNotValid,
     LotOtherVaccine,
     LotWithdrawn,
+    NoDose,
     VaccinationCancelled,
     VaccinationEnded,
     WrongDay,
@@ -58,7 +59,7 @@ class Appointment:
 
     def has_passed(self, now: datetime) -> bool:
         """Whether its day is over at the hospital."""
-        return self.date < _today(self, now)
+        return is_over(self.date, self.time_zone, now)
 
     def accepts(self, lot: Lot) -> bool:
         """Whether a dose of the lot would do."""
@@ -69,9 +70,18 @@ class Appointment:
         return self.vaccine_code == "" or canonical_code(self.vaccine_code) == canonical_code(vaccine_code)
 
 
-def _today(appointment: Appointment, now: datetime) -> date:
-    """The day it is at the hospital."""
-    return now.astimezone(ZoneInfo(appointment.time_zone)).date()
+def is_over(day: date, time_zone: str, now: datetime) -> bool:
+    """Whether a day is over where that time zone is."""
+    return day < _today(time_zone, now)
+
+
+def latest_day(now: datetime) -> date:
+    """The day it is where the day begins first, so that every earlier day may be over, and no other one."""
+    return (now + timedelta(hours=14)).date()
+
+
+def _today(time_zone: str, now: datetime) -> date:
+    return now.astimezone(ZoneInfo(time_zone)).date()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,9 +195,21 @@ class Vaccination:
         """Where it stands among those who wait, also when it had a dose in between."""
         return self.appointment.decide_time, self.appointment.reservation_id
 
-    def is_active(self, now: datetime) -> bool:
-        """Whether something may still become of it."""
-        return self.status in (Status.WAITING, Status.COMPLETED) and not self.appointment.has_passed(now)
+    def is_active(self, now: datetime, recorded_since: date) -> bool:
+        """Whether something may still become of it.
+
+        What became of a dose is recorded since that day. Whoever had a dose for an earlier day may well have been given
+        it, so nothing becomes of that by itself. Who was missed may still come on the same day.
+        """
+        match self.status:
+            case Status.WAITING:
+                return True
+            case Status.COMPLETED:
+                return not self.appointment.has_passed(now) or self.appointment.date >= recorded_since
+            case Status.MISSED:
+                return not self.appointment.has_passed(now)
+            case _:
+                return False
 
     def of_nobody(self, pseudonym: str) -> "Vaccination":
         """The same with nobody's name, for the account of its lot's doses. Nobody is told."""
@@ -218,6 +240,36 @@ class Vaccination:
         self.dose = lot.dose()
         self._becomes(Status.COMPLETED)
         self.events.append(Completed(self.appointment, now, self.version, self.dose, change))
+
+    def may_move(self, source: Lot, target: Lot, now: datetime) -> bool:
+        """Whether its dose is of the one lot and could as well be of the other, while the customer is not there yet."""
+        return (
+            self.status is Status.COMPLETED
+            and self.dose is not None
+            and self.dose.lot_id == source.lot_id
+            and self.checked_in_at is None
+            and not self.appointment.has_passed(now)
+            and self.appointment.accepts(target)
+        )
+
+    def exchange(self, lot: Lot, present: Lot, now: datetime) -> None:
+        """Its dose goes to somebody whom no other one suits, and it gets one of the lot."""
+        self.complete(lot, now, DoseChange(DoseChangeReason.EXCHANGED))
+        present.put_back(self.reservation_id, now)
+
+    def look_at(self, lot: Lot, change: DoseChange, now: datetime) -> bool:
+        """Its dose's lot is withdrawn or has other dates than it had; returns whether it lost its dose.
+
+        A booking whose day is over keeps its dose: it may well be in the arm.
+        """
+        if self.status is not Status.COMPLETED or self.appointment.has_passed(now):
+            return False
+        if not lot.is_valid_on(self.appointment.date):
+            self.lose(lot, change, now)
+            return True
+        if self.dose != lot.dose():
+            self.refresh(lot, change, now)
+        return False
 
     def cancel(self, now: datetime) -> LotId | None:
         """Cancels it: vaccine type, shelf life and production date are reset, and the quantity is 0.
@@ -278,18 +330,23 @@ class Vaccination:
         self.version += 1
         self.events.append(CheckedIn(self.appointment, now, self.version))
 
-    def administer(self, lot: Lot, present: Lot | None, now: datetime, by: str) -> None:
-        """A dose of the lot went into the arm; the dose that was set aside in `present`, if another, goes back.
+    def administer(self, scanned: Lot | None, present: Lot | None, now: datetime, by: str) -> None:
+        """A dose went into the arm: of the lot that was scanned, or else the one that is set aside in `present`.
 
-        A repeat with the same lot changes nothing. Who was missed can come later on the same day. Raises
-        VaccinationCancelled, VaccinationEnded, AlreadyAdministered, WrongDay, LotWithdrawn, LotNotValid,
+        When it is of another lot, the dose that was set aside goes back. A repeat changes nothing. Who was missed can
+        come later on the same day.
+
+        Raises VaccinationCancelled, VaccinationEnded, AlreadyAdministered, WrongDay, NoDose, LotWithdrawn, LotNotValid,
         LotOtherVaccine or LotEmpty; then nothing has changed.
         """
-        if self.status is Status.ADMINISTERED and self.dose and self.dose.lot_id == lot.lot_id:
+        if self.status is Status.ADMINISTERED and self.dose and (not scanned or scanned.lot_id == self.dose.lot_id):
             return
         if self.status is not Status.MISSED:
             self._must_be_open()
         self._must_be_today(now)
+        lot = scanned or present
+        if lot is None:
+            raise NoDose("no dose is set aside; name the lot that was scanned")
         self.check_lot(lot)
         if present is not lot:
             lot.take(self.reservation_id, now)
@@ -304,14 +361,17 @@ class Vaccination:
     def miss(self, now: datetime) -> LotId | None:
         """The customer did not come; a repeat changes nothing. Returns the lot that the dose goes back to.
 
-        Who waited for a dose that did not come has missed nothing: that is `expire`. Raises WrongDay,
+        Who still waits for a dose when the day is over has missed nothing: that is `expire`. Raises WrongDay,
         VaccinationCancelled, VaccinationEnded or AlreadyAdministered.
         """
         if self.status is Status.MISSED:
             return None
         self._must_be_open()
-        if _today(self.appointment, now) < self.appointment.date:
+        if not self.appointment.has_passed(now):
             self._must_be_today(now)
+        elif self.status is Status.WAITING:
+            self.expire(now)
+            return None
         back = self.dose.lot_id if self.dose else None
         self.dose = None
         self._becomes(Status.MISSED)
@@ -323,6 +383,16 @@ class Vaccination:
         if self.status is Status.WAITING and self.appointment.has_passed(now):
             self._becomes(Status.UNSERVED)
             self.events.append(Unserved(self.appointment, now, self.version))
+
+    def end(self, now: datetime, grace: timedelta) -> LotId | None:
+        """It ends by itself when its day is over, with a dose only when the grace for the hospital's staff is over too.
+
+        Returns the lot that the dose goes back to. Where it is too early, or has ended already, nothing changes.
+        """
+        if self.status is Status.COMPLETED and self.appointment.has_passed(now - grace):
+            return self.miss(now)
+        self.expire(now)
+        return None
 
     def _becomes(self, status: Status) -> None:
         self.status, self.version = status, self.version + 1
@@ -338,7 +408,7 @@ class Vaccination:
             raise VaccinationEnded(f"the vaccination has ended ({self.status.name})")
 
     def _must_be_today(self, now: datetime) -> None:
-        today = _today(self.appointment, now)
+        today = _today(self.appointment.time_zone, now)
         if self.appointment.date != today:
             raise WrongDay(f"the appointment is on {self.appointment.date}, and at the hospital it is {today}")
 
