@@ -215,7 +215,8 @@ class Driver:
             elif what < 0.55:
                 await self._stock(dice, client, hospital)
             elif what < 0.75 and day <= date.today() + timedelta(1):
-                await self._counter(dice, client, hospital, day)
+                for _ in range(dice.randrange(1, 5)):
+                    await self._counter(dice, client, hospital, day)
             elif what < 0.78:
                 call_off = partial(client.call_off, hospital, day)
                 await self.insist(dice, hospital, "call off", hospital, call_off)
