@@ -52,7 +52,8 @@ WORDS = {
         "operator": "Operator",
         "other_customer": "Name of another customer",
         "other_hospital": "Id of another hospital",
-        "continue": "Continue",
+        "as_customer": "Continue as this customer",
+        "as_manager": "Continue as its manager",
         "signed_out": "You are signed out.",
         "refused": "This request to sign in cannot be trusted",
     },
@@ -64,7 +65,8 @@ WORDS = {
         "operator": "운영자",
         "other_customer": "다른 고객 이름",
         "other_hospital": "다른 병원 아이디",
-        "continue": "계속",
+        "as_customer": "이 고객으로 계속",
+        "as_manager": "이 병원의 관리자로 계속",
         "signed_out": "로그아웃되었습니다.",
         "refused": "믿을 수 없는 로그인 요청입니다",
     },
@@ -223,7 +225,7 @@ class Issuer:
         def typed(name: str, label: str) -> str:
             return (
                 f'<label>{words[label]} <input name="{name}" required maxlength="64" pattern="[\\w.\\-]+" '
-                f'autocomplete="off"></label><button>{words["continue"]}</button>'
+                f'autocomplete="off"></label><button>{words[f"as_{name}"]}</button>'
             )
 
         hospitals = await self._known_hospitals()
