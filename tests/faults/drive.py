@@ -262,6 +262,27 @@ class Driver:
             call = partial(client.recall, lot, hospital)
             await self.insist(dice, hospital, "recall", lot.lot_id, call)
 
+    async def recall_the_fullest(self, within: float) -> list[str]:
+        """In the end each hospital's lot with the most bookings is recalled; returns what is wrong."""
+        wrong = []
+        for hospital, _ in self._hospitals:
+            client, dice = Person(self._world, "manager", ["manager"], hospital=hospital), self._random
+            lots = await self.insist(dice, hospital, "lots", hospital, partial(client.lots, hospital))
+            fullest = max(lots.answer, key=lambda lot: lot.reserved) if lots.answer else None
+            if fullest is None or not fullest.reserved:
+                continue
+            deadline = time.monotonic() + within
+            while True:
+                recall = partial(client.recall, fullest, hospital)
+                done = await self.insist(dice, hospital, "recall", fullest.lot_id, recall)
+                if done.outcome == "ok" and not done.answer.bookings_to_go:
+                    break
+                if time.monotonic() > deadline:
+                    wrong.append(f"the recall of lot {fullest.lot_id} is not done: {done.answer}")
+                    break
+                await asyncio.sleep(0.2)
+        return wrong
+
     async def _counter(self, dice: random.Random, client: Client, hospital: str, day: date) -> None:
         """Somebody comes, or does not; at times while that person cancels."""
         there = await self._once(hospital, "day", hospital, lambda: client.of_day(hospital, day))
