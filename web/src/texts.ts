@@ -167,6 +167,7 @@ export const texts = {
   nextDay: ["다음 날", "Day after"],
   searchDay: ["고객·예약 번호·로트 검색", "Customer, reservation or lot"],
   filter: ["상태별 보기", "Show"],
+  otherState: ["그 밖", "other"],
   all: ["전체", "All"],
   arrived: ["도착", "arrived"],
   customer: ["고객", "Customer"],

@@ -3,10 +3,11 @@ import { DenialReason } from "../../gen/vaccination/approval/v1/appointment_pb.j
 import { type Reservation, ReservationStatus } from "../../gen/vaccination/reservation/v1/reservation_pb.js";
 import type { Answer, Ask } from "../asks.ts";
 import { useValue } from "../hooks.ts";
-import { nameOf, reasonText, shortDay, longDay, statusMeaning, statusName, t } from "../i18n.ts";
+import { nameOf, reasonText, shortDay, longDay, statusName, t } from "../i18n.ts";
 import { go, match, place } from "../router.ts";
 import type { Person } from "../session.ts";
-import { Button, Countdown, Empty, Link, Problem } from "../ui/parts.tsx";
+import { Button, Empty, Link, Problem } from "../ui/parts.tsx";
+import { Pending } from "../ui/pending.tsx";
 import { say } from "../ui/toast.tsx";
 import { Days } from "./days.tsx";
 import { Home } from "./home.tsx";
@@ -19,9 +20,11 @@ export function Customer({ person }: { person: Person }) {
   useSpokenChanges();
   return (
     <div class="narrow">
-      <Connection />
-      <Pending />
-      <Outcome />
+      <div class="news">
+        <Connection />
+        <Pending asks={asks} name={name} />
+        <Outcome />
+      </div>
       <Screen />
     </div>
   );
@@ -78,43 +81,11 @@ function name(ask: Ask): string {
   return t("askCreate", hospital, shortDay(date));
 }
 
-/** The requests that are under way, with a countdown to their repetition. */
-function Pending() {
-  const pending = useValue(asks.pending);
-  return (
-    <div aria-live="polite">
-      {pending.map((ask) => (
-        <section key={ask.id} class="pending" data-ask={ask.waiting?.why ?? "sending"}>
-          {ask.waiting ? <Countdown since={ask.waiting.since} until={ask.waiting.until} /> : <span class="dots" aria-hidden="true" />}
-          <div>
-            <p class="over">{name(ask)}</p>
-            {ask.waiting ? (
-              <>
-                <h2>{t(ask.waiting.why === "busy" ? "busyTitle" : "lostTitle")}</h2>
-                <p>{t(ask.waiting.why === "busy" ? "busyText" : "lostText")}</p>
-                <Button
-                  kind="quiet"
-                  onClick={() => {
-                    asks.stop(ask.id);
-                  }}
-                >
-                  {t("stopTrying")}
-                </Button>
-              </>
-            ) : (
-              <h2>{t("sending")}</h2>
-            )}
-          </div>
-        </section>
-      ))}
-    </div>
-  );
-}
-
 /** What became of the last request; it is there until it is closed or another one begins. */
 function Outcome() {
   const last = useValue(lastAnswer);
   const pending = useValue(asks.pending);
+  const { path } = useValue(place);
   if (!last || pending.length) return null;
   const close = () => lastAnswer.set(null);
   if ("stopped" in last)
@@ -133,7 +104,8 @@ function Outcome() {
         </div>
       </div>
     );
-  if (last.ask.kind === "cancel") return null; // the status says it
+  // Elsewhere the status says it.
+  if (last.ask.kind === "cancel" || (last.answer.status !== ReservationStatus.REJECTED && path !== "/customer")) return null;
   return <Decision last={last} onClose={close} />;
 }
 
@@ -148,7 +120,6 @@ function Decision({ last, onClose }: { last: Extract<Answer<Reservation>, { answ
           <strong>{t(moved ? "moved" : "booked")}</strong>
         </p>
         <p>{title}</p>
-        <p>{statusMeaning("APPROVED")}</p>
         <div class="actions">
           <Button onClick={onClose}>{t("close")}</Button>
         </div>

@@ -8,6 +8,7 @@ import {
 import { type Reservation, ReservationSchema } from "../../gen/vaccination/reservation/v1/reservation_pb.js";
 import { mypage, NO_LIMIT, reservations, whileSignedIn } from "../api.ts";
 import { type Answer, type Ask, Asks } from "../asks.ts";
+import { browser } from "../browser.ts";
 import { type Connection, Following, sleep } from "../follow.ts";
 import type { Refusal } from "../refusal.ts";
 import { Value } from "../value.ts";
@@ -36,16 +37,7 @@ function one({ reservation }: { reservation?: Reservation | undefined }): Reserv
 }
 
 /** The customer's requests that are under way. */
-export const asks = new Asks<Reservation>({
-  storage: sessionStorage,
-  send,
-  now: Date.now,
-  after: (milliseconds, work) => {
-    const timer = setTimeout(work, milliseconds);
-    return () => clearTimeout(timer);
-  },
-  random: Math.random,
-});
+export const asks = new Asks<Reservation>({ storage: sessionStorage, send, ...browser });
 
 /** The answer to the last request, until it was read. */
 export const lastAnswer = new Value<Answer<Reservation> | null>(null);
