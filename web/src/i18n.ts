@@ -87,7 +87,8 @@ const midnight = (day: string) => new Date(`${day}T00:00:00Z`);
 /** A calendar day, for example "Mon, 4 January 2027". */
 export function longDay(day: string): string {
   if (!day) return "";
-  return format({ weekday: "short", day: "numeric", month: "long", year: "numeric", timeZone: "UTC" }).format(midnight(day));
+  const weekday = language.get() === "ko" ? "long" : "short";
+  return format({ weekday, day: "numeric", month: "long", year: "numeric", timeZone: "UTC" }).format(midnight(day));
 }
 
 /** A calendar day without its year, for example "Mon, 4 Jan". */
@@ -103,7 +104,7 @@ export function month(day: string): string {
 export function moment(seconds: bigint | number | undefined, zone: string): string {
   if (seconds === undefined) return "";
   const date = new Date(Number(seconds) * 1000);
-  return format({ day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", timeZone: zone || "UTC" }).format(date);
+  return format({ day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZone: zone || "UTC" }).format(date);
 }
 
 /** A time of day, with seconds, on this device's clock, or in a zone. */

@@ -61,7 +61,7 @@ export function Administer({ booking, lots, onDone, onClose }: Props) {
       </fieldset>
       {other && (
         <div class="form">
-          <Field label={t("scan")} {...(wrong ? { error: wrong } : {})}>
+          <Field label={t("lotNumber")} hint={t("scan")} {...(wrong ? { error: wrong } : {})}>
             {(id, described) => <input id={id} aria-describedby={described} autocomplete="off" value={scan} onInput={(event) => setScan(event.currentTarget.value)} />}
           </Field>
           <Field label={t("chooseLot")}>

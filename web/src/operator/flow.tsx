@@ -73,7 +73,7 @@ export function Flow() {
         })}
       </Table>
       <p class="soft">{t("flowText")}</p>
-      <div class="two">
+      <div class="two plots">
         {PLOTTED.map(({ name, hint, of }) => {
           const lines = SERVICES.map((service) => all.map((sample) => (sample.of[service] ? of(sample.of[service]) : null)));
           const now = SERVICES.map((service, index) => `${service} ${lines[index]?.at(-1) ?? "–"}`).join(", ");
