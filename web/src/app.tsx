@@ -83,7 +83,7 @@ export function App({ session, failed }: { session: Session; failed: boolean }) 
       </main>
       <Toast />
       {state.is === "expired" && (
-        <Dialog title={t("expiredTitle")} onClose={() => {}}>
+        <Dialog title={t("expiredTitle")}>
           <p>{t("expiredText")}</p>
           <div class="actions">
             <Button onClick={() => session.signOut()}>{t("signOut")}</Button>

@@ -12,6 +12,7 @@ import { say } from "../ui/toast.tsx";
 import { Days } from "./days.tsx";
 import { Home } from "./home.tsx";
 import { Hospitals } from "./hospitals.tsx";
+import { isCurrent } from "./merge.ts";
 import { asks, begin, lastAnswer, mine } from "./mine.ts";
 import { One } from "./one.tsx";
 
@@ -112,8 +113,11 @@ function Outcome() {
 function Decision({ last, onClose }: { last: Extract<Answer<Reservation>, { answer: Reservation }>; onClose: () => void }) {
   const { answer, ask } = last;
   const moved = ask.kind === "move";
+  const { all } = useValue(mine);
   const title = `${answer.hospitalName} · ${longDay(answer.date)}`;
-  if (answer.status !== ReservationStatus.REJECTED)
+  if (answer.status !== ReservationStatus.REJECTED) {
+    // It may have ended since, in another window or at the hospital.
+    if (all?.some((one) => one.reservationId === answer.reservationId && !isCurrent(one))) return null;
     return (
       <div class="notice good" role="status">
         <p>
@@ -125,6 +129,7 @@ function Decision({ last, onClose }: { last: Extract<Answer<Reservation>, { answ
         </div>
       </div>
     );
+  }
   const instead = moved ? `?instead=${(ask.request as { reservationId?: string }).reservationId ?? ""}` : "";
   return (
     <div class="notice bad" role="alert">

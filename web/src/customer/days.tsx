@@ -126,7 +126,7 @@ function Day({ day, disabled, yours, onChoose }: { day: DayAvailability; disable
     );
   return (
     <li>
-      <button type="button" class={`day ${day.left < 10 ? "few" : ""}`} disabled={disabled} aria-label={t("leftLong", longDay(day.date), day.left)} onClick={onChoose} data-date={day.date}>
+      <button type="button" class={`day ${day.left < 10 ? "few" : ""}`} disabled={disabled} onClick={onChoose} data-date={day.date}>
         <span>{label}</span>
         <span class="number">{state}</span>
       </button>

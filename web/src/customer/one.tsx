@@ -7,7 +7,7 @@ import { eventName, longDay, manufacturerName, moment, nameOf, reasonText, t, va
 import { refusal, type Refusal } from "../refusal.ts";
 import { Button, Dialog, Effects, Facts, Heading, Link, Loading, Problem } from "../ui/parts.tsx";
 import { meaning, Status, toneOf } from "./home.tsx";
-import { isHeld } from "./merge.ts";
+import { isCurrent, isHeld } from "./merge.ts";
 import { asks, cancel, lastAnswer, mine, readOne } from "./mine.ts";
 
 /** Everything about one reservation. */
@@ -48,6 +48,11 @@ export function One({ id }: { id: string }) {
         {one.replacedBy && (
           <Link href={`/customer/reservations/${one.replacedBy}`} class="button plain">
             {t("seeNew")}
+          </Link>
+        )}
+        {toneOf(one.status) === "bad" && !all?.some(isCurrent) && (
+          <Link href="/customer/book" class="button main">
+            {t("bookAgain")}
           </Link>
         )}
         {held && (

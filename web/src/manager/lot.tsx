@@ -28,11 +28,14 @@ export function LotPage({ hospital, lotId }: Here & { lotId: string }) {
   );
   const [act, setAct] = useState<Doing | null>(null);
   const today = dayIn(hospital.timeZone, Date.now());
+  const reload = () => {
+    void lots.reload();
+    void ledger.reload();
+  };
   const done = (text: string) => {
     setAct(null);
     say(text);
-    void lots.reload();
-    void ledger.reload();
+    reload();
   };
   const back = (
     <Link href="/manager/lots" class="back">
@@ -60,7 +63,7 @@ export function LotPage({ hospital, lotId }: Here & { lotId: string }) {
                 )}
               </div>
             </div>
-            {lot.withdrawn && <Recalled lot={lot} />}
+            {lot.withdrawn && <Recalled lot={lot} onMoved={reload} />}
             <div class="two">
               <section class="panel">
                 <Facts
@@ -265,12 +268,18 @@ const LOOKED_AT = 2000;
 const kept = (lot: Lot) => `recall ${lot.lotId}`;
 
 /** That a lot is withdrawn, and how far its recall is. */
-function Recalled({ lot }: { lot: Lot }) {
+function Recalled({ lot, onMoved }: { lot: Lot; onMoved: () => void }) {
   const [recallId, setRecallId] = useState(() => sessionStorage.getItem(kept(lot)) ?? "");
   const [recall, setRecall] = useState<Recall | undefined>();
   const [list, setList] = useState(false);
   const read = () => {
-    recalls.getRecall({ recallId }).then((response) => setRecall(response.recall), () => {});
+    recalls.getRecall({ recallId }).then(
+      (response) => {
+        if (recall && recall.bookingsToGo !== response.recall?.bookingsToGo) onMoved();
+        setRecall(response.recall);
+      },
+      () => {}, // it is read again soon
+    );
   };
   useEffect(() => {
     if (recallId) read();

@@ -38,7 +38,7 @@ export function Waiting({ hospital }: Here) {
               <Table caption={t("waiting")} head={[t("position"), t("customer"), t("day"), t("requestedVaccine"), t("since"), <span class="unseen">{t("what")}</span>]}>
                 {all.map((one, index) => (
                   <tr key={one.reservationId}>
-                    <td class="number">{number(index + 1)}</td>
+                    <td>{number(index + 1)}</td>
                     <th scope="row">
                       {one.customerId}
                       <span class="soft id-short">{one.reservationId.slice(0, 8)}</span>

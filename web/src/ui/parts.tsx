@@ -89,8 +89,8 @@ export function Field({ label, hint, error, children }: { label: string; hint?: 
   );
 }
 
-/** A modal dialog. The browser keeps the focus within it and gives it back afterwards. */
-export function Dialog({ title, onClose, children, wide }: { title: string; onClose: () => void; children: ComponentChildren; wide?: boolean }) {
+/** A modal dialog; without `onClose` it stays. The browser keeps the focus within it and gives it back afterwards. */
+export function Dialog({ title, onClose, children, wide }: { title: string; onClose?: () => void; children: ComponentChildren; wide?: boolean }) {
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
   useLayoutEffect(() => {
@@ -109,16 +109,18 @@ export function Dialog({ title, onClose, children, wide }: { title: string; onCl
       class={wide ? "wide" : ""}
       onCancel={(event) => {
         event.preventDefault();
-        onClose();
+        onClose?.();
       }}
     >
       <header>
         <h2 id={id}>{title}</h2>
-        <button type="button" class="close" aria-label={t("close")} onClick={onClose}>
-          <svg viewBox="0 0 20 20" aria-hidden="true">
-            <path d="M5 5l10 10M15 5L5 15" />
-          </svg>
-        </button>
+        {onClose && (
+          <button type="button" class="close" aria-label={t("close")} onClick={onClose}>
+            <svg viewBox="0 0 20 20" aria-hidden="true">
+              <path d="M5 5l10 10M15 5L5 15" />
+            </svg>
+          </button>
+        )}
       </header>
       {children}
     </dialog>
