@@ -29,7 +29,10 @@ const authorize: Interceptor = (next) => async (request) => {
 };
 
 /** Tells the session that a stream ended because its token is no longer valid. */
-export async function* whileSignedIn<T>(stream: (signal: AbortSignal) => AsyncIterable<T>, signal: AbortSignal): AsyncIterable<T> {
+export async function* whileSignedIn<T>(
+  stream: (signal: AbortSignal) => AsyncIterable<T>,
+  signal: AbortSignal,
+): AsyncIterable<T> {
   const token = await session?.token();
   try {
     yield* stream(signal);

@@ -40,7 +40,9 @@ export function App({ session, failed }: { session: Session; failed: boolean }) 
     document.documentElement.lang = lang;
   }, [lang]);
   const roles = state.is === "out" ? [] : allowed(state.person.roles);
-  const role = (["customer", "manager", "operator"] as const).find((each) => path === `/${each}` || path.startsWith(`/${each}/`));
+  const role = (["customer", "manager", "operator"] as const).find(
+    (each) => path === `/${each}` || path.startsWith(`/${each}/`),
+  );
   useEffect(() => {
     if (path === "/" && roles[0]) go(`/${roles[0]}`, { replace: true });
   }, [path, roles[0]]);
@@ -68,7 +70,12 @@ export function App({ session, failed }: { session: Session; failed: boolean }) 
           </nav>
         )}
         <div class="tools">
-          <button type="button" class="button quiet" lang={lang === "ko" ? "en" : "ko"} onClick={() => choose(lang === "ko" ? "en" : "ko")}>
+          <button
+            type="button"
+            class="button quiet"
+            lang={lang === "ko" ? "en" : "ko"}
+            onClick={() => choose(lang === "ko" ? "en" : "ko")}
+          >
             {t("language")}
           </button>
           {state.is !== "out" && (
@@ -102,8 +109,26 @@ function allowed(roles: readonly Role[]): readonly Role[] {
   return roles.includes("operator") && !roles.includes("manager") ? [...roles, "manager"] : roles;
 }
 
-function Content({ session, state, role, failed, path }: { session: Session; state: State; role: Role | undefined; failed: boolean; path: string }) {
-  if (state.is === "out") return <Welcome failed={failed} onSignIn={() => session.signIn(path === "/signed-in" ? "/" : location.pathname + location.search)} />;
+function Content({
+  session,
+  state,
+  role,
+  failed,
+  path,
+}: {
+  session: Session;
+  state: State;
+  role: Role | undefined;
+  failed: boolean;
+  path: string;
+}) {
+  if (state.is === "out")
+    return (
+      <Welcome
+        failed={failed}
+        onSignIn={() => session.signIn(path === "/signed-in" ? "/" : location.pathname + location.search)}
+      />
+    );
   if (!state.person.roles.length) return <Empty title={t("noRole")} />;
   if (path === "/") return <Loading />;
   if (!role || !allowed(state.person.roles).includes(role)) {

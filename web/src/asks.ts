@@ -126,13 +126,17 @@ export class Asks<T> {
     const now = this.#with.now();
     const attempt = (ask.waiting?.attempt ?? -1) + 1;
     const why = refused.retryAfter === undefined ? "lost" : "busy";
-    const delay = why === "busy" ? asTold(refused.retryAfter ?? 0, this.#with.random) : backoff(attempt, this.#with.random);
+    const delay =
+      why === "busy" ? asTold(refused.retryAfter ?? 0, this.#with.random) : backoff(attempt, this.#with.random);
     return { ...ask, waiting: { why, attempt, since: now, until: now + delay } };
   }
 
   #wait(ask: Ask): void {
     const delay = Math.max(0, (ask.waiting?.until ?? 0) - this.#with.now());
-    this.#timers.set(ask.id, this.#with.after(delay, () => void this.#send(ask)));
+    this.#timers.set(
+      ask.id,
+      this.#with.after(delay, () => void this.#send(ask)),
+    );
   }
 
   #end(ask: Ask, answer: Answer<T>): void {

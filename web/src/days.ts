@@ -3,7 +3,12 @@
 /** Which day it is in a zone. */
 export function dayIn(zone: string, now: number): string {
   // Canada writes dates this way.
-  return new Intl.DateTimeFormat("en-CA", { timeZone: zone || "UTC", year: "numeric", month: "2-digit", day: "2-digit" }).format(now);
+  return new Intl.DateTimeFormat("en-CA", {
+    timeZone: zone || "UTC",
+    year: "numeric",
+    month: "2-digit",
+    day: "2-digit",
+  }).format(now);
 }
 
 export function plusDays(day: string, days: number): string {

@@ -1,4 +1,13 @@
-import { create, type DescMessage, type DescMethodUnary, fromJson, type Message, type MessageInitShape, type MessageShape, toJson } from "@bufbuild/protobuf";
+import {
+  create,
+  type DescMessage,
+  type DescMethodUnary,
+  fromJson,
+  type Message,
+  type MessageInitShape,
+  type MessageShape,
+  toJson,
+} from "@bufbuild/protobuf";
 import { HospitalService } from "../gen/vaccination/approval/v1/hospital_service_pb.js";
 import { CounterService } from "../gen/vaccination/vaccinemgmt/v1/counter_service_pb.js";
 import { RecallService } from "../gen/vaccination/vaccinemgmt/v1/recall_service_pb.js";
@@ -7,8 +16,9 @@ import { transport } from "./api.ts";
 import { type Answer, type Ask, Asks } from "./asks.ts";
 import { browser } from "./browser.ts";
 
-const methods: DescMethodUnary[] = [HospitalService, CounterService, RecallService, VaccinemgmtService].flatMap((service) =>
-  service.methods.filter((method): method is typeof method & DescMethodUnary => method.methodKind === "unary"),
+const methods: DescMethodUnary[] = [HospitalService, CounterService, RecallService, VaccinemgmtService].flatMap(
+  (service) =>
+    service.methods.filter((method): method is typeof method & DescMethodUnary => method.methodKind === "unary"),
 );
 
 const nameOf = (method: DescMethodUnary) => `${method.parent.typeName}/${method.name}`;
@@ -16,7 +26,13 @@ const nameOf = (method: DescMethodUnary) => `${method.parent.typeName}/${method.
 async function send(ask: Ask): Promise<Message> {
   const method = methods.find((each) => nameOf(each) === ask.kind);
   if (!method) throw new Error(`no method ${ask.kind}`);
-  const { message } = await transport.unary(method, undefined, undefined, undefined, fromJson(method.input, ask.request));
+  const { message } = await transport.unary(
+    method,
+    undefined,
+    undefined,
+    undefined,
+    fromJson(method.input, ask.request),
+  );
   return message;
 }
 

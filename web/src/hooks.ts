@@ -54,10 +54,13 @@ export function useEvery(milliseconds: number, work: () => void): void {
   useEffect(() => {
     let timer = 0;
     const next = () => {
-      timer = window.setTimeout(() => {
-        if (document.visibilityState === "visible") latest.current();
-        next();
-      }, milliseconds * (1 + Math.random() / 5));
+      timer = window.setTimeout(
+        () => {
+          if (document.visibilityState === "visible") latest.current();
+          next();
+        },
+        milliseconds * (1 + Math.random() / 5),
+      );
     };
     // Who comes back to the page sees what is true now, not what was true when they left.
     const onReturn = () => {

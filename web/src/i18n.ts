@@ -1,5 +1,16 @@
 import type { Refusal } from "./refusal.ts";
-import { because, errorReason, event, manufacturers, movementKind, reservationStatus, texts, vaccinationStatus, vaccines, writeOffReason } from "./texts.ts";
+import {
+  because,
+  errorReason,
+  event,
+  manufacturers,
+  movementKind,
+  reservationStatus,
+  texts,
+  vaccinationStatus,
+  vaccines,
+  writeOffReason,
+} from "./texts.ts";
 import { Value } from "./value.ts";
 
 export type Language = "ko" | "en";
@@ -47,14 +58,16 @@ export function nameOf(values: Record<number, string>, value: number): string {
 }
 
 export const statusName = (name: string) => named(mapped(reservationStatus, 0), name);
-export const statusMeaning = (name: string) => (name in reservationStatus ? named(mapped(reservationStatus, 1), name) : "");
+export const statusMeaning = (name: string) =>
+  name in reservationStatus ? named(mapped(reservationStatus, 1), name) : "";
 export const vaccinationName = (name: string) => named(vaccinationStatus, name);
 export const eventName = (name: string) => named(event, name);
 export const reasonText = (name: string) => named(because, name);
 export const movementName = (name: string) => named(movementKind, name);
 export const writeOffName = (name: string) => named(writeOffReason, name);
 export const manufacturerName = (code: string) => named(manufacturers, code);
-export const vaccineName = (code: string) => (code ? (vaccines[code] ? pick(vaccines[code]) : `CVX ${code}`) : t("anyVaccineShort"));
+export const vaccineName = (code: string) =>
+  code ? (vaccines[code] ? pick(vaccines[code]) : `CVX ${code}`) : t("anyVaccineShort");
 
 function mapped(table: Record<string, readonly [Pair, Pair]>, index: 0 | 1): Record<string, Pair> {
   return Object.fromEntries(Object.entries(table).map(([name, pairs]) => [name, pairs[index]]));
@@ -104,18 +117,32 @@ export function month(day: string): string {
 export function moment(seconds: bigint | number | undefined, zone: string): string {
   if (seconds === undefined) return "";
   const date = new Date(Number(seconds) * 1000);
-  return format({ day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZone: zone || "UTC" }).format(date);
+  return format({
+    day: "numeric",
+    month: "short",
+    hour: "2-digit",
+    minute: "2-digit",
+    hourCycle: "h23",
+    timeZone: zone || "UTC",
+  }).format(date);
 }
 
 /** A time of day, with seconds, on this device's clock, or in a zone. */
 export function clock(milliseconds: number, zone?: string): string {
-  const options: Intl.DateTimeFormatOptions = { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" };
+  const options: Intl.DateTimeFormatOptions = {
+    hour: "2-digit",
+    minute: "2-digit",
+    second: "2-digit",
+    hourCycle: "h23",
+  };
   return format(zone ? { ...options, timeZone: zone } : options).format(new Date(milliseconds));
 }
 
 /** Hours and minutes in a zone. */
 export function hour(seconds: bigint | number, zone: string): string {
-  return format({ hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZone: zone || "UTC" }).format(new Date(Number(seconds) * 1000));
+  return format({ hour: "2-digit", minute: "2-digit", hourCycle: "h23", timeZone: zone || "UTC" }).format(
+    new Date(Number(seconds) * 1000),
+  );
 }
 
 export function number(n: number | bigint): string {

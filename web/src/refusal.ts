@@ -1,5 +1,10 @@
 import { Code, ConnectError } from "@connectrpc/connect";
-import { BadRequestSchema, ErrorInfoSchema, LocalizedMessageSchema, RetryInfoSchema } from "../gen/google/rpc/error_details_pb.js";
+import {
+  BadRequestSchema,
+  ErrorInfoSchema,
+  LocalizedMessageSchema,
+  RetryInfoSchema,
+} from "../gen/google/rpc/error_details_pb.js";
 
 /** Why a call did not do what was asked. */
 export interface Refusal {
@@ -30,7 +35,9 @@ export function refusal(thrown: unknown): Refusal {
     domain: info?.domain ?? "",
     reason: info?.reason ?? "",
     message: error.rawMessage,
-    said: Object.fromEntries(error.findDetails(LocalizedMessageSchema).map((one) => [one.locale.slice(0, 2), one.message])),
+    said: Object.fromEntries(
+      error.findDetails(LocalizedMessageSchema).map((one) => [one.locale.slice(0, 2), one.message]),
+    ),
     fields: error.findDetails(BadRequestSchema).flatMap((one) => one.fieldViolations),
     // A connection that fails is a TypeError of fetch; what breaks off in the middle of an answer has no reason either.
     lost: LOST.has(error.code) || error.cause instanceof TypeError || (error.code === Code.Unknown && !info),

@@ -83,12 +83,14 @@ export class Session {
     // The window is opened before anything is waited for: browsers allow that on a click alone.
     this.#window = window.open("about:blank", "_blank", "popup,width=480,height=640");
     const now = this.state.get();
-    void this.#request(BESIDE, location.pathname + location.search, now.is === "out" ? undefined : now.person.subject).then(
-      (url) => {
-        if (this.#window) this.#window.location.href = url;
-        else location.assign(url.replace(BESIDE, ""));
-      },
-    );
+    void this.#request(
+      BESIDE,
+      location.pathname + location.search,
+      now.is === "out" ? undefined : now.person.subject,
+    ).then((url) => {
+      if (this.#window) this.#window.location.href = url;
+      else location.assign(url.replace(BESIDE, ""));
+    });
   }
 
   signOut(): void {
@@ -126,10 +128,16 @@ export class Session {
     const away = JSON.parse(sessionStorage.getItem(AWAY) ?? "null") as Away | null;
     sessionStorage.removeItem(AWAY);
     sessionStorage.removeItem(WAS_IN);
+    if (query.has("error")) throw new Error(`sign-in: ${query.get("error_description") ?? query.get("error")}`);
     const code = query.get("code");
     // A code that this tab has not asked for may be somebody else's: signing in with it would show their bookings.
     if (!code || !away || away.state !== state) return "/";
-    await this.#exchange({ grant_type: "authorization_code", code, code_verifier: away.verifier, redirect_uri: this.#back() });
+    await this.#exchange({
+      grant_type: "authorization_code",
+      code,
+      code_verifier: away.verifier,
+      redirect_uri: this.#back(),
+    });
     return away.then;
   }
 
@@ -138,7 +146,12 @@ export class Session {
     if (!code || away?.state !== state) return;
     sessionStorage.removeItem(AWAY);
     this.#window?.close();
-    await this.#exchange({ grant_type: "authorization_code", code, code_verifier: away.verifier, redirect_uri: this.#back() });
+    await this.#exchange({
+      grant_type: "authorization_code",
+      code,
+      code_verifier: away.verifier,
+      redirect_uri: this.#back(),
+    });
   }
 
   #back(): string {
@@ -237,7 +250,10 @@ function random(bytes: number): string {
 }
 
 function base64url(bytes: Uint8Array): string {
-  return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+  return btoa(String.fromCharCode(...bytes))
+    .replaceAll("+", "-")
+    .replaceAll("/", "_")
+    .replace(/=+$/, "");
 }
 
 /** What the token says. The page only chooses by it what to show: whether it is true, the gateway checks. */

@@ -6,11 +6,16 @@ import { ErrorInfoSchema, RetryInfoSchema } from "../gen/google/rpc/error_detail
 import { type Answer, type Ask, Asks } from "../src/asks.ts";
 
 const busy = new ConnectError("busy", Code.ResourceExhausted, undefined, [
-  { desc: ErrorInfoSchema, value: create(ErrorInfoSchema, { domain: "vaccination.reservation", reason: "APPROVAL_BUSY" }) },
+  {
+    desc: ErrorInfoSchema,
+    value: create(ErrorInfoSchema, { domain: "vaccination.reservation", reason: "APPROVAL_BUSY" }),
+  },
   { desc: RetryInfoSchema, value: create(RetryInfoSchema, { retryDelay: { seconds: 2n } }) },
 ]);
 const lost = new ConnectError("gone", Code.Unavailable);
-const refused = new ConnectError("no", Code.NotFound, undefined, [{ desc: ErrorInfoSchema, value: create(ErrorInfoSchema, { domain: "d", reason: "UNKNOWN_HOSPITAL" }) }]);
+const refused = new ConnectError("no", Code.NotFound, undefined, [
+  { desc: ErrorInfoSchema, value: create(ErrorInfoSchema, { domain: "d", reason: "UNKNOWN_HOSPITAL" }) },
+]);
 const ASK: Ask = { id: "1", kind: "create", request: { requestId: "1", date: "2027-01-04" }, about: {} };
 
 /** A tab: storage, and timers that run when the test says so. */
@@ -21,7 +26,11 @@ class Tab {
   answers: (string | Error)[] = [];
   open(): Asks<string> {
     return new Asks<string>({
-      storage: { getItem: (key) => this.kept.get(key) ?? null, setItem: (key, value) => void this.kept.set(key, value), removeItem: (key) => void this.kept.delete(key) },
+      storage: {
+        getItem: (key) => this.kept.get(key) ?? null,
+        setItem: (key, value) => void this.kept.set(key, value),
+        removeItem: (key) => void this.kept.delete(key),
+      },
       send: async (ask) => {
         this.sent.push(ask);
         const answer = this.answers.shift() ?? lost;
@@ -55,7 +64,10 @@ test("a busy service is asked again with the same request when it said so", asyn
   assert.equal(tab.waits[0]?.milliseconds, 2000);
   tab.tick();
   assert.equal(((await answer) as { answer: string }).answer, "yes");
-  assert.deepEqual(tab.sent.map((ask) => ask.request), [ASK.request, ASK.request]);
+  assert.deepEqual(
+    tab.sent.map((ask) => ask.request),
+    [ASK.request, ASK.request],
+  );
   assert.equal(tab.kept.size, 0);
 });
 
@@ -78,7 +90,10 @@ test("after a reload the same request goes on, for its owner alone", async () =>
   after.resume("minji");
   tab.tick();
   await settled();
-  assert.deepEqual(answers.map((answer) => [answer.ask.id, "answer" in answer]), [["1", true]]);
+  assert.deepEqual(
+    answers.map((answer) => [answer.ask.id, "answer" in answer]),
+    [["1", true]],
+  );
   assert.deepEqual(tab.sent[1]?.request, ASK.request);
 });
 
@@ -89,7 +104,10 @@ test("a second click joins the request that is under way", async () => {
   const both = [asks.ask(ASK), asks.ask({ ...ASK, id: "2", request: { requestId: "2", date: "2027-01-04" } })];
   await settled();
   tab.tick();
-  assert.deepEqual((await Promise.all(both)).map((answer) => answer.ask.id), ["1", "1"]);
+  assert.deepEqual(
+    (await Promise.all(both)).map((answer) => answer.ask.id),
+    ["1", "1"],
+  );
   assert.equal(tab.sent.length, 2);
 });
 

@@ -10,14 +10,32 @@ test("a countdown shows whole seconds and ends at zero", () => {
 });
 
 test("the wait grows up to half a minute, and most of it is left to chance", () => {
-  assert.equal(backoff(0, () => 1), 500);
-  assert.equal(backoff(3, () => 1), 4_000);
-  assert.equal(backoff(1000, () => 1), 30_000);
-  assert.equal(backoff(1000, () => 0), 6_000);
+  assert.equal(
+    backoff(0, () => 1),
+    500,
+  );
+  assert.equal(
+    backoff(3, () => 1),
+    4_000,
+  );
+  assert.equal(
+    backoff(1000, () => 1),
+    30_000,
+  );
+  assert.equal(
+    backoff(1000, () => 0),
+    6_000,
+  );
 });
 
 test("a request is never repeated earlier than the server said", () => {
-  assert.equal(asTold(2_000, () => 0), 2_000);
-  assert.equal(asTold(2_000, () => 1), 3_000);
+  assert.equal(
+    asTold(2_000, () => 0),
+    2_000,
+  );
+  assert.equal(
+    asTold(2_000, () => 1),
+    3_000,
+  );
   assert.ok(asTold(0, () => 0) > 0);
 });

@@ -57,7 +57,8 @@ function useSpokenChanges(): void {
       if (!all) return;
       for (const one of all) {
         const status = before?.get(one.reservationId);
-        if (status !== undefined && status !== one.status) say(t("changedTo", statusName(nameOf(ReservationStatus, one.status))));
+        if (status !== undefined && status !== one.status)
+          say(t("changedTo", statusName(nameOf(ReservationStatus, one.status))));
       }
       before = new Map(all.map((one) => [one.reservationId, one.status]));
     });
@@ -106,11 +107,18 @@ function Outcome() {
       </div>
     );
   // Elsewhere the status says it.
-  if (last.ask.kind === "cancel" || (last.answer.status !== ReservationStatus.REJECTED && path !== "/customer")) return null;
+  if (last.ask.kind === "cancel" || (last.answer.status !== ReservationStatus.REJECTED && path !== "/customer"))
+    return null;
   return <Decision last={last} onClose={close} />;
 }
 
-function Decision({ last, onClose }: { last: Extract<Answer<Reservation>, { answer: Reservation }>; onClose: () => void }) {
+function Decision({
+  last,
+  onClose,
+}: {
+  last: Extract<Answer<Reservation>, { answer: Reservation }>;
+  onClose: () => void;
+}) {
   const { answer, ask } = last;
   const moved = ask.kind === "move";
   const { all } = useValue(mine);

@@ -26,7 +26,10 @@ export function Days({ hospitalId, insteadOf }: { hospitalId: string; insteadOf:
   const days = useLoaded(
     async (signal) => {
       const firstDate = dayIn(zone, Date.now());
-      return await hospitals.listAvailability({ hospitalId, firstDate, lastDate: plusDays(firstDate, 7 * WEEKS - 1) }, { signal });
+      return await hospitals.listAvailability(
+        { hospitalId, firstDate, lastDate: plusDays(firstDate, 7 * WEEKS - 1) },
+        { signal },
+      );
     },
     [hospitalId, zone],
   );
@@ -48,7 +51,15 @@ export function Days({ hospitalId, insteadOf }: { hospitalId: string; insteadOf:
 
   return (
     <>
-      <Heading before={<Link href={`/customer/book${suffix}`} class="back">{t("otherHospital")}</Link>}>{name}</Heading>
+      <Heading
+        before={
+          <Link href={`/customer/book${suffix}`} class="back">
+            {t("otherHospital")}
+          </Link>
+        }
+      >
+        {name}
+      </Heading>
       {before && <p class="notice info">{t("moveNow", before.hospitalName, shortDay(before.date))}</p>}
       {(hospital?.vaccineCodes.length ?? 0) > 0 && (
         <Field label={t("vaccine")}>
@@ -66,13 +77,15 @@ export function Days({ hospitalId, insteadOf }: { hospitalId: string; insteadOf:
       )}
       <div class="between">
         <h2>{t("chooseDay")}</h2>
-        <AsOf at={asOf ? Number(asOf.seconds) * 1000 : undefined} zone={zone} loading={days.loading} onRefresh={days.reload} />
+        <AsOf at={asOf ? Number(asOf.seconds) * 1000 : undefined} zone={zone} onRefresh={days.reload} />
       </div>
       <Read from={days}>
         {(data) => (
           <>
             {!data.days.length && <Empty title={t("noDays")} />}
-            {data.days.length > 0 && data.days.every((one) => one.left < 1) && <p class="notice wait">{t("allFull")}</p>}
+            {data.days.length > 0 && data.days.every((one) => one.left < 1) && (
+              <p class="notice wait">{t("allFull")}</p>
+            )}
             {months.map(([title, its]) => (
               <section key={title}>
                 <h3 class="month">{title}</h3>
@@ -82,7 +95,11 @@ export function Days({ hospitalId, insteadOf }: { hospitalId: string; insteadOf:
                       key={one.date}
                       day={one}
                       disabled={busy}
-                      yours={all?.some((other) => isCurrent(other) && other.hospitalId === hospitalId && other.date === one.date) ?? false}
+                      yours={
+                        all?.some(
+                          (other) => isCurrent(other) && other.hospitalId === hospitalId && other.date === one.date,
+                        ) ?? false
+                      }
                       onChoose={() => setChosen(one.date)}
                     />
                   ))}
@@ -114,7 +131,17 @@ export function Days({ hospitalId, insteadOf }: { hospitalId: string; insteadOf:
   );
 }
 
-function Day({ day, disabled, yours, onChoose }: { day: DayAvailability; disabled: boolean; yours: boolean; onChoose: () => void }) {
+function Day({
+  day,
+  disabled,
+  yours,
+  onChoose,
+}: {
+  day: DayAvailability;
+  disabled: boolean;
+  yours: boolean;
+  onChoose: () => void;
+}) {
   const state = day.calledOff ? t("calledOff") : yours ? t("yourDay") : day.left < 1 ? t("full") : t("left", day.left);
   const label = shortDay(day.date);
   if (day.calledOff || day.left < 1 || yours)
@@ -126,7 +153,13 @@ function Day({ day, disabled, yours, onChoose }: { day: DayAvailability; disable
     );
   return (
     <li>
-      <button type="button" class={`day ${day.left < 10 ? "few" : ""}`} disabled={disabled} onClick={onChoose} data-date={day.date}>
+      <button
+        type="button"
+        class={`day ${day.left < 10 ? "few" : ""}`}
+        disabled={disabled}
+        onClick={onChoose}
+        data-date={day.date}
+      >
         <span>{label}</span>
         <span class="number">{state}</span>
       </button>

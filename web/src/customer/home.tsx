@@ -96,7 +96,8 @@ export function Status({ one }: { one: MyReservation }) {
 
 /** What the status means, with the reason of a rejection. */
 export function meaning(one: MyReservation): string {
-  if (one.status === ReservationStatus.REJECTED && one.rejectionReason) return reasonText(nameOf(DenialReason, one.rejectionReason));
+  if (one.status === ReservationStatus.REJECTED && one.rejectionReason)
+    return reasonText(nameOf(DenialReason, one.rejectionReason));
   return statusMeaning(nameOf(ReservationStatus, one.status));
 }
 

@@ -30,12 +30,27 @@ export function Hospitals({ insteadOf }: { insteadOf: string }) {
 
   return (
     <>
-      <Heading before={<Link href={insteadOf ? `/customer/reservations/${insteadOf}` : "/customer"} class="back">{t("back")}</Link>}>
+      <Heading
+        before={
+          <Link href={insteadOf ? `/customer/reservations/${insteadOf}` : "/customer"} class="back">
+            {t("back")}
+          </Link>
+        }
+      >
         {t(insteadOf ? "moveTitle" : "chooseHospital")}
       </Heading>
       {before && <p class="notice info">{t("moveNow", before.hospitalName, shortDay(before.date))}</p>}
       <Field label={t("searchHospital")}>
-        {(id) => <input id={id} type="search" autocomplete="off" enterkeyhint="search" value={query} onInput={(event) => search(event.currentTarget.value)} />}
+        {(id) => (
+          <input
+            id={id}
+            type="search"
+            autocomplete="off"
+            enterkeyhint="search"
+            value={query}
+            onInput={(event) => search(event.currentTarget.value)}
+          />
+        )}
       </Field>
       <Read from={hospitals}>
         {(known) => {

@@ -47,7 +47,9 @@ function decided(one: MyReservation, answered: readonly Reservation[]): number {
 
 /** Whether there is something to come: a place, a dose, or a cancellation that is under way. */
 export function isCurrent(one: MyReservation): boolean {
-  return [ReservationStatus.APPROVED, ReservationStatus.COMPLETED, ReservationStatus.CANCEL_REQUESTED].includes(one.status);
+  return [ReservationStatus.APPROVED, ReservationStatus.COMPLETED, ReservationStatus.CANCEL_REQUESTED].includes(
+    one.status,
+  );
 }
 
 /** Whether the customer can cancel or move it; the service decides in the end. */

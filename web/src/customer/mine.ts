@@ -153,13 +153,24 @@ export async function readOne(reservationId: string): Promise<void> {
 
 type About = { hospital: string; date: string };
 
-export function book(hospitalId: string, date: string, vaccineCode: string, about: About): Promise<Answer<Reservation>> {
+export function book(
+  hospitalId: string,
+  date: string,
+  vaccineCode: string,
+  about: About,
+): Promise<Answer<Reservation>> {
   const requestId = crypto.randomUUID();
   const message = create(CreateReservationRequestSchema, { requestId, hospitalId, date, vaccineCode });
   return asks.ask({ id: requestId, kind: "create", request: toJson(CreateReservationRequestSchema, message), about });
 }
 
-export function move(reservationId: string, hospitalId: string, date: string, vaccineCode: string, about: About): Promise<Answer<Reservation>> {
+export function move(
+  reservationId: string,
+  hospitalId: string,
+  date: string,
+  vaccineCode: string,
+  about: About,
+): Promise<Answer<Reservation>> {
   const requestId = crypto.randomUUID();
   const message = create(MoveReservationRequestSchema, { requestId, reservationId, hospitalId, date, vaccineCode });
   return asks.ask({ id: requestId, kind: "move", request: toJson(MoveReservationRequestSchema, message), about });
@@ -167,5 +178,10 @@ export function move(reservationId: string, hospitalId: string, date: string, va
 
 export function cancel(reservationId: string, about: About): Promise<Answer<Reservation>> {
   const message = create(CancelReservationRequestSchema, { reservationId });
-  return asks.ask({ id: crypto.randomUUID(), kind: "cancel", request: toJson(CancelReservationRequestSchema, message), about });
+  return asks.ask({
+    id: crypto.randomUUID(),
+    kind: "cancel",
+    request: toJson(CancelReservationRequestSchema, message),
+    about,
+  });
 }

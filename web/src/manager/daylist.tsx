@@ -56,14 +56,20 @@ export function DayList({ hospital }: Here) {
   const list = useLoaded(
     (signal) =>
       allPages(async (pageToken) => {
-        const page = await counter.listDay({ hospitalId: hospital.hospitalId, date: day, pageSize: 1000, pageToken }, { signal });
+        const page = await counter.listDay(
+          { hospitalId: hospital.hospitalId, date: day, pageSize: 1000, pageToken },
+          { signal },
+        );
         return { items: page.vaccinations, next: page.nextPageToken };
       }),
     [hospital.hospitalId, day],
   );
   const [changed, setChanged] = useState<Record<string, Vaccination>>({});
   const rows = useMemo(
-    () => list.data?.map((one) => (changed[one.reservationId]?.version ?? 0) > one.version ? (changed[one.reservationId] ?? one) : one),
+    () =>
+      list.data?.map((one) =>
+        (changed[one.reservationId]?.version ?? 0) > one.version ? (changed[one.reservationId] ?? one) : one,
+      ),
     [list.data, changed],
   );
   const isToday = day === today;
@@ -75,7 +81,11 @@ export function DayList({ hospital }: Here) {
   };
   const checkIn = async (one: Vaccination) => {
     const title = t("checkIn");
-    const answer = await perform(CounterService.method.checkIn, { reservationId: one.reservationId }, `${title} ${one.customerId}`);
+    const answer = await perform(
+      CounterService.method.checkIn,
+      { reservationId: one.reservationId },
+      `${title} ${one.customerId}`,
+    );
     if ("answer" in answer) {
       onChanged(answer.answer.vaccination);
       say(`${one.customerId}: ${t("arrived")}`);
@@ -90,29 +100,55 @@ export function DayList({ hospital }: Here) {
           <Button onClick={() => to(plusDays(day, -1))} aria-label={t("previousDay")}>
             ‹
           </Button>
-          <input type="date" aria-label={t("day")} value={day} onChange={(event) => isDay(event.currentTarget.value) && to(event.currentTarget.value)} />
+          <input
+            type="date"
+            aria-label={t("day")}
+            value={day}
+            onChange={(event) => isDay(event.currentTarget.value) && to(event.currentTarget.value)}
+          />
           <Button onClick={() => to(plusDays(day, 1))} aria-label={t("nextDay")}>
             ›
           </Button>
           {!isToday && <Button onClick={() => to(today)}>{t("today")}</Button>}
         </div>
-        <input class="search" type="search" aria-label={t("searchDay")} placeholder={t("searchDay")} value={search} onInput={(event) => setSearch(event.currentTarget.value)} />
-        <AsOf at={list.at} zone={hospital.timeZone} loading={list.loading} onRefresh={list.reload} />
+        <input
+          class="search"
+          type="search"
+          aria-label={t("searchDay")}
+          placeholder={t("searchDay")}
+          value={search}
+          onInput={(event) => setSearch(event.currentTarget.value)}
+        />
+        <AsOf at={list.at} zone={hospital.timeZone} onRefresh={list.reload} />
       </div>
       {list.error && list.data && <Problem refused={list.error} title={t("failedLoad")} />}
       <Read from={{ ...list, data: rows } as typeof list}>
         {(all) => {
           const found = all.filter((one) => (filter === "all" || groupOf(one) === filter) && contains(one, search));
-          const count = (group: Filter) => (group === "all" ? all.length : all.filter((one) => groupOf(one) === group).length);
+          const count = (group: Filter) =>
+            group === "all" ? all.length : all.filter((one) => groupOf(one) === group).length;
           return (
             <>
               <Filters chosen={filter} count={count} onChoose={setFilter} />
               {!all.length && !search && <Empty title={t("noneOnDay")} />}
               {!found.length && (all.length > 0 || search !== "") && (
-                <Empty title={t("noMatch")}>{search.trim() && <Button onClick={() => setWho(search.trim())}>{t("findElsewhere", search.trim())}</Button>}</Empty>
+                <Empty title={t("noMatch")}>
+                  {search.trim() && (
+                    <Button onClick={() => setWho(search.trim())}>{t("findElsewhere", search.trim())}</Button>
+                  )}
+                </Empty>
               )}
               {found.length > 0 && (
-                <Table caption={t("dayList")} head={[t("customer"), t("status"), t("doseColumn"), t("arrivedAt"), <span class="unseen">{t("what")}</span>]}>
+                <Table
+                  caption={t("dayList")}
+                  head={[
+                    t("customer"),
+                    t("status"),
+                    t("doseColumn"),
+                    t("arrivedAt"),
+                    <span class="unseen">{t("what")}</span>,
+                  ]}
+                >
                   {found.map((one) => (
                     <tr key={one.reservationId} data-reservation={one.reservationId}>
                       <th scope="row">
@@ -128,7 +164,13 @@ export function DayList({ hospital }: Here) {
                       <td class="nowrap">{one.checkInTime ? hour(one.checkInTime.seconds, hospital.timeZone) : "–"}</td>
                       <td>
                         <div class="row-actions">
-                          <Actions one={one} isToday={isToday} isPast={day < today} onCheckIn={() => checkIn(one)} onAct={(what) => setAct({ what, booking: one })} />
+                          <Actions
+                            one={one}
+                            isToday={isToday}
+                            isPast={day < today}
+                            onCheckIn={() => checkIn(one)}
+                            onAct={(what) => setAct({ what, booking: one })}
+                          />
                         </div>
                       </td>
                     </tr>
@@ -139,9 +181,15 @@ export function DayList({ hospital }: Here) {
           );
         }}
       </Read>
-      {act?.what === "administer" && <Administer booking={act.booking} lots={lots.data ?? []} onDone={onChanged} onClose={() => setAct(null)} />}
-      {act?.what === "assign" && <AssignLot booking={act.booking} lots={lots.data ?? []} onDone={onChanged} onClose={() => setAct(null)} />}
-      {act?.what === "missed" && <Missed booking={act.booking} lots={lots.data ?? []} onDone={onChanged} onClose={() => setAct(null)} />}
+      {act?.what === "administer" && (
+        <Administer booking={act.booking} lots={lots.data ?? []} onDone={onChanged} onClose={() => setAct(null)} />
+      )}
+      {act?.what === "assign" && (
+        <AssignLot booking={act.booking} lots={lots.data ?? []} onDone={onChanged} onClose={() => setAct(null)} />
+      )}
+      {act?.what === "missed" && (
+        <Missed booking={act.booking} lots={lots.data ?? []} onDone={onChanged} onClose={() => setAct(null)} />
+      )}
       {who !== null && <Elsewhere hospital={hospital} who={who} onClose={() => setWho(null)} />}
     </>
   );
@@ -149,10 +197,21 @@ export function DayList({ hospital }: Here) {
 
 function contains(one: Vaccination, search: string): boolean {
   const words = search.trim().toLowerCase();
-  return !words || [one.customerId, one.reservationId, one.dose?.lotNumber ?? ""].some((text) => text.toLowerCase().includes(words));
+  return (
+    !words ||
+    [one.customerId, one.reservationId, one.dose?.lotNumber ?? ""].some((text) => text.toLowerCase().includes(words))
+  );
 }
 
-function Filters({ chosen, count, onChoose }: { chosen: Filter; count: (group: Filter) => number; onChoose: (group: Filter) => void }) {
+function Filters({
+  chosen,
+  count,
+  onChoose,
+}: {
+  chosen: Filter;
+  count: (group: Filter) => number;
+  onChoose: (group: Filter) => void;
+}) {
   const names: Record<Filter, string> = {
     all: t("all"),
     expected: vaccinationName("COMPLETED"),
@@ -182,7 +241,8 @@ export function State({ one }: { one: Vaccination }) {
 }
 
 export function DoseOf({ one }: { one: Vaccination }) {
-  if (!one.dose) return <span class="soft">{one.requestedVaccineCode ? vaccineName(one.requestedVaccineCode) : "–"}</span>;
+  if (!one.dose)
+    return <span class="soft">{one.requestedVaccineCode ? vaccineName(one.requestedVaccineCode) : "–"}</span>;
   return (
     <>
       {vaccineName(one.dose.vaccineCode)}
@@ -191,7 +251,19 @@ export function DoseOf({ one }: { one: Vaccination }) {
   );
 }
 
-function Actions({ one, isToday, isPast, onCheckIn, onAct }: { one: Vaccination; isToday: boolean; isPast: boolean; onCheckIn: () => Promise<void>; onAct: (what: Doing["what"]) => void }) {
+function Actions({
+  one,
+  isToday,
+  isPast,
+  onCheckIn,
+  onAct,
+}: {
+  one: Vaccination;
+  isToday: boolean;
+  isPast: boolean;
+  onCheckIn: () => Promise<void>;
+  onAct: (what: Doing["what"]) => void;
+}) {
   const open = one.status === S.WAITING || one.status === S.COMPLETED;
   const late = one.status === S.MISSED && isToday;
   return (
@@ -220,7 +292,17 @@ function Actions({ one, isToday, isPast, onCheckIn, onAct }: { one: Vaccination;
   );
 }
 
-function Missed({ booking, lots, onDone, onClose }: { booking: Vaccination; lots: readonly Lot[]; onDone: (one: Vaccination | undefined) => void; onClose: () => void }) {
+function Missed({
+  booking,
+  lots,
+  onDone,
+  onClose,
+}: {
+  booking: Vaccination;
+  lots: readonly Lot[];
+  onDone: (one: Vaccination | undefined) => void;
+  onClose: () => void;
+}) {
   const title = `${booking.customerId}: ${t("missedTitle")}`;
   return (
     <Act
@@ -236,7 +318,10 @@ function Missed({ booking, lots, onDone, onClose }: { booking: Vaccination; lots
 }
 
 function Elsewhere({ hospital, who, onClose }: Here & { who: string; onClose: () => void }) {
-  const found = useLoaded((signal) => counter.findBookings({ hospitalId: hospital.hospitalId, customerId: who }, { signal }), [who]);
+  const found = useLoaded(
+    (signal) => counter.findBookings({ hospitalId: hospital.hospitalId, customerId: who }, { signal }),
+    [who],
+  );
   return (
     <Dialog title={t("elsewhere", who)} onClose={onClose} wide>
       <Read from={found}>

@@ -37,7 +37,13 @@ export function Administer({ booking, lots, onDone, onClose }: Props) {
       title={title}
       label={t("administer")}
       effects={lot && !why ? effectsOf(onAdminister(lot, booking.dose, lots)) : []}
-      run={() => perform(CounterService.method.administer, { reservationId: booking.reservationId, lotId: other ? (lot?.lotId ?? "") : "" }, title)}
+      run={() =>
+        perform(
+          CounterService.method.administer,
+          { reservationId: booking.reservationId, lotId: other ? (lot?.lotId ?? "") : "" },
+          title,
+        )
+      }
       onDone={(response) => onDone(response.vaccination)}
       onClose={onClose}
     >
@@ -49,7 +55,8 @@ export function Administer({ booking, lots, onDone, onClose }: Props) {
             <span>
               <strong>{t("setAside")}</strong>
               <span class="soft">
-                {vaccineName(booking.dose.vaccineCode)} · {t("lot")} {booking.dose.lotNumber} · {t("expires")} {longDay(booking.dose.expiryDate)}
+                {vaccineName(booking.dose.vaccineCode)} · {t("lot")} {booking.dose.lotNumber} · {t("expires")}{" "}
+                {longDay(booking.dose.expiryDate)}
               </span>
             </span>
           </label>
@@ -62,7 +69,15 @@ export function Administer({ booking, lots, onDone, onClose }: Props) {
       {other && (
         <div class="form">
           <Field label={t("lotNumber")} hint={t("scan")} {...(wrong ? { error: wrong } : {})}>
-            {(id, described) => <input id={id} aria-describedby={described} autocomplete="off" value={scan} onInput={(event) => setScan(event.currentTarget.value)} />}
+            {(id, described) => (
+              <input
+                id={id}
+                aria-describedby={described}
+                autocomplete="off"
+                value={scan}
+                onInput={(event) => setScan(event.currentTarget.value)}
+              />
+            )}
           </Field>
           <Field label={t("chooseLot")}>
             {(id) => (
@@ -100,7 +115,9 @@ export function AssignLot({ booking, lots, onDone, onClose }: Props) {
       title={title}
       label={t("assign")}
       effects={lot ? effectsOf(onAssign(lot, booking.dose, lots)) : []}
-      run={() => perform(VaccinemgmtService.method.assignLot, { reservationId: booking.reservationId, lotId: picked }, title)}
+      run={() =>
+        perform(VaccinemgmtService.method.assignLot, { reservationId: booking.reservationId, lotId: picked }, title)
+      }
       onDone={(response) => onDone(response.vaccination)}
       onClose={onClose}
     >

@@ -6,7 +6,17 @@ import { allPages } from "../api.ts";
 import { dayIn, isDay } from "../days.ts";
 import { perform } from "../doing.ts";
 import { useEvery, useLoaded } from "../hooks.ts";
-import { longDay, manufacturerName, moment, movementName, nameOf, number, t, vaccineName, writeOffName } from "../i18n.ts";
+import {
+  longDay,
+  manufacturerName,
+  moment,
+  movementName,
+  nameOf,
+  number,
+  t,
+  vaccineName,
+  writeOffName,
+} from "../i18n.ts";
 import { Act } from "../ui/act.tsx";
 import { AsOf, Button, Empty, Facts, Field, Heading, Link, Read, Table } from "../ui/parts.tsx";
 import { say } from "../ui/toast.tsx";
@@ -90,7 +100,7 @@ export function LotPage({ hospital, lotId }: Here & { lotId: string }) {
             <section>
               <div class="between">
                 <h2>{t("ledger")}</h2>
-                <AsOf at={ledger.at} zone={hospital.timeZone} loading={ledger.loading} onRefresh={ledger.reload} />
+                <AsOf at={ledger.at} zone={hospital.timeZone} onRefresh={ledger.reload} />
               </div>
               <Read from={ledger}>{(movements) => <Ledger movements={movements} zone={hospital.timeZone} />}</Read>
             </section>
@@ -113,7 +123,10 @@ function Ledger({ movements, zone }: { movements: readonly Movement[]; zone: str
   const newest = movements.toReversed();
   return (
     <>
-      <Table caption={t("ledger")} head={[t("when"), t("what"), <span class="right">{t("quantity")}</span>, t("who"), t("why")]}>
+      <Table
+        caption={t("ledger")}
+        head={[t("when"), t("what"), <span class="right">{t("quantity")}</span>, t("who"), t("why")]}
+      >
         {newest.slice(0, count).map((one) => (
           <tr key={one.movementId}>
             <td class="nowrap">{moment(one.time?.seconds, zone)}</td>
@@ -121,14 +134,21 @@ function Ledger({ movements, zone }: { movements: readonly Movement[]; zone: str
             <td class="number">{number(one.quantity)}</td>
             <td>{one.by}</td>
             <td>
-              {[one.writeOffReason ? writeOffName(nameOf(WriteOffReason, one.writeOffReason)) : "", one.note, one.deliveryId, one.reservationIds.length === 1 ? one.reservationIds[0]?.slice(0, 8) : ""]
+              {[
+                one.writeOffReason ? writeOffName(nameOf(WriteOffReason, one.writeOffReason)) : "",
+                one.note,
+                one.deliveryId,
+                one.reservationIds.length === 1 ? one.reservationIds[0]?.slice(0, 8) : "",
+              ]
                 .filter(Boolean)
                 .join(" · ")}
             </td>
           </tr>
         ))}
       </Table>
-      {movements.length > count && <Button onClick={() => setCount(count + SHOWN)}>{t("showMore", movements.length - count)}</Button>}
+      {movements.length > count && (
+        <Button onClick={() => setCount(count + SHOWN)}>{t("showMore", movements.length - count)}</Button>
+      )}
     </>
   );
 }
@@ -141,18 +161,30 @@ interface Props {
 
 function Correct({ lot, onDone, onClose }: Props) {
   const [requestId] = useState(() => crypto.randomUUID());
-  const [form, setForm] = useState({ production: lot.productionDate, expiry: lot.expiryDate, received: String(lot.received), note: "" });
+  const [form, setForm] = useState({
+    production: lot.productionDate,
+    expiry: lot.expiryDate,
+    received: String(lot.received),
+    note: "",
+  });
   const received = Number(form.received);
   const effects: string[] = [];
-  if (form.production !== lot.productionDate) effects.push(t("correctDates", t("productionDate"), longDay(lot.productionDate), longDay(form.production)));
-  if (form.expiry !== lot.expiryDate) effects.push(t("correctDates", t("expiryDate"), longDay(lot.expiryDate), longDay(form.expiry)));
+  if (form.production !== lot.productionDate)
+    effects.push(t("correctDates", t("productionDate"), longDay(lot.productionDate), longDay(form.production)));
+  if (form.expiry !== lot.expiryDate)
+    effects.push(t("correctDates", t("expiryDate"), longDay(lot.expiryDate), longDay(form.expiry)));
   if (effects.length && lot.reserved) effects.push(t("reservedLooked", lot.reserved));
   if (received !== lot.received) {
     effects.push(t("correctReceived", lot.received, received));
     const short = lot.received - received - lot.free;
     if (short > 0) effects.push(t("tooFewFor", Math.min(short, lot.reserved)));
   }
-  const valid = isDay(form.production) && isDay(form.expiry) && form.expiry >= form.production && Number.isInteger(received) && received >= 0;
+  const valid =
+    isDay(form.production) &&
+    isDay(form.expiry) &&
+    form.expiry >= form.production &&
+    Number.isInteger(received) &&
+    received >= 0;
   const title = `${t("correctTitle")} ${lot.lotNumber}`;
   return (
     <Act
@@ -178,13 +210,50 @@ function Correct({ lot, onDone, onClose }: Props) {
       onClose={onClose}
     >
       <div class="form">
-        <Field label={t("productionDate")}>{(id) => <input id={id} type="date" value={form.production} onInput={(event) => setForm({ ...form, production: event.currentTarget.value })} />}</Field>
-        <Field label={t("expiryDate")} {...(form.expiry < form.production ? { error: t("badRange") } : {})}>
-          {(id, described) => <input id={id} type="date" aria-describedby={described} value={form.expiry} onInput={(event) => setForm({ ...form, expiry: event.currentTarget.value })} />}
+        <Field label={t("productionDate")}>
+          {(id) => (
+            <input
+              id={id}
+              type="date"
+              value={form.production}
+              onInput={(event) => setForm({ ...form, production: event.currentTarget.value })}
+            />
+          )}
         </Field>
-        <Field label={t("receivedInAll")}>{(id) => <input id={id} type="number" min="0" value={form.received} onInput={(event) => setForm({ ...form, received: event.currentTarget.value })} />}</Field>
+        <Field label={t("expiryDate")} {...(form.expiry < form.production ? { error: t("badRange") } : {})}>
+          {(id, described) => (
+            <input
+              id={id}
+              type="date"
+              aria-describedby={described}
+              value={form.expiry}
+              onInput={(event) => setForm({ ...form, expiry: event.currentTarget.value })}
+            />
+          )}
+        </Field>
+        <Field label={t("receivedInAll")}>
+          {(id) => (
+            <input
+              id={id}
+              type="number"
+              min="0"
+              value={form.received}
+              onInput={(event) => setForm({ ...form, received: event.currentTarget.value })}
+            />
+          )}
+        </Field>
         <div class="whole">
-          <Field label={t("noteWhy")}>{(id) => <input id={id} maxLength={500} required value={form.note} onInput={(event) => setForm({ ...form, note: event.currentTarget.value })} />}</Field>
+          <Field label={t("noteWhy")}>
+            {(id) => (
+              <input
+                id={id}
+                maxLength={500}
+                required
+                value={form.note}
+                onInput={(event) => setForm({ ...form, note: event.currentTarget.value })}
+              />
+            )}
+          </Field>
         </div>
       </div>
     </Act>
@@ -213,17 +282,41 @@ function WriteOff({ lot, onDone, onClose }: Props) {
       label={t("writeOff")}
       danger
       effects={effects}
-      run={() => perform(VaccinemgmtService.method.writeOffDoses, { lotId: lot.lotId, requestId, quantity, reason: form.reason, note: form.note.trim() }, title)}
+      run={() =>
+        perform(
+          VaccinemgmtService.method.writeOffDoses,
+          { lotId: lot.lotId, requestId, quantity, reason: form.reason, note: form.note.trim() },
+          title,
+        )
+      }
       onDone={() => onDone(t("done"))}
       onClose={onClose}
     >
       <div class="form">
-        <Field label={t("howMany")} hint={`${t("free")} ${number(lot.free)} · ${t("reserved")} ${number(lot.reserved)}`}>
-          {(id, described) => <input id={id} type="number" aria-describedby={described} min="1" max={lot.free + lot.reserved} required value={form.quantity} onInput={(event) => setForm({ ...form, quantity: event.currentTarget.value })} />}
+        <Field
+          label={t("howMany")}
+          hint={`${t("free")} ${number(lot.free)} · ${t("reserved")} ${number(lot.reserved)}`}
+        >
+          {(id, described) => (
+            <input
+              id={id}
+              type="number"
+              aria-describedby={described}
+              min="1"
+              max={lot.free + lot.reserved}
+              required
+              value={form.quantity}
+              onInput={(event) => setForm({ ...form, quantity: event.currentTarget.value })}
+            />
+          )}
         </Field>
         <Field label={t("reason")}>
           {(id) => (
-            <select id={id} value={form.reason} onChange={(event) => setForm({ ...form, reason: Number(event.currentTarget.value) })}>
+            <select
+              id={id}
+              value={form.reason}
+              onChange={(event) => setForm({ ...form, reason: Number(event.currentTarget.value) })}
+            >
               {REASONS.map((reason) => (
                 <option key={reason} value={reason}>
                   {writeOffName(nameOf(WriteOffReason, reason))}
@@ -233,14 +326,29 @@ function WriteOff({ lot, onDone, onClose }: Props) {
           )}
         </Field>
         <div class="whole">
-          <Field label={t("note")}>{(id) => <input id={id} maxLength={500} value={form.note} onInput={(event) => setForm({ ...form, note: event.currentTarget.value })} />}</Field>
+          <Field label={t("note")}>
+            {(id) => (
+              <input
+                id={id}
+                maxLength={500}
+                value={form.note}
+                onInput={(event) => setForm({ ...form, note: event.currentTarget.value })}
+              />
+            )}
+          </Field>
         </div>
       </div>
     </Act>
   );
 }
 
-const which = (lot: Lot, note: string) => ({ vaccineCode: lot.vaccineCode, manufacturer: lot.manufacturer, lotNumber: lot.lotNumber, hospitalId: lot.hospitalId, note });
+const which = (lot: Lot, note: string) => ({
+  vaccineCode: lot.vaccineCode,
+  manufacturer: lot.manufacturer,
+  lotNumber: lot.lotNumber,
+  hospitalId: lot.hospitalId,
+  note,
+});
 
 function RecallIt({ lot, onDone, onClose }: Props) {
   const [note, setNote] = useState("");
@@ -259,7 +367,17 @@ function RecallIt({ lot, onDone, onClose }: Props) {
       }}
       onClose={onClose}
     >
-      <Field label={t("noteToCustomers")}>{(id) => <textarea id={id} maxLength={500} required value={note} onInput={(event) => setNote(event.currentTarget.value)} />}</Field>
+      <Field label={t("noteToCustomers")}>
+        {(id) => (
+          <textarea
+            id={id}
+            maxLength={500}
+            required
+            value={note}
+            onInput={(event) => setNote(event.currentTarget.value)}
+          />
+        )}
+      </Field>
     </Act>
   );
 }
@@ -302,7 +420,9 @@ function Recalled({ lot, onMoved }: { lot: Lot; onMoved: () => void }) {
         <>
           <p>{t("recallProgress", recall.writtenOff, recall.reassigned, recall.waiting)}</p>
           <p>{t("bookingsToGo", recall.bookingsToGo)}</p>
-          {!list && <Button onClick={() => setList(true)}>{`${t("vaccinated")} (${number(recall.administered)})`}</Button>}
+          {!list && (
+            <Button onClick={() => setList(true)}>{`${t("vaccinated")} (${number(recall.administered)})`}</Button>
+          )}
           {list && <Vaccinated recallId={recallId} />}
         </>
       )}

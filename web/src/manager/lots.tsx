@@ -27,14 +27,20 @@ export function Lots({ hospital }: Here) {
       </div>
       <div class="between">
         <label class="check">
-          <input type="checkbox" checked={usableOnly} onChange={(event) => setUsableOnly(event.currentTarget.checked)} />
+          <input
+            type="checkbox"
+            checked={usableOnly}
+            onChange={(event) => setUsableOnly(event.currentTarget.checked)}
+          />
           {t("usableOnly")}
         </label>
-        <AsOf at={lots.at} zone={hospital.timeZone} loading={lots.loading} onRefresh={lots.reload} />
+        <AsOf at={lots.at} zone={hospital.timeZone} onRefresh={lots.reload} />
       </div>
       <Read from={lots}>
         {(all) => {
-          const shown = all.filter((lot) => !usableOnly || (!lot.withdrawn && lot.expiryDate >= today && lot.free + lot.reserved > 0));
+          const shown = all.filter(
+            (lot) => !usableOnly || (!lot.withdrawn && lot.expiryDate >= today && lot.free + lot.reserved > 0),
+          );
           if (!shown.length) return <Empty title={t("noLots")} />;
           return (
             <Table
@@ -44,12 +50,14 @@ export function Lots({ hospital }: Here) {
                 t("vaccine"),
                 t("expires"),
                 <span class="unseen">{t("quantity")}</span>,
-                ...(["free", "reserved", "administered", "writtenOff", "received"] as const).map((key) => <span class="right">{t(key)}</span>),
+                ...(["free", "reserved", "administered", "writtenOff", "received"] as const).map((key) => (
+                  <span class="right">{t(key)}</span>
+                )),
               ]}
             >
               {shown.map((lot) => (
                 <tr key={lot.lotId}>
-                  <th scope="row" class="nowrap">
+                  <th scope="row">
                     <Link href={`/manager/lots/${lot.lotId}`}>{lot.lotNumber}</Link>
                   </th>
                   <td>
@@ -124,18 +132,59 @@ export function Bar({ lot }: { lot: Lot }) {
   );
 }
 
-function Delivery({ hospital, lots, onDone, onClose }: Here & { lots: readonly Lot[]; onDone: (text: string) => void; onClose: () => void }) {
-  const [form, setForm] = useState({ lotNumber: "", vaccineCode: "", manufacturer: "", productionDate: "", expiryDate: "", quantity: "", deliveryId: "" });
+function Delivery({
+  hospital,
+  lots,
+  onDone,
+  onClose,
+}: Here & { lots: readonly Lot[]; onDone: (text: string) => void; onClose: () => void }) {
+  const [form, setForm] = useState({
+    lotNumber: "",
+    vaccineCode: "",
+    manufacturer: "",
+    productionDate: "",
+    expiryDate: "",
+    quantity: "",
+    deliveryId: "",
+  });
   const lotNumber = lotNumberOf(form.lotNumber);
-  const known = lots.find((lot) => lot.lotNumber === lotNumber && (!form.vaccineCode || sameCode(lot.vaccineCode, form.vaccineCode)) && (!form.manufacturer || lot.manufacturer === form.manufacturer));
+  const known = lots.find(
+    (lot) =>
+      lot.lotNumber === lotNumber &&
+      (!form.vaccineCode || sameCode(lot.vaccineCode, form.vaccineCode)) &&
+      (!form.manufacturer || lot.manufacturer === form.manufacturer),
+  );
   // What is known of the lot need not be typed again.
-  const filled = { ...form, vaccineCode: form.vaccineCode || known?.vaccineCode || "", manufacturer: form.manufacturer || known?.manufacturer || "", productionDate: form.productionDate || known?.productionDate || "", expiryDate: form.expiryDate || known?.expiryDate || "" };
+  const filled = {
+    ...form,
+    vaccineCode: form.vaccineCode || known?.vaccineCode || "",
+    manufacturer: form.manufacturer || known?.manufacturer || "",
+    productionDate: form.productionDate || known?.productionDate || "",
+    expiryDate: form.expiryDate || known?.expiryDate || "",
+  };
   const quantity = Number(form.quantity);
-  const backwards = isDay(filled.productionDate) && isDay(filled.expiryDate) && filled.expiryDate < filled.productionDate;
+  const backwards =
+    isDay(filled.productionDate) && isDay(filled.expiryDate) && filled.expiryDate < filled.productionDate;
   const ready =
-    lotNumber !== "" && /^\d{1,3}$/.test(filled.vaccineCode) && /^[A-Z0-9]{2,5}$/.test(filled.manufacturer) && isDay(filled.productionDate) && isDay(filled.expiryDate) && !backwards && Number.isInteger(quantity) && quantity > 0 && form.deliveryId !== "";
-  const effects = ready ? [known ? t("deliveryAdds", lotNumber, known.received, known.received + quantity) : t("deliveryNew", lotNumber, quantity), t("deliveryWaiting")] : [];
-  const set = (name: keyof typeof form) => (event: { currentTarget: HTMLInputElement | HTMLSelectElement }) => setForm({ ...form, [name]: event.currentTarget.value });
+    lotNumber !== "" &&
+    /^\d{1,3}$/.test(filled.vaccineCode) &&
+    /^[A-Z0-9]{2,5}$/.test(filled.manufacturer) &&
+    isDay(filled.productionDate) &&
+    isDay(filled.expiryDate) &&
+    !backwards &&
+    Number.isInteger(quantity) &&
+    quantity > 0 &&
+    form.deliveryId !== "";
+  const effects = ready
+    ? [
+        known
+          ? t("deliveryAdds", lotNumber, known.received, known.received + quantity)
+          : t("deliveryNew", lotNumber, quantity),
+        t("deliveryWaiting"),
+      ]
+    : [];
+  const set = (name: keyof typeof form) => (event: { currentTarget: HTMLInputElement | HTMLSelectElement }) =>
+    setForm({ ...form, [name]: event.currentTarget.value });
   const title = t("delivery");
   return (
     <Act
@@ -155,15 +204,41 @@ function Delivery({ hospital, lots, onDone, onClose }: Here & { lots: readonly L
     >
       <div class="form">
         <Field label={t("lotNumber")} hint={t("scan")}>
-          {(id, described) => <input id={id} aria-describedby={described} autocomplete="off" required value={form.lotNumber} onInput={set("lotNumber")} />}
+          {(id, described) => (
+            <input
+              id={id}
+              aria-describedby={described}
+              autocomplete="off"
+              required
+              value={form.lotNumber}
+              onInput={set("lotNumber")}
+            />
+          )}
         </Field>
         <Field label={t("deliveryId")} hint={t("deliveryIdHint")}>
-          {(id, described) => <input id={id} aria-describedby={described} autocomplete="off" required value={form.deliveryId} onInput={set("deliveryId")} />}
+          {(id, described) => (
+            <input
+              id={id}
+              aria-describedby={described}
+              autocomplete="off"
+              required
+              value={form.deliveryId}
+              onInput={set("deliveryId")}
+            />
+          )}
         </Field>
         <Field label={t("vaccine")}>
           {(id) => (
             <>
-              <input id={id} list={`${id}-list`} inputMode="numeric" autocomplete="off" required value={filled.vaccineCode} onInput={set("vaccineCode")} />
+              <input
+                id={id}
+                list={`${id}-list`}
+                inputMode="numeric"
+                autocomplete="off"
+                required
+                value={filled.vaccineCode}
+                onInput={set("vaccineCode")}
+              />
               <datalist id={`${id}-list`}>
                 {Object.keys(vaccines).map((code) => (
                   <option key={code} value={code} label={vaccineName(code)} />
@@ -176,7 +251,14 @@ function Delivery({ hospital, lots, onDone, onClose }: Here & { lots: readonly L
         <Field label={t("manufacturer")}>
           {(id) => (
             <>
-              <input id={id} list={`${id}-list`} autocomplete="off" required value={filled.manufacturer} onInput={set("manufacturer")} />
+              <input
+                id={id}
+                list={`${id}-list`}
+                autocomplete="off"
+                required
+                value={filled.manufacturer}
+                onInput={set("manufacturer")}
+              />
               <datalist id={`${id}-list`}>
                 {Object.keys(manufacturers).map((code) => (
                   <option key={code} value={code} label={manufacturerName(code)} />
@@ -186,11 +268,34 @@ function Delivery({ hospital, lots, onDone, onClose }: Here & { lots: readonly L
             </>
           )}
         </Field>
-        <Field label={t("productionDate")}>{(id) => <input id={id} type="date" required value={filled.productionDate} onInput={set("productionDate")} />}</Field>
-        <Field label={t("expiryDate")} {...(backwards ? { error: t("badRange") } : {})}>
-          {(id, described) => <input id={id} type="date" aria-describedby={described} required value={filled.expiryDate} onInput={set("expiryDate")} />}
+        <Field label={t("productionDate")}>
+          {(id) => <input id={id} type="date" required value={filled.productionDate} onInput={set("productionDate")} />}
         </Field>
-        <Field label={t("howMany")}>{(id) => <input id={id} type="number" min="1" max="1000000" required value={form.quantity} onInput={set("quantity")} />}</Field>
+        <Field label={t("expiryDate")} {...(backwards ? { error: t("badRange") } : {})}>
+          {(id, described) => (
+            <input
+              id={id}
+              type="date"
+              aria-describedby={described}
+              required
+              value={filled.expiryDate}
+              onInput={set("expiryDate")}
+            />
+          )}
+        </Field>
+        <Field label={t("howMany")}>
+          {(id) => (
+            <input
+              id={id}
+              type="number"
+              min="1"
+              max="1000000"
+              required
+              value={form.quantity}
+              onInput={set("quantity")}
+            />
+          )}
+        </Field>
       </div>
     </Act>
   );

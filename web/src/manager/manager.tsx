@@ -71,13 +71,25 @@ export function Manager({ person }: { person: Person }) {
               )}
               <nav class="tabs" aria-label={t("managerArea")}>
                 {TABS.map(([href, name]) => (
-                  <Link key={href} href={href} aria-current={path === href || (href !== "/manager" && path.startsWith(`${href}/`)) ? "page" : undefined}>
+                  <Link
+                    key={href}
+                    href={href}
+                    aria-current={
+                      path === href || (href !== "/manager" && path.startsWith(`${href}/`)) ? "page" : undefined
+                    }
+                  >
                     {t(name)}
                   </Link>
                 ))}
               </nav>
             </div>
-            {pending.length > 0 && <Pending asks={doing} name={(ask) => ask.about.title ?? t("askOther")} only={(ask) => ask.waiting !== undefined} />}
+            {pending.length > 0 && (
+              <Pending
+                asks={doing}
+                name={(ask) => ask.about.title ?? t("askOther")}
+                only={(ask) => ask.waiting !== undefined}
+              />
+            )}
             <Screen key={`${hospital.hospitalId} ${path}`} path={path} hospital={hospital} />
           </div>
         );

@@ -23,7 +23,11 @@ export function Places({ hospital }: Here) {
   const [count, setCount] = useState(SHOWN);
   const [act, setAct] = useState<Doing | null>(null);
   const list = useLoaded(
-    (signal) => hospitals.listAvailability({ hospitalId: hospital.hospitalId, firstDate: today, lastDate: plusDays(today, DAYS - 1) }, { signal }),
+    (signal) =>
+      hospitals.listAvailability(
+        { hospitalId: hospital.hospitalId, firstDate: today, lastDate: plusDays(today, DAYS - 1) },
+        { signal },
+      ),
     [hospital.hospitalId, today],
   );
   useEvery(REFRESHED, () => void list.reload());
@@ -42,11 +46,19 @@ export function Places({ hospital }: Here) {
           {t("setCapacity")}
         </Button>
       </div>
-      <AsOf at={asOf ? Number(asOf.seconds) * 1000 : undefined} zone={hospital.timeZone} loading={list.loading} onRefresh={list.reload} />
+      <AsOf at={asOf ? Number(asOf.seconds) * 1000 : undefined} zone={hospital.timeZone} onRefresh={list.reload} />
       <Read from={list}>
         {() =>
           days.length ? (
-            <Table caption={t("places")} head={[t("day"), ...(["capacity", "approved", "leftColumn"] as const).map((key) => <span class="right">{t(key)}</span>), t("status"), <span class="unseen">{t("what")}</span>]}>
+            <Table
+              caption={t("places")}
+              head={[
+                t("day"),
+                ...(["capacity", "approved", "leftColumn"] as const).map((key) => <span class="right">{t(key)}</span>),
+                t("status"),
+                <span class="unseen">{t("what")}</span>,
+              ]}
+            >
               {days.slice(0, count).map((day) => (
                 <tr key={day.date}>
                   <th scope="row" class="nowrap">
@@ -90,18 +102,36 @@ export function Places({ hospital }: Here) {
           )
         }
       </Read>
-      {days.length > count && <Button onClick={() => setCount(count + SHOWN)}>{t("showMore", days.length - count)}</Button>}
-      {act?.what === "capacity" && <Capacity hospital={hospital} days={days} first={act.day ?? today} onDone={done} onClose={() => setAct(null)} />}
-      {act?.what === "callOff" && <CallOff hospital={hospital} day={act.day} onDone={done} onClose={() => setAct(null)} />}
-      {act?.what === "reopen" && <Reopen hospital={hospital} day={act.day} onDone={done} onClose={() => setAct(null)} />}
+      {days.length > count && (
+        <Button onClick={() => setCount(count + SHOWN)}>{t("showMore", days.length - count)}</Button>
+      )}
+      {act?.what === "capacity" && (
+        <Capacity hospital={hospital} days={days} first={act.day ?? today} onDone={done} onClose={() => setAct(null)} />
+      )}
+      {act?.what === "callOff" && (
+        <CallOff hospital={hospital} day={act.day} onDone={done} onClose={() => setAct(null)} />
+      )}
+      {act?.what === "reopen" && (
+        <Reopen hospital={hospital} day={act.day} onDone={done} onClose={() => setAct(null)} />
+      )}
     </>
   );
 }
 
 type Props = Here & { onDone: (text: string) => void; onClose: () => void };
 
-function Capacity({ hospital, days, first, onDone, onClose }: Props & { days: readonly DayAvailability[]; first: string }) {
-  const [form, setForm] = useState({ first, last: first, capacity: String(days.find((one) => one.date === first)?.capacity ?? "") });
+function Capacity({
+  hospital,
+  days,
+  first,
+  onDone,
+  onClose,
+}: Props & { days: readonly DayAvailability[]; first: string }) {
+  const [form, setForm] = useState({
+    first,
+    last: first,
+    capacity: String(days.find((one) => one.date === first)?.capacity ?? ""),
+  });
   const known = new Map(days.map((one) => [one.date, one]));
   const capacity = Number(form.capacity);
   const length = isDay(form.first) && isDay(form.last) ? daysBetween(form.first, form.last) + 1 : 0;
@@ -121,18 +151,53 @@ function Capacity({ hospital, days, first, onDone, onClose }: Props & { days: re
       title={title}
       label={title}
       effects={effects}
-      run={() => perform(HospitalService.method.setDailyCapacity, { hospitalId: hospital.hospitalId, firstDate: form.first, lastDate: form.last, capacity }, title)}
+      run={() =>
+        perform(
+          HospitalService.method.setDailyCapacity,
+          { hospitalId: hospital.hospitalId, firstDate: form.first, lastDate: form.last, capacity },
+          title,
+        )
+      }
       onDone={(response) => onDone(t("capacitySet", response.daysChanged))}
       onClose={onClose}
     >
       <div class="form">
         <Field label={t("firstDay")}>
-          {(id) => <input id={id} type="date" value={form.first} onInput={({ currentTarget: { value } }) => setForm({ ...form, first: value, last: form.last < value ? value : form.last })} />}
+          {(id) => (
+            <input
+              id={id}
+              type="date"
+              value={form.first}
+              onInput={({ currentTarget: { value } }) =>
+                setForm({ ...form, first: value, last: form.last < value ? value : form.last })
+              }
+            />
+          )}
         </Field>
         <Field label={t("lastDay")} {...(length < 1 ? { error: t("badRange") } : {})}>
-          {(id, described) => <input id={id} type="date" aria-describedby={described} value={form.last} onInput={(event) => setForm({ ...form, last: event.currentTarget.value })} />}
+          {(id, described) => (
+            <input
+              id={id}
+              type="date"
+              aria-describedby={described}
+              value={form.last}
+              onInput={(event) => setForm({ ...form, last: event.currentTarget.value })}
+            />
+          )}
         </Field>
-        <Field label={t("perDay")}>{(id) => <input id={id} type="number" min="0" max="1000000" required value={form.capacity} onInput={(event) => setForm({ ...form, capacity: event.currentTarget.value })} />}</Field>
+        <Field label={t("perDay")}>
+          {(id) => (
+            <input
+              id={id}
+              type="number"
+              min="0"
+              max="1000000"
+              required
+              value={form.capacity}
+              onInput={(event) => setForm({ ...form, capacity: event.currentTarget.value })}
+            />
+          )}
+        </Field>
       </div>
     </Act>
   );
@@ -147,7 +212,11 @@ function CallOff({ hospital, day, onDone, onClose }: Props & { day: DayAvailabil
   const request = { hospitalId: hospital.hospitalId, date: day.date, note: note.trim() };
   useEvery(LOOKED_AT, () => {
     // The call may be repeated, and tells how many bookings are still to end.
-    if (toGo) hospitals.callOffDay(request).then((response) => setToGo(response.bookingsToGo), () => {});
+    if (toGo)
+      hospitals.callOffDay(request).then(
+        (response) => setToGo(response.bookingsToGo),
+        () => {},
+      );
   });
   if (toGo === 0) queueMicrotask(() => onDone(t("bookingsToGo", 0)));
   return (
@@ -161,7 +230,18 @@ function CallOff({ hospital, day, onDone, onClose }: Props & { day: DayAvailabil
       onDone={(response) => setToGo(response.bookingsToGo)}
       onClose={onClose}
     >
-      <Field label={t("noteToCustomers")}>{(id) => <textarea id={id} maxLength={500} required value={note} readOnly={toGo !== null} onInput={(event) => setNote(event.currentTarget.value)} />}</Field>
+      <Field label={t("noteToCustomers")}>
+        {(id) => (
+          <textarea
+            id={id}
+            maxLength={500}
+            required
+            value={note}
+            readOnly={toGo !== null}
+            onInput={(event) => setNote(event.currentTarget.value)}
+          />
+        )}
+      </Field>
     </Act>
   );
 }

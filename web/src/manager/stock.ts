@@ -19,13 +19,24 @@ export function unusable(lot: Lot, booking: Vaccination, takesReserved: boolean)
   return null;
 }
 
-export type Change = { effect: "givenEffect" | "freeEffect" | "reservedEffect"; lot: string; before: number; after: number } | { effect: "lastBookingChanges" };
+export type Change =
+  | { effect: "givenEffect" | "freeEffect" | "reservedEffect"; lot: string; before: number; after: number }
+  | { effect: "lastBookingChanges" };
 
 /** What becomes of the lots when a dose of `lot` is given to who has `dose` set aside. */
 export function onAdminister(lot: Lot, dose: Dose | undefined, lots: readonly Lot[]): Change[] {
-  const given: Change = { effect: "givenEffect", lot: lot.lotNumber, before: lot.administered, after: lot.administered + 1 };
-  if (dose?.lotId === lot.lotId) return [{ effect: "reservedEffect", lot: lot.lotNumber, before: lot.reserved, after: lot.reserved - 1 }, given];
-  const taken: Change = lot.free > 0 ? { effect: "freeEffect", lot: lot.lotNumber, before: lot.free, after: lot.free - 1 } : { effect: "lastBookingChanges" };
+  const given: Change = {
+    effect: "givenEffect",
+    lot: lot.lotNumber,
+    before: lot.administered,
+    after: lot.administered + 1,
+  };
+  if (dose?.lotId === lot.lotId)
+    return [{ effect: "reservedEffect", lot: lot.lotNumber, before: lot.reserved, after: lot.reserved - 1 }, given];
+  const taken: Change =
+    lot.free > 0
+      ? { effect: "freeEffect", lot: lot.lotNumber, before: lot.free, after: lot.free - 1 }
+      : { effect: "lastBookingChanges" };
   return [taken, given, ...onReturn(dose, lots)];
 }
 
@@ -42,12 +53,25 @@ export function onAssign(lot: Lot, dose: Dose | undefined, lots: readonly Lot[])
 /** What becomes of the lots when a dose goes back. */
 export function onReturn(dose: Dose | undefined, lots: readonly Lot[]): Change[] {
   const lot = lots.find((one) => one.lotId === dose?.lotId);
-  return lot && !lot.withdrawn ? [{ effect: "freeEffect", lot: lot.lotNumber, before: lot.free, after: lot.free + 1 }] : [];
+  return lot && !lot.withdrawn
+    ? [{ effect: "freeEffect", lot: lot.lotNumber, before: lot.free, after: lot.free + 1 }]
+    : [];
 }
 
 const SEPARATOR = "\u001d";
 // GS1 application identifiers of fixed length that stand on vaccines: number of the article, dates, and so on.
-const FIXED: Record<string, number> = { "00": 18, "01": 14, "02": 14, "11": 6, "12": 6, "13": 6, "15": 6, "16": 6, "17": 6, "20": 2 };
+const FIXED: Record<string, number> = {
+  "00": 18,
+  "01": 14,
+  "02": 14,
+  "11": 6,
+  "12": 6,
+  "13": 6,
+  "15": 6,
+  "16": 6,
+  "17": 6,
+  "20": 2,
+};
 
 /** The lot number of what a scanner has read: a GS1 code's, or the text as it is. */
 export function lotNumberOf(scan: string): string {

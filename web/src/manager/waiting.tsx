@@ -14,7 +14,10 @@ export function Waiting({ hospital }: Here) {
   const list = useLoaded(
     (signal) =>
       allPages(async (pageToken) => {
-        const page = await stock.listWaiting({ hospitalId: hospital.hospitalId, pageSize: 1000, pageToken }, { signal });
+        const page = await stock.listWaiting(
+          { hospitalId: hospital.hospitalId, pageSize: 1000, pageToken },
+          { signal },
+        );
         return { items: page.vaccinations, next: page.nextPageToken };
       }),
     [hospital.hospitalId],
@@ -28,14 +31,24 @@ export function Waiting({ hospital }: Here) {
     <>
       <div class="between">
         <Heading>{t("waiting")}</Heading>
-        <AsOf at={list.at} zone={hospital.timeZone} loading={list.loading} onRefresh={list.reload} />
+        <AsOf at={list.at} zone={hospital.timeZone} onRefresh={list.reload} />
       </div>
       <Read from={list}>
         {(all) =>
           all.length ? (
             <>
               <p class="soft">{t("waitingText")}</p>
-              <Table caption={t("waiting")} head={[t("position"), t("customer"), t("day"), t("requestedVaccine"), t("since"), <span class="unseen">{t("what")}</span>]}>
+              <Table
+                caption={t("waiting")}
+                head={[
+                  t("position"),
+                  t("customer"),
+                  t("day"),
+                  t("requestedVaccine"),
+                  t("since"),
+                  <span class="unseen">{t("what")}</span>,
+                ]}
+              >
                 {all.map((one, index) => (
                   <tr key={one.reservationId}>
                     <td>{number(index + 1)}</td>
@@ -62,7 +75,9 @@ export function Waiting({ hospital }: Here) {
           )
         }
       </Read>
-      {booking && <AssignLot booking={booking} lots={lots.data ?? []} onDone={onDone} onClose={() => setBooking(null)} />}
+      {booking && (
+        <AssignLot booking={booking} lots={lots.data ?? []} onDone={onDone} onClose={() => setBooking(null)} />
+      )}
     </>
   );
 }

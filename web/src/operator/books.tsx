@@ -39,7 +39,13 @@ function Book({ service, title }: { service: Service; title: Key }) {
     setProgress(now);
     try {
       for await (const told of operations.checkBooks({ service }, { ...at(service, leaving.signal), ...NO_LIMIT })) {
-        now = { toGo: Number(told.eventsToGo), accounts: Number(told.accounts), differences: [...now.differences, ...told.differences], complete: told.complete, done: told.done };
+        now = {
+          toGo: Number(told.eventsToGo),
+          accounts: Number(told.accounts),
+          differences: [...now.differences, ...told.differences],
+          complete: told.complete,
+          done: told.done,
+        };
         setProgress(now);
       }
     } catch (error) {
@@ -56,7 +62,11 @@ function Book({ service, title }: { service: Service; title: Key }) {
         {progress?.done && (
           <div class={`notice ${progress.differences.length ? "bad" : "good"}`}>
             <p>
-              <strong>{progress.differences.length ? t("booksDiffer", progress.differences.length) : t("booksAgree", progress.accounts)}</strong>
+              <strong>
+                {progress.differences.length
+                  ? t("booksDiffer", progress.differences.length)
+                  : t("booksAgree", progress.accounts)}
+              </strong>
             </p>
             {!progress.complete && <p>{t("booksIncomplete")}</p>}
           </div>
@@ -64,7 +74,15 @@ function Book({ service, title }: { service: Service; title: Key }) {
       </div>
       {refused && <Problem refused={refused} title={t("ranOut")} />}
       {progress && progress.differences.length > 0 && (
-        <Table caption={t("booksDiffer", progress.differences.length)} head={[t("account"), t("whatDiffers"), <span class="right">{t("byStore")}</span>, <span class="right">{t("byOther")}</span>]}>
+        <Table
+          caption={t("booksDiffer", progress.differences.length)}
+          head={[
+            t("account"),
+            t("whatDiffers"),
+            <span class="right">{t("byStore")}</span>,
+            <span class="right">{t("byOther")}</span>,
+          ]}
+        >
           {progress.differences.map((one, index) => (
             <tr key={index}>
               <th scope="row">{one.account}</th>

@@ -1,5 +1,8 @@
 import { useEffect, useState } from "preact/hooks";
-import type { DeadLetter, RedriveAllDeadLettersResponse } from "../../gen/vaccination/operations/v1/operations_service_pb.js";
+import type {
+  DeadLetter,
+  RedriveAllDeadLettersResponse,
+} from "../../gen/vaccination/operations/v1/operations_service_pb.js";
 import { allPages, NO_LIMIT } from "../api.ts";
 import { useLoaded, useValue } from "../hooks.ts";
 import { moment, number, t } from "../i18n.ts";
@@ -39,12 +42,18 @@ export function DeadLetters() {
       <div class="tools-row">
         <div class="chips" role="group" aria-label={t("service")}>
           {SERVICES.map((one) => (
-            <button key={one} type="button" class="chip" aria-pressed={one === service} onClick={() => go(`/operator/dead-letters?service=${one}`, { replace: true })}>
+            <button
+              key={one}
+              type="button"
+              class="chip"
+              aria-pressed={one === service}
+              onClick={() => go(`/operator/dead-letters?service=${one}`, { replace: true })}
+            >
               {one} <span class="number">{number(last?.of[one]?.deadLetters ?? 0)}</span>
             </button>
           ))}
         </div>
-        <AsOf at={list.at} loading={list.loading} onRefresh={list.reload} />
+        <AsOf at={list.at} onRefresh={list.reload} />
       </div>
       <Read from={list}>
         {(letters) =>
@@ -53,7 +62,17 @@ export function DeadLetters() {
               <div>
                 <Button onClick={() => setAll(true)}>{t("redriveAll")}</Button>
               </div>
-              <Table caption={t("deadLetters")} head={["#", t("event"), t("reservationId"), t("why"), t("when"), <span class="unseen">{t("what")}</span>]}>
+              <Table
+                caption={t("deadLetters")}
+                head={[
+                  "#",
+                  t("event"),
+                  t("reservationId"),
+                  t("why"),
+                  t("when"),
+                  <span class="unseen">{t("what")}</span>,
+                ]}
+              >
                 {letters.slice(0, 500).map((letter) => (
                   <Row key={String(letter.sequence)} letter={letter} onOpen={() => setOpen(letter.sequence)} />
                 ))}
@@ -92,7 +111,10 @@ function Row({ letter, onOpen }: { letter: DeadLetter; onOpen: () => void }) {
 
 /** One dead letter, and what can be done about it. */
 function One({ service, sequence, onClose }: { service: Service; sequence: bigint; onClose: () => void }) {
-  const read = useLoaded((signal) => operations.getDeadLetter({ service, sequence }, at(service, signal)), [service, sequence]);
+  const read = useLoaded(
+    (signal) => operations.getDeadLetter({ service, sequence }, at(service, signal)),
+    [service, sequence],
+  );
   const [discarding, setDiscarding] = useState(false);
   const [reason, setReason] = useState("");
   const [refused, setRefused] = useState<Refusal | null>(null);
@@ -107,7 +129,10 @@ function One({ service, sequence, onClose }: { service: Service; sequence: bigin
   };
   const redrive = () =>
     attempt(async () => {
-      const { handled, failed } = await operations.redriveDeadLetters({ service, which: { case: "sequence", value: sequence } }, at(service));
+      const { handled, failed } = await operations.redriveDeadLetters(
+        { service, which: { case: "sequence", value: sequence } },
+        at(service),
+      );
       return t("redriveProgress", handled, failed, 0);
     });
   const discard = () =>
@@ -143,7 +168,18 @@ function One({ service, sequence, onClose }: { service: Service; sequence: bigin
                 <pre tabIndex={0}>{pretty(letter.payloadJson) || hex(letter.payload)}</pre>
               </details>
               <Effects of={[t(discarding ? "discardEffect" : "redriveOneEffect")]} />
-              {discarding && <Field label={t("noteWhy")}>{(id) => <input id={id} maxLength={500} value={reason} onInput={(event) => setReason(event.currentTarget.value)} />}</Field>}
+              {discarding && (
+                <Field label={t("noteWhy")}>
+                  {(id) => (
+                    <input
+                      id={id}
+                      maxLength={500}
+                      value={reason}
+                      onInput={(event) => setReason(event.currentTarget.value)}
+                    />
+                  )}
+                </Field>
+              )}
             </>
           )
         }
@@ -191,7 +227,11 @@ function RedriveAll({ service, count, onClose }: { service: Service; count: numb
   const redrive = async () => {
     setRefused(null);
     try {
-      for await (const now of operations.redriveAllDeadLetters({ service }, { ...at(service, leaving.signal), ...NO_LIMIT })) setProgress(now);
+      for await (const now of operations.redriveAllDeadLetters(
+        { service },
+        { ...at(service, leaving.signal), ...NO_LIMIT },
+      ))
+        setProgress(now);
     } catch (error) {
       if (!leaving.signal.aborted) setRefused(refusal(error));
     }

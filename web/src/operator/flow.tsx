@@ -1,6 +1,6 @@
 import type { GetStatusResponse } from "../../gen/vaccination/operations/v1/operations_service_pb.js";
 import { useValue } from "../hooks.ts";
-import { type Key, moment, number, t } from "../i18n.ts";
+import { clock, type Key, moment, number, t } from "../i18n.ts";
 import { Badge, Heading, Loading, Table } from "../ui/parts.tsx";
 import { samples } from "./flow.ts";
 import { Plot } from "./plot.tsx";
@@ -37,11 +37,17 @@ export function Flow() {
     <>
       <div class="between">
         <Heading>{t("flow")}</Heading>
-        <p class="as-of number">{t("asOf", new Date(last.time * 1000).toLocaleTimeString(document.documentElement.lang, { hour12: false }))}</p>
+        <p class="as-of number">{t("asOf", clock(last.time * 1000))}</p>
       </div>
       <Table
         caption={t("flow")}
-        head={[t("service"), t("status"), ...(["outbox", "outboxAge", "lag", "inFlight", "redelivered", "deadLetters", "parked"] as const).map((key) => <span class="right">{t(key)}</span>)]}
+        head={[
+          t("service"),
+          t("status"),
+          ...(["outbox", "outboxAge", "lag", "inFlight", "redelivered", "deadLetters", "parked"] as const).map(
+            (key) => <span class="right">{t(key)}</span>,
+          ),
+        ]}
       >
         {SERVICES.map((service, index) => {
           const status = last.of[service];
@@ -55,13 +61,23 @@ export function Flow() {
                 {!status ? (
                   <Badge tone="bad">{t("unreachable")}</Badge>
                 ) : paused ? (
-                  <Badge tone="wait">{t("pausedUntil", moment(paused.seconds, Intl.DateTimeFormat().resolvedOptions().timeZone))}</Badge>
+                  <Badge tone="wait">
+                    {t("pausedUntil", moment(paused.seconds, Intl.DateTimeFormat().resolvedOptions().timeZone))}
+                  </Badge>
                 ) : (
                   <Badge tone="good">{t("running")}</Badge>
                 )}
               </td>
               {(status
-                ? [number(status.outboxDepth), age(status), number(status.consumerPending), number(status.consumerInFlight), number(status.consumerRedelivered), number(status.deadLetters), number(status.parked)]
+                ? [
+                    number(status.outboxDepth),
+                    age(status),
+                    number(status.consumerPending),
+                    number(status.consumerInFlight),
+                    number(status.consumerRedelivered),
+                    number(status.deadLetters),
+                    number(status.parked),
+                  ]
                 : Array<string>(7).fill("–")
               ).map((value, column) => (
                 <td key={column} class={`number ${column === 5 && status?.deadLetters ? "wrong" : ""}`}>
@@ -75,7 +91,9 @@ export function Flow() {
       <p class="soft">{t("flowText")}</p>
       <div class="two plots">
         {PLOTTED.map(({ name, hint, of }) => {
-          const lines = SERVICES.map((service) => all.map((sample) => (sample.of[service] ? of(sample.of[service]) : null)));
+          const lines = SERVICES.map((service) =>
+            all.map((sample) => (sample.of[service] ? of(sample.of[service]) : null)),
+          );
           const now = SERVICES.map((service, index) => `${service} ${lines[index]?.at(-1) ?? "–"}`).join(", ");
           return (
             <figure key={name} class="panel">

@@ -7,7 +7,17 @@ const HEIGHT = 160;
 const SPAN = 600;
 
 /** Lines over the last ten minutes, one for each name. */
-export function Plot({ times, lines, label, digits = 0 }: { times: number[]; lines: (number | null)[][]; label: string; digits?: number }) {
+export function Plot({
+  times,
+  lines,
+  label,
+  digits = 0,
+}: {
+  times: number[];
+  lines: (number | null)[][];
+  label: string;
+  digits?: number;
+}) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const dark = useDark();
@@ -18,7 +28,12 @@ export function Plot({ times, lines, label, digits = 0 }: { times: number[]; lin
     if (!element) return;
     const style = getComputedStyle(element);
     const colour = (name: string) => style.getPropertyValue(name).trim();
-    const axis = { stroke: colour("--soft"), grid: { stroke: colour("--line"), width: 1 }, ticks: { show: false }, font: `12px ${style.fontFamily}` };
+    const axis = {
+      stroke: colour("--soft"),
+      grid: { stroke: colour("--line"), width: 1 },
+      ticks: { show: false },
+      font: `12px ${style.fontFamily}`,
+    };
     const made = new uPlot(
       {
         width: element.clientWidth,
@@ -30,10 +45,28 @@ export function Plot({ times, lines, label, digits = 0 }: { times: number[]; lin
           y: { range: (_plot, _min, max) => [0, Math.max(max * 1.1, digits ? 1 : 5)] },
         },
         axes: [
-          { ...axis, values: (_plot, ticks) => ticks.map((tick) => clock(tick * 1000).slice(0, 5)), space: 70, size: 28 },
-          { ...axis, values: (_plot, ticks) => ticks.map((tick) => tick.toLocaleString(lang)), size: 48, ...(digits ? {} : { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6] }) },
+          {
+            ...axis,
+            values: (_plot, ticks) => ticks.map((tick) => clock(tick * 1000).slice(0, 5)),
+            space: 70,
+            size: 28,
+          },
+          {
+            ...axis,
+            values: (_plot, ticks) => ticks.map((tick) => tick.toLocaleString(lang)),
+            size: 48,
+            ...(digits ? {} : { incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5, 1e6] }),
+          },
         ],
-        series: [{}, ...lines.map((_, index) => ({ stroke: colour(`--line-${index + 1}`), width: 2, points: { show: false }, ...(DASHES[index] ? { dash: DASHES[index] } : {}) }))],
+        series: [
+          {},
+          ...lines.map((_, index) => ({
+            stroke: colour(`--line-${index + 1}`),
+            width: 2,
+            points: { show: false },
+            ...(DASHES[index] ? { dash: DASHES[index] } : {}),
+          })),
+        ],
       },
       data,
       element,

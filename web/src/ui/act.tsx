@@ -59,7 +59,12 @@ export function Act<T>({
         {refused && <Problem refused={refused} />}
         <div class="actions">
           <Button onClick={onClose}>{t("cancelDialog")}</Button>
-          <button type="submit" class={`button ${danger ? "danger" : "main"}`} disabled={!can} aria-busy={mine !== undefined}>
+          <button
+            type="submit"
+            class={`button ${danger ? "danger" : "main"}`}
+            disabled={!can}
+            aria-busy={mine !== undefined}
+          >
             {mine ? t("working") : label}
           </button>
         </div>

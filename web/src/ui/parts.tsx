@@ -20,7 +20,15 @@ export function Link({ href, ...rest }: JSX.IntrinsicElements["a"] & { href: str
  * A screen's heading. It takes the focus when one arrives at the screen, so that screen readers begin there and the
  * next Tab goes on from there.
  */
-export function Heading({ children, before, focus = true }: { children: ComponentChildren; before?: ComponentChildren; focus?: boolean }) {
+export function Heading({
+  children,
+  before,
+  focus = true,
+}: {
+  children: ComponentChildren;
+  before?: ComponentChildren;
+  focus?: boolean;
+}) {
   const heading = useRef<HTMLHeadingElement>(null);
   useLayoutEffect(() => {
     if (focus && document.body.dataset.moved) heading.current?.focus({ preventScroll: true });
@@ -70,13 +78,29 @@ export function Button({ kind = "plain", busy, onClick, class: more, children, .
     }
   };
   return (
-    <button type="button" class={`button ${kind} ${more ?? ""}`} aria-busy={isBusy} onClick={onClick ? () => void press() : undefined} {...rest}>
+    <button
+      type="button"
+      class={`button ${kind} ${more ?? ""}`}
+      aria-busy={isBusy}
+      onClick={onClick ? () => void press() : undefined}
+      {...rest}
+    >
       {children}
     </button>
   );
 }
 
-export function Field({ label, hint, error, children }: { label: string; hint?: string; error?: string; children: (id: string, described: string) => ComponentChildren }) {
+export function Field({
+  label,
+  hint,
+  error,
+  children,
+}: {
+  label: string;
+  hint?: string;
+  error?: string;
+  children: (id: string, described: string) => ComponentChildren;
+}) {
   const id = useId();
   return (
     <div class="field">
@@ -90,7 +114,17 @@ export function Field({ label, hint, error, children }: { label: string; hint?: 
 }
 
 /** A modal dialog; without `onClose` it stays. The browser keeps the focus within it and gives it back afterwards. */
-export function Dialog({ title, onClose, children, wide }: { title: string; onClose?: () => void; children: ComponentChildren; wide?: boolean }) {
+export function Dialog({
+  title,
+  onClose,
+  children,
+  wide,
+}: {
+  title: string;
+  onClose?: () => void;
+  children: ComponentChildren;
+  wide?: boolean;
+}) {
   const dialog = useRef<HTMLDialogElement>(null);
   const id = useId();
   useLayoutEffect(() => {
@@ -184,11 +218,11 @@ export function Empty({ title, children }: { title: string; children?: Component
 }
 
 /** When what is on the screen was true, and a button to read it anew. */
-export function AsOf({ at, zone, onRefresh, loading }: { at: number | undefined; zone?: string; onRefresh: () => unknown; loading: boolean }) {
+export function AsOf({ at, zone, onRefresh }: { at: number | undefined; zone?: string; onRefresh: () => unknown }) {
   return (
     <p class="as-of">
       <span class="number">{at === undefined ? "" : t("asOf", clock(at, zone))}</span>
-      <Button kind="quiet" busy={loading} onClick={onRefresh}>
+      <Button kind="quiet" onClick={onRefresh}>
         {t("refresh")}
       </Button>
     </p>
@@ -251,7 +285,15 @@ export function Effects({ of }: { of: string[] }) {
 }
 
 /** A table that scrolls sideways within itself where the screen is narrow. */
-export function Table({ caption, head, children }: { caption: string; head: ComponentChildren[]; children: ComponentChildren }) {
+export function Table({
+  caption,
+  head,
+  children,
+}: {
+  caption: string;
+  head: ComponentChildren[];
+  children: ComponentChildren;
+}) {
   return (
     <div class="table" role="region" aria-label={caption} tabIndex={0}>
       <table>

@@ -4,7 +4,15 @@ import { t } from "../i18n.ts";
 import { Button, Countdown } from "./parts.tsx";
 
 /** The requests that are under way, each with a countdown to its repetition. */
-export function Pending<T>({ asks, name, only }: { asks: Asks<T>; name: (ask: Ask) => string; only?: (ask: Ask) => boolean }) {
+export function Pending<T>({
+  asks,
+  name,
+  only,
+}: {
+  asks: Asks<T>;
+  name: (ask: Ask) => string;
+  only?: (ask: Ask) => boolean;
+}) {
   const pending = useValue(asks.pending);
   return (
     <div aria-live="polite">
@@ -12,7 +20,11 @@ export function Pending<T>({ asks, name, only }: { asks: Asks<T>; name: (ask: As
         .filter((ask) => !only || only(ask))
         .map((ask) => (
           <section key={ask.id} class="pending" data-ask={ask.waiting?.why ?? "sending"}>
-            {ask.waiting ? <Countdown since={ask.waiting.since} until={ask.waiting.until} /> : <span class="dots" aria-hidden="true" />}
+            {ask.waiting ? (
+              <Countdown since={ask.waiting.since} until={ask.waiting.until} />
+            ) : (
+              <span class="dots" aria-hidden="true" />
+            )}
             <div>
               <p class="over">{name(ask)}</p>
               {ask.waiting ? (
