@@ -215,7 +215,8 @@ class Driver:
             elif what < 0.55:
                 await self._stock(dice, client, hospital)
             elif what < 0.75 and day <= date.today() + timedelta(1):
-                await self._counter(dice, client, hospital, day)
+                for _ in range(dice.randrange(1, 5)):
+                    await self._counter(dice, client, hospital, day)
             elif what < 0.78:
                 call_off = partial(client.call_off, hospital, day)
                 await self.insist(dice, hospital, "call off", hospital, call_off)
@@ -260,6 +261,27 @@ class Driver:
         else:
             call = partial(client.recall, lot, hospital)
             await self.insist(dice, hospital, "recall", lot.lot_id, call)
+
+    async def recall_the_fullest(self, within: float) -> list[str]:
+        """When everybody else is done, each hospital's lot with the most bookings is recalled; returns what is wrong."""
+        wrong = []
+        for hospital, _ in self._hospitals:
+            client, dice = Person(self._world, "manager", ["manager"], hospital=hospital), self._random
+            lots = await self.insist(dice, hospital, "lots", hospital, partial(client.lots, hospital))
+            fullest = max(lots.answer, key=lambda lot: lot.reserved) if lots.answer else None
+            if fullest is None or not fullest.reserved:
+                continue
+            deadline = time.monotonic() + within
+            while True:
+                recall = partial(client.recall, fullest, hospital)
+                done = await self.insist(dice, hospital, "recall", fullest.lot_id, recall)
+                if done.outcome == "ok" and not done.answer.bookings_to_go:
+                    break
+                if time.monotonic() > deadline:
+                    wrong.append(f"the recall of lot {fullest.lot_id} is not done: {done.answer}")
+                    break
+                await asyncio.sleep(0.2)
+        return wrong
 
     async def _counter(self, dice: random.Random, client: Client, hospital: str, day: date) -> None:
         """Somebody comes, or does not; at times while that person cancels."""

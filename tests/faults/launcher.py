@@ -37,6 +37,10 @@ MUTATIONS = {
     "validate-at-reader": "consumers refuse an event that breaks the contract as their version knows it",
     "widen-late": "no migration job runs: each consumer's filter is widened when its first new replica starts",
     "no-parking": "what this version does not know is tried a few times, and is a dead letter then",
+    "recall-forgets": "a recall writes off the free doses, and looks at no booking on the lot",
+    "gives-back-what-was-given": "a cancellation after the dose was given puts the dose back",
+    "moves-keep-the-old-place": "a move claims the new place, and does not free the old one",
+    "ledger-forgets-returns": "doses that come back are not entered in the ledger",
     "in-progress-for-ever": "a replica that is cut off from its store keeps the events that it has in hand",
 }
 
@@ -167,8 +171,68 @@ def _mutate(name: str) -> None:
         from services.chassis.events import consumer, pull
 
         consumer.STORE_PATIENCE = pull.HOLD = float("inf")
+    elif name in RULES_OF_THE_DOSE:
+        RULES_OF_THE_DOSE[name]()
     elif name != "widen-late":  # the migration job's, see change
         raise SystemExit(f"no mutation {name}")
+
+
+def _recall_forgets() -> None:
+    from services.vaccinemgmt.application import Recalls
+
+    async def look(self: Recalls, *, thoroughly: bool = False) -> int:
+        return 0
+
+    Recalls.look = look  # type: ignore[method-assign]
+
+
+def _gives_back_what_was_given() -> None:
+    from services.vaccinemgmt.domain import Status, Vaccination
+
+    cancel = Vaccination.cancel
+
+    def whatever_happened(self: Vaccination, now: datetime) -> Any:
+        if self.status is Status.ADMINISTERED:
+            self.status = Status.COMPLETED
+        return cancel(self, now)
+
+    Vaccination.cancel = whatever_happened  # type: ignore[method-assign]
+
+
+def _moves_keep_the_old_place() -> None:
+    from services.approval.domain import Ledger, Revocation, Revoked
+
+    decide = Ledger.decide
+
+    def and_keep(self: Ledger, request: Any, now: datetime) -> Any:
+        decision = decide(self, request, now)
+        moved = [e for e in self.events if isinstance(e, Revoked) and e.reason is Revocation.MOVED]
+        for event in moved:
+            self.events.remove(event)
+        return decision
+
+    Ledger.decide = and_keep  # type: ignore[method-assign]
+
+
+def _ledger_forgets_returns() -> None:
+    from services.vaccinemgmt.domain import Lot, MovementKind
+
+    record = Lot._record
+
+    def without(self: Lot, movement: Any) -> None:
+        record(self, movement)
+        if movement.kind is MovementKind.RETURNED:
+            self.movements.remove(movement)
+
+    Lot._record = without  # type: ignore[method-assign]
+
+
+RULES_OF_THE_DOSE: dict[str, Callable[[], None]] = {
+    "recall-forgets": _recall_forgets,
+    "gives-back-what-was-given": _gives_back_what_was_given,
+    "moves-keep-the-old-place": _moves_keep_the_old_place,
+    "ledger-forgets-returns": _ledger_forgets_returns,
+}
 
 
 def _bus() -> Any:

@@ -166,6 +166,7 @@ async def _play(plan: Plan, at: Stage) -> Report:
         await breaking
     driver.stop()
     await driving
+    report.violations += await driver.recall_the_fullest(plan.settle)
     await watching
     await account(world, driver.history, report)
     report.operations, report.faults = driver.history.counts(), nemesis.done

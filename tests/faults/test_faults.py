@@ -70,3 +70,13 @@ async def test_a_broken_rule_is_found(folder: Path, mutation: str, faults: tuple
     plan = Plan(seed=3, seconds=12, mutation=mutation, pause=pause, faults=faults, settle=15, least=least, tries=1)
     report = shown(await play(plan, folder))
     assert [violation for violation in report.violations if not violation.startswith(UNREST)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "mutation",
+    ["recall-forgets", "gives-back-what-was-given", "moves-keep-the-old-place", "ledger-forgets-returns"],
+)
+async def test_a_broken_rule_of_the_dose_is_found(folder: Path, mutation: str) -> None:
+    report = shown(await play(Plan(seed=3, seconds=30, mutation=mutation, pause=0, settle=20, tries=5), folder))
+    assert [violation for violation in report.violations if not violation.startswith(UNREST)]

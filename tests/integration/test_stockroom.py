@@ -2,23 +2,34 @@
 vaccinations say the same, whatever the order, repetition and concurrency, and beside a version without ledgers."""
 
 import asyncio
+import base64
 import itertools
+import json
 import random
+import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
+from google.rpc import error_details_pb2, status_pb2
 from pymongo.errors import WriteError
 
+from services.chassis.caller import CLAIMS_HEADER
+from services.chassis.edge import Edge
 from services.chassis.errors import OtherScope
 from services.chassis.mongo import Mongo
+from services.vaccinemgmt.adapters import grpc as main_door
+from services.vaccinemgmt.adapters import recalls as door
+from services.vaccinemgmt.adapters.accesses import MongoAccesses
 from services.vaccinemgmt.adapters.mongo import MongoStock, MongoUnitOfWork
-from services.vaccinemgmt.application import Recalls, Stockroom, Vaccines, recalls
+from services.vaccinemgmt.application import Accesses, Recalls, Stockroom, Vaccines, recalls
 from services.vaccinemgmt.domain import (
     Appointment,
     Correction,
@@ -39,6 +50,9 @@ from services.vaccinemgmt.domain import (
     UnknownRecall,
     WriteOffReason,
 )
+from vaccination.vaccinemgmt.v1 import lot_pb2, recall_service_pb2_grpc, vaccinemgmt_service_pb2_grpc
+from vaccination.vaccinemgmt.v1 import recall_service_pb2 as recall_pb
+from vaccination.vaccinemgmt.v1 import vaccinemgmt_service_pb2 as pb
 
 from .conftest import OpenMongo
 
@@ -314,9 +328,9 @@ async def test_a_recall_withdraws_the_lot_everywhere_and_everybody_on_it_gets_an
     people = [appointment(i, hospital_id=f"h{1 + i % 2}") for i in range(6)]
     await store.one.vaccines.admit(people)
     await store.one.register(delivery("L2", 2, expiry_date=date(2027, 9, 1)), hospital_id="h1")
-    begun = await store.one.recall()
+    begun, repeated = await asyncio.gather(*(replica.recall() for replica in store.replicas))
+    assert (repeated.recall, repeated.lots) == (begun.recall, begun.lots)
     assert (begun.lots, begun.written_off, begun.bookings_to_go) == (3, 6, 6)
-    assert (await store.replicas[1].recall()).recall == begun.recall  # a repeat
     await store.look()
     done = await store.one.recalls.progress(begun.recall.recall_id, anybody)
     assert (done.lots, done.written_off, done.reassigned, done.waiting, done.bookings_to_go) == (3, 12, 2, 4, 0)
@@ -400,7 +414,8 @@ async def test_those_vaccinated_from_a_recalled_lot_are_listed_and_it_is_recorde
     ):
         seen += [(v.appointment.hospital_id, v.administered_at or NOW, v.reservation_id) for v in page]
     assert seen == sorted(expected)
-    assert store.accesses == [("op", "operator", "", "ListVaccinated", recall.recall_id)] * 4
+    asked = [("op", "operator", hospital_id, "ListVaccinated", recall.recall_id) for hospital_id in ("h1", "h2")]
+    assert store.accesses == [asked[0], *asked, asked[1]]
     assert (await store.lots())["L1"] == (0, 0, 13)
 
 
@@ -608,6 +623,126 @@ async def test_those_who_wait_are_served_by_an_exchange_when_a_dose_is_free_agai
     await store.one.vaccines.serve_waiting()
     assert await store.doses(takes_any, certain) == ["B", "A"]
     assert await store.lots() == {"A": (0, 1, 0), "B": (0, 1, 0)}
+
+
+# Over gRPC
+
+
+def token(role: str = "operator", hospital_id: str = "h1") -> tuple[tuple[str, str], ...]:
+    claims = {"sub": role, "roles": [role], "hospital": hospital_id, "exp": time.time() + 1000}
+    return ((CLAIMS_HEADER, base64.urlsafe_b64encode(json.dumps(claims).encode()).decode()),)
+
+
+@asynccontextmanager
+async def served(store: Store) -> AsyncIterator[tuple[Any, Any]]:
+    """Stubs of vaccine management and of recalls."""
+    server = grpc.aio.server(interceptors=[Edge(main_door.ERRORS, max_calls=100, max_streams=100)])
+    record = Accesses(MongoAccesses(store.mongo), store.one.clock)
+    main_door.register(server, store.one.vaccines, store.one.stockroom, record)
+    door.register(server, store.one.recalls)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield (
+            vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceStub(channel),
+            recall_service_pb2_grpc.RecallServiceStub(channel),
+        )
+    await server.stop(None)
+
+
+@asynccontextmanager
+async def refused(reason: str, field: str = "") -> AsyncIterator[None]:
+    """The call inside is refused with that reason, and the field in error."""
+    with pytest.raises(grpc.aio.AioRpcError) as refusal:
+        yield
+    trailers = dict(refusal.value.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    info, *others = status.details
+    told = error_details_pb2.ErrorInfo()
+    info.Unpack(told)
+    assert told.reason == reason, refusal.value.details()
+    if field:
+        problems = error_details_pb2.BadRequest()
+        others[0].Unpack(problems)
+        assert [violation.field for violation in problems.field_violations] == [field]
+
+
+async def test_a_lots_life_over_grpc(store: Store) -> None:
+    async with served(store) as (stock, _):
+        deliveries = [
+            lot_pb2.Delivery(
+                lot_number="L1", vaccine_code=code, manufacturer="MOD", production_date="2027-01-01",
+                expiry_date="2027-06-30", quantity=5, delivery_id=key,
+            )
+            for code, key in (("08", "a"), ("8", "b"), ("008", "a"))
+        ]  # fmt: skip
+        request = pb.RegisterLotsRequest(hospital_id="h1", deliveries=deliveries)
+        answer = await stock.RegisterLots(request, metadata=token("manager"))
+        assert (answer.lots_created, list(answer.taken)) == (1, [0, 1])
+        assert [(lot.received, lot.free, lot.vaccine_code) for lot in answer.lots] == [(10, 10, "8")] * 3
+        lot_id = answer.lots[0].lot_id
+        correct = pb.CorrectLotRequest(lot_id=lot_id, request_id=new_id(), expiry_date="2027-05-01", note="misread")
+        for _ in range(2):
+            corrected = await stock.CorrectLot(correct, metadata=token("manager"))
+            assert (corrected.lot.expiry_date, corrected.lot.received) == ("2027-05-01", 10)
+        fell = pb.WriteOffDosesRequest(lot_id=lot_id, request_id=new_id(), quantity=3, reason=1, note="fell")  # type: ignore[arg-type]
+        written_off = await stock.WriteOffDoses(fell, metadata=token("manager"))
+        assert (written_off.lot.free, written_off.lot.written_off) == (7, 3)
+        page = await stock.ListMovements(pb.ListMovementsRequest(lot_id=lot_id, page_size=3), metadata=token())
+        rest = pb.ListMovementsRequest(lot_id=lot_id, page_token=page.next_page_token)
+        movements = [*page.movements, *(await stock.ListMovements(rest, metadata=token())).movements]
+        assert sorted((m.kind, m.quantity, m.by, m.write_off_reason, m.delivery_id) for m in movements) == [
+            (1, 5, "manager", 0, "a"), (1, 5, "manager", 0, "b"), (2, 0, "manager", 0, ""), (6, 3, "manager", 1, ""),
+        ]  # fmt: skip
+        async with refused("REQUEST_ID_REUSED", "request_id"):
+            correct.received = 9
+            await stock.CorrectLot(correct, metadata=token())
+        correct.request_id, correct.received = new_id(), 2
+        async with refused("TOO_FEW_DOSES", "received"):
+            await stock.CorrectLot(correct, metadata=token())
+        correct.ClearField("received")
+        correct.expiry_date = "2026-01-01"
+        async with refused("EXPIRY_BEFORE_PRODUCTION", "expiry_date"):
+            await stock.CorrectLot(correct, metadata=token())
+        fell.request_id, fell.quantity = new_id(), 8
+        async with refused("TOO_FEW_DOSES", "quantity"):
+            await stock.WriteOffDoses(fell, metadata=token())
+        async with refused("OTHER_HOSPITAL"):
+            await stock.WriteOffDoses(fell, metadata=token("manager", "h2"))
+        async with refused("UNKNOWN_LOT", "lot_id"):
+            await stock.ListMovements(pb.ListMovementsRequest(lot_id=new_id()), metadata=token())
+
+
+async def test_a_recall_over_grpc(store: Store) -> None:
+    await store.one.register(delivery(quantity=5))
+    await store.one.vaccines.admit([appointment()])
+    request = recall_pb.RecallLotRequest(vaccine_code="08", manufacturer="MOD", lot_number="L1", note="contaminated")
+    async with served(store) as (stock, stub):
+        async with refused("OTHER_HOSPITAL"):
+            await stub.RecallLot(request, metadata=token("manager"))
+        begun = (await stub.RecallLot(request, metadata=token())).recall
+        assert (begun.lots, begun.written_off, begun.bookings_to_go, begun.vaccine_code) == (1, 4, 1, "8")
+        await store.look()
+        done = (await stub.GetRecall(recall_pb.GetRecallRequest(recall_id=begun.recall_id), metadata=token())).recall
+        assert (done.written_off, done.waiting, done.reassigned, done.bookings_to_go) == (5, 1, 0, 0)
+        assert (done.note, done.time.ToDatetime(UTC)) == ("contaminated", NOW)
+        ask = recall_pb.ListVaccinatedRequest(recall_id=begun.recall_id)
+        assert not (await stub.ListVaccinated(ask, metadata=token())).vaccinated
+        async with refused("OTHER_HOSPITAL"):
+            await stub.ListVaccinated(ask, metadata=token("manager"))
+        async with refused("UNKNOWN_RECALL", "recall_id"):
+            await stub.GetRecall(recall_pb.GetRecallRequest(recall_id=new_id()), metadata=token())
+        request.lot_number = "L9"
+        async with refused("UNKNOWN_LOT", "lot_number"):
+            await stub.RecallLot(request, metadata=token())
+        more = lot_pb2.Delivery(
+            lot_number="L1", vaccine_code="8", manufacturer="MOD", production_date="2027-01-01",
+            expiry_date="2027-06-30", quantity=5, delivery_id="more",
+        )  # fmt: skip
+        async with refused("LOT_WITHDRAWN", "deliveries[0]"):
+            await stock.RegisterLots(pb.RegisterLotsRequest(hospital_id="h1", deliveries=[more]), metadata=token())
+        [lot] = (await stock.ListLots(pb.ListLotsRequest(hospital_id="h1"), metadata=token())).lots
+        assert (lot.withdrawn, lot.written_off) == ("contaminated", 5)
 
 
 # The store itself

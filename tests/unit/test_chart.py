@@ -33,6 +33,7 @@ SERVICERS = {
     "vaccination.reservation.v1.ReservationService": ("services.reservation.adapters.grpc", "ReservationServicer"),
     "vaccination.vaccinemgmt.v1.VaccinemgmtService": ("services.vaccinemgmt.adapters.grpc", "VaccinemgmtServicer"),
     "vaccination.vaccinemgmt.v1.CounterService": ("services.vaccinemgmt.adapters.counter", "CounterServicer"),
+    "vaccination.vaccinemgmt.v1.RecallService": ("services.vaccinemgmt.adapters.recalls", "RecallServicer"),
     "vaccination.mypage.v1.MypageService": ("services.mypage.server", "MypageServicer"),
     "vaccination.mypage.v1.ViewService": ("services.mypage.rebuild", "ViewServicer"),
 }
@@ -285,7 +286,8 @@ def test_a_second_component_can_call_another_with_a_budget_and_a_breaker_of_its_
         r["from"][0]["source"]["principals"][0].rpartition("/")[2]: r["to"][0]["operation"]["paths"] for r in rules
     }
     assert allowed["mypage"] == ["/vaccination.approval.v1.HospitalService/ListHospitals"]
-    assert allowed["reservation"] == ["/vaccination.approval.v1.ApprovalService/Approve"]
+    decides = "/vaccination.approval.v1.ApprovalService"
+    assert allowed["reservation"] == [f"{decides}/Approve", f"{decides}/Move"]
 
     def peers(policy: str, way: str) -> str:
         return json.dumps(found[f"NetworkPolicy {policy}"]["spec"][way])
@@ -297,7 +299,7 @@ def test_a_second_component_can_call_another_with_a_budget_and_a_breaker_of_its_
     # This is what each proxy gets.
     istio = Objects(found.values())
     routes = {route["name"]: route for route in istio.routes("mesh", HOST)}
-    assert list(routes) == ["mypage-hospitals", "reservation-approve", "other"]
+    assert list(routes) == ["mypage-hospitals", "reservation-approve", "reservation-move", "other"]
     its_own = routes["mypage-hospitals"]["route"]
     assert its_own["timeout"] == "1s"
     assert (its_own["retry_policy"]["num_retries"], its_own["retry_policy"]["per_try_timeout"]) == (1, "0.400s")
@@ -321,7 +323,8 @@ def test_two_callers_of_one_rpc_each_have_their_own_route() -> None:
     approve = calls | {"path": "/vaccination.approval.v1.ApprovalService/Approve"}
     found = objects(values=MYPAGE_CALLS | {"components.approval.callers.mypage": [approve]})
     routes = found["VirtualService approval"]["spec"]["http"]
-    callers = {r["name"]: r["match"][0]["sourceLabels"]["app.kubernetes.io/name"] for r in routes if "match" in r}
+    labels = {r["name"]: r["match"][0].get("sourceLabels") for r in routes if "match" in r}
+    callers = {name: label["app.kubernetes.io/name"] for name, label in labels.items() if label}
     assert callers == {"mypage-hospitals": "mypage", "reservation-approve": "reservation"}
 
 

@@ -83,13 +83,16 @@ class Recalls:
         role: str,
         may: Callable[[str], None],
     ) -> Sequence[Vaccination]:
-        """Who was given a dose of the recalled lots, by hospital, then by time. It is recorded who asked.
+        """Who was given a dose of the recalled lots, by hospital, then by time. It is recorded who asked, at each of
+        the hospitals.
 
         Raises UnknownRecall.
         """
         recall = await self._known(recall_id, may)
-        await self._record(by, role, recall.hospital_id, "ListVaccinated", recall_id)
-        return await self._stock.vaccinated_page(await self._stock.recalled_lots(recall), after, limit)
+        found = await self._stock.vaccinated_page(await self._stock.recalled_lots(recall), after, limit)
+        for hospital_id in sorted({vaccination.appointment.hospital_id for vaccination in found}):
+            await self._record(by, role, hospital_id, "ListVaccinated", recall_id)
+        return found
 
     async def woken(self) -> None:
         """Waits until there may be something to look at in this process."""
@@ -126,7 +129,8 @@ class Recalls:
         while lost < MOST_LOST:
             lot = await self._stock.lot(lot_id)
             queue = await self._stock.bookings_to_look_at(lot, earliest(self._clock())) if lot else []
-            for start in range(0, max(1, len(queue)), BATCH):
+            # The last batch is empty: it finds that there are no more.
+            for start in range(0, len(queue) + BATCH, BATCH):
                 try:
                     told, finished = await self._look_at(lot_id, queue[start : start + BATCH])
                 except LostRace:  # whoever it lost to may be another replica that does the same

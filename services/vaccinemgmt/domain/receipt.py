@@ -47,10 +47,10 @@ class Receipt:
             return False
         lot = present[0] if present else new
         self.of.append(lot)
-        if lot is not new and (not delivery.delivery_id or not lot.has_dates_of(delivery)):
-            raise LotConflict(delivery, f"lot {lot.lot_number} {OTHERWISE}")
         if any(recall.is_about(lot) for recall in self._recalls):
             raise LotWithdrawn(lot.lot_number, delivery)
+        if lot is not new and (not delivery.delivery_id or not lot.has_dates_of(delivery)):
+            raise LotConflict(delivery, f"lot {lot.lot_number} {OTHERWISE}")
         request = Request(movement_id(lot.lot_id, delivery.delivery_id), by, "", at)
         if lot is not new and self._is_the_first_one(lot, delivery):
             lot.recognise(delivery, request)
