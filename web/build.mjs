@@ -126,6 +126,18 @@ const writeIndex = {
   },
 };
 
+// The licences of what is bundled ask that they go with it.
+function licenses() {
+  const { dependencies } = JSON.parse(readFileSync(join(WEB, "package.json"), "utf8"));
+  const texts = Object.keys(dependencies).map((name) => {
+    const folder = join(WEB, "node_modules", name);
+    const { version, license } = JSON.parse(readFileSync(join(folder, "package.json"), "utf8"));
+    const file = readdirSync(folder).find((each) => /^licen[cs]e/i.test(each));
+    return `${name} ${version}: ${license}\n${file ? `\n${readFileSync(join(folder, file), "utf8").trim()}\n` : ""}`;
+  });
+  writeFileSync(join(DIST, "licenses.txt"), texts.join(`\n${"-".repeat(80)}\n\n`));
+}
+
 function sizes() {
   const gzipped = (path) => gzipSync(readFileSync(path), { level: 6 }).length;
   const index = readFileSync(join(DIST, "index.html"), "utf8");
@@ -165,6 +177,7 @@ if (command !== "watch") {
 if (command === "build") {
   rmSync(DIST, { recursive: true, force: true });
   await esbuild.build({ ...options, plugins: [writeIndex] });
+  licenses();
   stamp();
   sizes();
 }

@@ -2,6 +2,7 @@ import { render } from "preact";
 import { signedBy } from "./api.ts";
 import { App, Broken } from "./app.tsx";
 import { readConfig } from "./config.ts";
+import { language } from "./i18n.ts";
 import { go } from "./router.ts";
 import { Session } from "./session.ts";
 import "./styles/main.css";
@@ -9,6 +10,7 @@ import "./styles/main.css";
 const root = document.getElementById("app");
 
 async function start(): Promise<void> {
+  document.documentElement.lang = language.get();
   const session = new Session(await readConfig());
   signedBy(session);
   let failed = false;
