@@ -12,14 +12,34 @@ import { refusal } from "./refusal.ts";
 type SignedIn = Extract<State, { person: unknown }>;
 export type Area = ComponentType<{ person: SignedIn["person"] }>;
 
+const RELOADED = "reloaded";
+
+/**
+ * Whether a part is missing because the page was updated since it was loaded, so that loading it anew helps. True once:
+ * a page that is incomplete even then does not load itself for ever.
+ */
+async function isAnotherVersion(): Promise<boolean> {
+  if (sessionStorage.getItem(RELOADED)) return false;
+  const answers = await fetch("/index.html").catch(() => null); // not while the connection is lost
+  if (!answers?.ok) return false;
+  sessionStorage.setItem(RELOADED, "yes");
+  return true;
+}
+
 // Phones load the customer's screens at once; the others come when they are needed.
 const later = (load: () => Promise<Area>): Area =>
   function Later(props) {
     const [loaded, setLoaded] = useState<{ area?: Area; failed?: unknown }>({});
     useEffect(() => {
       load().then(
-        (area) => setLoaded({ area }),
-        (failed: unknown) => setLoaded({ failed }),
+        (area) => {
+          sessionStorage.removeItem(RELOADED);
+          setLoaded({ area });
+        },
+        async (failed: unknown) => {
+          if (await isAnotherVersion()) location.reload();
+          else setLoaded({ failed });
+        },
       );
     }, []);
     if (loaded.failed) return <Problem refused={refusal(loaded.failed)} onAgain={() => location.reload()} />;

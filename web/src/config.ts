@@ -15,8 +15,24 @@ export interface Config {
   hospital_claim?: string;
 }
 
+type Endpoints = Pick<Config, "authorization_endpoint" | "token_endpoint" | "end_session_endpoint">;
+
+/** Reads it; where it does not tell the endpoints, the issuer's description does (OpenID Connect Discovery). */
 export async function readConfig(): Promise<Config> {
-  const response = await fetch("/config.json");
-  if (!response.ok) throw new Error(`/config.json: ${response.status}`);
-  return (await response.json()) as Config;
+  const config = await read<Omit<Config, keyof Endpoints> & Partial<Endpoints>>("/config.json");
+  const { authorization_endpoint, token_endpoint } = config;
+  if (authorization_endpoint && token_endpoint) return { ...config, authorization_endpoint, token_endpoint };
+  const found = await read<Endpoints>(`${config.issuer.replace(/\/$/, "")}/.well-known/openid-configuration`);
+  return {
+    ...config,
+    authorization_endpoint: found.authorization_endpoint,
+    token_endpoint: found.token_endpoint,
+    ...(found.end_session_endpoint ? { end_session_endpoint: found.end_session_endpoint } : {}),
+  };
+}
+
+async function read<T>(url: string): Promise<T> {
+  const response = await fetch(url);
+  if (!response.ok) throw new Error(`${url}: ${response.status}`);
+  return (await response.json()) as T;
 }

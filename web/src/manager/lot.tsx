@@ -73,7 +73,7 @@ export function LotPage({ hospital, lotId }: Here & { lotId: string }) {
                 )}
               </div>
             </div>
-            {lot.withdrawn && <Recalled lot={lot} onMoved={reload} />}
+            {lot.withdrawn && <Recalled lot={lot} zone={hospital.timeZone} onMoved={reload} />}
             <div class="two">
               <section class="panel">
                 <Facts
@@ -386,7 +386,7 @@ const LOOKED_AT = 2000;
 const kept = (lot: Lot) => `recall ${lot.lotId}`;
 
 /** That a lot is withdrawn, and how far its recall is. */
-function Recalled({ lot, onMoved }: { lot: Lot; onMoved: () => void }) {
+function Recalled({ lot, zone, onMoved }: { lot: Lot; zone: string; onMoved: () => void }) {
   const [recallId, setRecallId] = useState(() => sessionStorage.getItem(kept(lot)) ?? "");
   const [recall, setRecall] = useState<Recall | undefined>();
   const [list, setList] = useState(false);
@@ -423,14 +423,14 @@ function Recalled({ lot, onMoved }: { lot: Lot; onMoved: () => void }) {
           {!list && (
             <Button onClick={() => setList(true)}>{`${t("vaccinated")} (${number(recall.administered)})`}</Button>
           )}
-          {list && <Vaccinated recallId={recallId} />}
+          {list && <Vaccinated recallId={recallId} zone={zone} />}
         </>
       )}
     </div>
   );
 }
 
-function Vaccinated({ recallId }: { recallId: string }) {
+function Vaccinated({ recallId, zone }: { recallId: string; zone: string }) {
   const list = useLoaded(
     (signal) =>
       allPages(async (pageToken) => {
@@ -448,7 +448,7 @@ function Vaccinated({ recallId }: { recallId: string }) {
               <tr key={one.reservationId}>
                 <th scope="row">{one.customerId}</th>
                 <td>{one.reservationId}</td>
-                <td class="nowrap">{moment(one.administerTime?.seconds, "Asia/Seoul")}</td>
+                <td class="nowrap">{moment(one.administerTime?.seconds, zone)}</td>
               </tr>
             ))}
           </Table>
