@@ -80,7 +80,7 @@ async def test_a_customer_signs_in_chooses_books_looks_moves_and_cancels(
     facts = person.page.locator(".facts")
     for fact in ("Vaccine type", "Produced", "Use by", "Quantity", "1 dose"):
         await expect(facts.get_by_text(fact, exact=True)).to_be_visible()
-    await expect(person.page.locator(".timeline li")).to_have_count(2)
+    await expect(person.page.locator(".timeline li")).to_have_count(3)
     await person.fits()
 
     await person.follow("Move")
