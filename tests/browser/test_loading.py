@@ -20,7 +20,7 @@ FIRST_LOAD = 150_000  # bytes, compressed
 async def test_the_first_load_is_small(opens: Opens) -> None:
     person = await opens()
     answers: list[Response] = []
-    person.context.on("response", answers.append)
+    person.context.on("response", lambda answer: answers.append(answer))
     await person.page.goto("/", wait_until="networkidle")
     await expect(person.button("Sign in")).to_be_visible()
     sizes = {answer.url: (await answer.request.sizes())["responseBodySize"] for answer in answers}

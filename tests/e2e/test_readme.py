@@ -17,6 +17,7 @@ from mesh.machine import Mesh
         ("README.md", "## Calling it", '"lot_number": "MP-P26B7"'),
         ("README.ko.md", "## 호출하기", '"lotNumber":"MP-P26B7"'),
     ],
+    ids=["English", "Korean"],
 )
 def test_the_commands_of_the_readme_work_in_their_order(mesh: Mesh, file: str, section: str, lot: str) -> None:
     if shutil.which("curl") is None:
