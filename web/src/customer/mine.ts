@@ -5,7 +5,11 @@ import {
   CreateReservationRequestSchema,
   MoveReservationRequestSchema,
 } from "../../gen/vaccination/reservation/v1/reservation_service_pb.js";
-import { type Reservation, ReservationSchema } from "../../gen/vaccination/reservation/v1/reservation_pb.js";
+import {
+  type Reservation,
+  ReservationSchema,
+  ReservationStatus,
+} from "../../gen/vaccination/reservation/v1/reservation_pb.js";
 import { mypage, NO_LIMIT, reservations, whileSignedIn } from "../api.ts";
 import { type Answer, type Ask, Asks } from "../asks.ts";
 import { browser } from "../browser.ts";
@@ -85,6 +89,18 @@ asks.onAnswer = (answer) => {
     const reservation = answer.answer;
     if (!includes(told.get(reservation.reservationId), reservation)) {
       answered.set(reservation.reservationId, reservation);
+      keepAnswered();
+    }
+    if (answer.ask.kind === "move" && reservation.status !== ReservationStatus.REJECTED) {
+      // The answer says so by itself: the place before has gone with the same commit.
+      const { reservationId = "" } = answer.ask.request as { reservationId?: string };
+      const before = told.get(reservationId);
+      if (before && before.status < ReservationStatus.MOVED) {
+        const { hospitalId, hospitalName, date, timeZone } = before;
+        const status = ReservationStatus.MOVED;
+        const moved = create(ReservationSchema, { reservationId, hospitalId, hospitalName, date, timeZone, status });
+        answered.set(reservationId, moved);
+      }
       keepAnswered();
     }
     show();

@@ -158,7 +158,7 @@ export function DayList({ hospital }: Here) {
                       <td>
                         <State one={one} />
                       </td>
-                      <td>
+                      <td class="words">
                         <DoseOf one={one} />
                       </td>
                       <td class="nowrap">{one.checkInTime ? hour(one.checkInTime.seconds, hospital.timeZone) : "–"}</td>

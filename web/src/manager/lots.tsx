@@ -60,7 +60,7 @@ export function Lots({ hospital }: Here) {
                   <th scope="row">
                     <Link href={`/manager/lots/${lot.lotId}`}>{lot.lotNumber}</Link>
                   </th>
-                  <td>
+                  <td class="words">
                     {vaccineName(lot.vaccineCode)}
                     <span class="soft id-short">{manufacturerName(lot.manufacturer)}</span>
                   </td>

@@ -67,7 +67,7 @@ export function Places({ hospital }: Here) {
                   <td class="number">{number(day.capacity)}</td>
                   <td class="number">{number(day.approved)}</td>
                   <td class="number strong">{number(day.left)}</td>
-                  <td>
+                  <td class={day.calledOff ? "words" : ""}>
                     {day.calledOff && (
                       <>
                         <Badge tone="bad">{t("calledOff")}</Badge> <span class="soft">“{day.calledOff}”</span>
