@@ -62,7 +62,7 @@ async def main(folder: Path, readme: bool) -> None:
             await asyncio.to_thread(mesh.up)
             async with grpc.aio.insecure_channel(mesh.gateway) as channel, async_playwright() as playwright:
                 world = World(mesh, channel)
-                stage = await staged(world, ROWS)
+                stage = await staged(world, 40 if readme else ROWS)
                 await garbage(world, 3)
                 browser = await launched(playwright)
                 await (of_the_readme(browser, stage) if readme else pictures(browser, stage, folder))
