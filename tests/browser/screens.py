@@ -165,6 +165,8 @@ async def _customer(person: Person, stage: Stage) -> AsyncIterator[str]:
     yield "customer-busy"
     await person.status("COMPLETED")
     yield "customer-booked"
+    await person.context.clock.fast_forward(7000)
+    await expect(page.locator(".toast p")).to_have_count(0)  # it would cover the next screens
     await page.locator(".ticket a").click()
     await expect(page.locator(".timeline li")).to_have_count(3)
     yield "customer-reservation"
