@@ -147,7 +147,7 @@ async def test_a_delivery_serves_those_who_wait_and_the_same_note_is_taken_once(
     await person.see("Nobody is waiting for a dose.")
 
 
-async def test_a_dose_is_assigned_to_who_waits(world: World, opens: Opens) -> None:
+async def test_no_lot_can_be_assigned_that_does_not_suit_who_waits(world: World, opens: Opens) -> None:
     hospital, today = await world.new_hospital(capacity=5, days_ahead=0, time_zone=zone_at_noon())
     person = await opens(size=TABLET)
     counter = Counter(world, hospital, today, person)
