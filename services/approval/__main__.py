@@ -1,38 +1,19 @@
 """Approval's composition root."""
 
-import asyncio
 from pathlib import Path
 
 from services.chassis import clock, retention
-from services.chassis.errors import StoreUnavailable
-from services.chassis.events import LOOK_EVERY, Consumer, Relay
+from services.chassis.events import Consumer, Relay
 from services.chassis.events.erasure import Eraser
 from services.chassis.postgres import Database
 from services.chassis.server import Service, main
 from services.chassis.settings import Settings
-from services.chassis.telemetry import log
+from services.chassis.upkeep import keep
 
 from .adapters import events, grpc, metrics
 from .adapters.books import ApprovalBooks
 from .adapters.postgres import PostgresBooks, rules
 from .application import Approval
-
-
-async def revoke(use_cases: Approval) -> None:
-    """Ends the bookings of days that are called off, at once and regularly: a replica may have died with some left."""
-    while True:
-        try:
-            async with asyncio.timeout(LOOK_EVERY):
-                await use_cases.called_off()
-        except TimeoutError:
-            pass
-        try:
-            if revoked := await use_cases.revoke():
-                log.info("bookings of days called off have ended", bookings=revoked)
-        except StoreUnavailable:
-            log.warning("store away: bookings of days called off wait")
-        except Exception as error:  # trouble with one day must not end the service for all of them
-            log.error("the bookings of a day called off have not ended", exc_info=error)
 
 
 async def approval() -> None:
@@ -56,7 +37,7 @@ async def approval() -> None:
             database,
         ),
         background=[
-            lambda: revoke(use_cases),
+            lambda: keep("bookings of days called off ended", lambda _: use_cases.revoke(), use_cases.called_off),
             lambda: retention.keep(service.name, rules(database, kept)),
         ],
         eraser=Eraser(use_cases.erase),

@@ -33,9 +33,13 @@ class Caller:
     until: float
 
     def check_scope(self, claim: str, value: str) -> None:
-        """Raises OtherScope unless the caller's claim is `value`, or the caller is an operator."""
-        if UNBOUND_ROLE not in self.roles and self.claims.get(claim) != value:
-            raise OtherScope(claim, f"the token's {claim} is {self.claims.get(claim) or 'not set'}, not {value}")
+        """Raises OtherScope unless the caller's claim is `value`, or the caller is an operator.
+
+        An empty claim is no claim: an empty value may mean everything, as it does in a recall.
+        """
+        own = self.claims.get(claim)
+        if UNBOUND_ROLE not in self.roles and (not own or own != value):
+            raise OtherScope(claim, f"the token's {claim} is {own or 'not set'}, not {value}")
 
 
 _current: ContextVar[Caller | None] = ContextVar("caller", default=None)

@@ -112,20 +112,8 @@ class Mongo:
             done = await migrations.find_one({"_id": "schema"})
             if done and done["version"] >= schema.version:
                 return
-            # By the server's clock; of the first try, if the one that made the database so was another.
-            reached = {"version": schema.version, "at": {"$ifNull": ["$at", "$$NOW"]}}
-            await migrations.update_one({"_id": f"schema {schema.version}"}, [{"$set": reached}], upsert=True)
             await self._migrate(schema)
             await migrations.replace_one({"_id": "schema"}, {"version": schema.version}, upsert=True)
-
-    async def reached(self, version: int) -> datetime:
-        """When the database was brought to a version of its schema, or beyond it."""
-        beyond = {"version": {"$gte": version}, "at": {"$exists": True}}
-        found = await self.database["migrations"].find_one(beyond, sort=[("at", 1)])
-        if found is None:
-            raise LookupError(f"the schema has not reached version {version}")
-        at: datetime = found["at"]
-        return at
 
     async def _migrate(self, schema: Schema) -> None:
         existing = {
@@ -224,6 +212,14 @@ class Mongo:
             await _commit(session)
         if transaction.has_events:
             wake()
+
+    async def delete(self, collection: str, which: Mapping[str, Any], limit: int) -> int:
+        """Deletes at most so many documents; returns how many."""
+        documents = self.database[collection]
+        async with self.boundary():
+            ids = [row["_id"] async for row in documents.find(which, {"_id": 1}).limit(limit)]
+            # What has changed since then may not be one of them any more.
+            return (await documents.delete_many({"_id": {"$in": ids}, **which})).deleted_count if ids else 0
 
     async def backlog(self) -> tuple[int, float]:
         """See OutboxStore."""

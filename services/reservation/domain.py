@@ -2,7 +2,7 @@
 
 import uuid
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from enum import IntEnum
 from typing import NewType
 from uuid import UUID
@@ -10,6 +10,10 @@ from zoneinfo import ZoneInfo
 
 # The UUIDv5 namespace of reservation ids. It was made for them and never changes.
 NAMESPACE = UUID("6f7c9e0a-5d1b-5c53-9d0e-1f0a7a3c2b44")
+
+ENDS_WITHIN = timedelta(days=11)
+"""From the end of its day: by then vaccine management has told how it ended, also with the longest grace that it gives
+the hospital's staff, ten days."""
 
 ReservationId = NewType("ReservationId", str)
 """A UUID in its canonical form, text in lower case: the same in every store, event and answer."""
@@ -225,9 +229,11 @@ class Reservation:
         return (a.hospital_id, a.date, canonical_code(a.vaccine_code)) == (r.hospital_id, r.date, r.vaccine_code)
 
     def is_active(self, now: datetime) -> bool:
-        """Whether something may still become of it."""
+        """Whether something may still become of it. How it ends is told within some days from its own day."""
         if self.status is Status.CANCEL_REQUESTED:
             return True
+        if self.status in (Status.APPROVED, Status.COMPLETED):
+            return not self.appointment.has_passed(now - ENDS_WITHIN)
         if self.status in (Status.MOVED, Status.CALLED_OFF) and self.dose_is_back:
             return False
         return self.status not in (Status.REJECTED, Status.CANCELLED) and not self.appointment.has_passed(now)

@@ -1,31 +1,24 @@
 """Vaccine management's composition root."""
 
 import asyncio
-import random
-import time
-from collections.abc import Awaitable, Callable
 from datetime import timedelta
 from typing import Annotated
 
 from pydantic import Field
 
 from services.chassis import clock, retention
-from services.chassis.errors import StoreUnavailable
-from services.chassis.events import LOOK_EVERY, Consumer, Relay
+from services.chassis.events import Consumer, Relay
 from services.chassis.events.erasure import Eraser
 from services.chassis.mongo import Mongo
 from services.chassis.server import Service, main
 from services.chassis.settings import Days, Settings
-from services.chassis.telemetry import log
+from services.chassis.upkeep import keep
 
 from .adapters import accesses, counter, events, grpc, metrics
 from .adapters import recalls as recalls_grpc
 from .adapters.books import LotBooks
 from .adapters.mongo import SCHEMA, MongoStock, rules
 from .application import Accesses, Counter, Recalls, Stockroom, Vaccines
-
-# Seconds between looks for what a look each second would make too dear.
-LOOK_THOROUGHLY_EVERY = 60.0
 
 
 class VaccinemgmtSettings(Settings):
@@ -38,41 +31,9 @@ class VaccinemgmtSettings(Settings):
     """Days for which it is kept who of the staff read whose data. 0: for ever."""
 
 
-async def keep(what: str, act: Callable[[bool], Awaitable[int]], woken: Callable[[], Awaitable[None]]) -> None:
-    """Acts when this process knows of a reason, and regularly since another replica may have had one.
-
-    The argument is whether to do it thoroughly.
-    """
-    thorough = time.monotonic()
-    while True:
-        try:
-            async with asyncio.timeout(LOOK_EVERY):
-                await woken()
-        except TimeoutError:
-            pass
-        try:
-            thoroughly = time.monotonic() >= thorough
-            if done := await act(thoroughly):
-                log.info(what, number=done)
-            if thoroughly:  # replicas do not all do it at once
-                thorough = time.monotonic() + LOOK_THOROUGHLY_EVERY * random.uniform(0.8, 1.2)  # noqa: S311
-        except StoreUnavailable:
-            log.warning("store away: it waits", what=what)
-        except Exception as error:  # trouble at one hospital must not end the service for all of them
-            log.error("not done", what=what, exc_info=error)
-
-
-async def end_days(counter: Counter) -> None:
-    """Ends the vaccinations of days that are over; in every replica, since any other one may be gone."""
-    while True:
-        await asyncio.sleep(LOOK_EVERY)
-        try:
-            if ended := await counter.end_days():
-                log.info("days ended", **{status.name.lower(): count for status, count in ended.items()})
-        except StoreUnavailable:
-            log.warning("store away: days that are over wait for their end")
-        except Exception as error:  # see keep
-            log.error("days that are over were not ended", exc_info=error)
+async def end_days(counter: Counter) -> dict[str, int]:
+    """Ends the vaccinations of days that are over; returns how many ended how."""
+    return {status.name.lower(): count for status, count in (await counter.end_days()).items()}
 
 
 async def vaccinemgmt() -> None:
@@ -95,10 +56,6 @@ async def vaccinemgmt() -> None:
         accesses.rule(mongo, lambda: kept.ago(settings.retention_accesses_days)),
     ]
 
-    async def look(thoroughly: bool) -> int:
-        await recalls.open_ledgers()
-        return await recalls.look(thoroughly=thoroughly)
-
     async def close() -> None:
         mongo.close()
 
@@ -118,8 +75,13 @@ async def vaccinemgmt() -> None:
         eraser=Eraser(lambda customer_id: record.erase(customer_id, vaccines.erase)),
         background=[
             lambda: keep("waiting list served", lambda t: vaccines.serve_waiting(thoroughly=t), vaccines.freed),
-            lambda: keep("bookings on withdrawn or corrected lots looked at", look, recalls.woken),
-            lambda: end_days(desk),
+            lambda: keep("ledgers opened", lambda _: recalls.open_ledgers()),
+            lambda: keep(
+                "bookings on withdrawn or corrected lots looked at",
+                lambda t: recalls.look(thoroughly=t),
+                recalls.woken,
+            ),
+            lambda: keep("days ended", lambda _: end_days(desk)),
             lambda: retention.keep(service.name, forgotten),
         ],
         probes=[metrics.stock(mongo, clock.now)],

@@ -86,7 +86,7 @@ async def test_an_upgrade_from_the_last_release_and_its_rollback_fail_no_call(
     for what, act, tag in (("helm upgrade", upgrade, TAG), ("helm rollback", rollback, PREVIOUS_TAG)):
         load = Load(people, gateway, customers=40)
         begin = time.monotonic()
-        async with load.run(CALLS):
+        async with load.run(CALLS, since_0_4=tag == TAG):
             await act()
             await asyncio.to_thread(release.settled)
             seconds = time.monotonic() - begin

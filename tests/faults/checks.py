@@ -3,13 +3,12 @@
 import asyncio
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
 
 import pymongo
 
-from services.vaccinemgmt.adapters.mongo import vars_of
 from services.vaccinemgmt.domain import Balance, MovementKind
 from tests.e2e.conftest import World
 
@@ -36,6 +35,7 @@ class Accounts:
     outboxes: int = 0
     dead_letters: int = 0
     set_aside: int = 0  # parked, or to be tried again
+    beside_0_3: bool = False  # whether a version took part that keeps no ledgers and does not lower `over`
     closed: set[str] = field(default_factory=set)  # reservations that the next version closed
 
 
@@ -84,7 +84,8 @@ def no_overbooking(books: Accounts, _: History) -> list[str]:
     )
     wrong = []
     for day in books.days:
-        if day["approved"] < 0 or day["over"] != max(0, day["approved"] - day["capacity"]):
+        too_many = max(0, day["approved"] - day["capacity"])
+        if day["approved"] < 0 or day["over"] < too_many or (day["over"] > too_many and not books.beside_0_3):
             wrong.append(f"{day} is overbooked")
         if day["called_off"] is not None and day["approved"]:
             wrong.append(f"{day} is called off, and somebody holds a place")
@@ -164,18 +165,19 @@ def doses_add_up(books: Accounts, _: History) -> list[str]:
         ledgers[movement["lot_id"]].add(kind, movement["quantity"], movement["reserved"])
     wrong = []
     for key, lot in books.lots.items():
-        administered, written_off = lot["administered"], lot["written_off"]
+        administered, written_off = lot.get("administered", 0), lot.get("written_off", 0)
         reserved = lot["used"] - administered - written_off
         balance = Balance(lot["received"], lot["free"], reserved, administered, written_off)
-        if lot["received"] != lot["free"] + lot["used"] or min(vars_of(balance).values()) < 0:
+        if lot["received"] != lot["free"] + lot["used"] or min(asdict(balance).values()) < 0:
             wrong.append(f"lot {lot} does not add up")
         if (reserved, administered) != (held[key, HAS_DOSE], held[key, WAS_GIVEN]):
             wrong.append(
                 f"lot {key}: {balance}; vaccinations: {held[key, HAS_DOSE]} reserved, {held[key, WAS_GIVEN]} given"
             )
-        if balance != ledgers[key]:
-            wrong.append(f"lot {key}: {balance}, its movements add up to {ledgers[key]}")
-        if lot["withdrawn"] and (lot["free"] or reserved):
+        entered = Balance(**lot["entered"]) if lot.get("entered") else Balance()
+        if entered != ledgers[key] or (balance != entered and not books.beside_0_3):
+            wrong.append(f"lot {key}: {balance}, entered {entered}, its movements add up to {ledgers[key]}")
+        if lot.get("withdrawn") and (lot["free"] or reserved):
             wrong.append(f"lot {key} is withdrawn and has {lot['free']} free, {reserved} reserved")
     for key, vaccination in books.vaccinations.items():
         dose = vaccination["dose"]
@@ -192,7 +194,7 @@ def doses_add_up(books: Accounts, _: History) -> list[str]:
 
 def nobody_waits_beside_a_dose(books: Accounts, _: History) -> list[str]:
     """Who waits does so because no free dose suits."""
-    free = [lot for lot in books.lots.values() if lot["free"] and not lot["withdrawn"]]
+    free = [lot for lot in books.lots.values() if lot["free"] and not lot.get("withdrawn")]
     wrong = []
     for key, vaccination in books.vaccinations.items():
         suits = [

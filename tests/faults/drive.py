@@ -82,7 +82,9 @@ class Driver:
         hospitals: list[tuple[str, date]],
         haste: float = 0.15,
         tries: int = 60,
+        since_0_4: bool = True,
     ) -> None:
+        self._since_0_4 = since_0_4  # whether what 0.3.0 does not know is asked for, too
         self._haste = haste  # how many first tries have hardly any time
         self._tries = tries  # of one call, until its caller gives up
         self._world, self._hospitals = world, hospitals
@@ -111,7 +113,7 @@ class Driver:
         booked: set[str] = set()
         while not self._stop.is_set():
             what = dice.random()
-            if booked and what < 0.08:
+            if booked and what < 0.08 and self._since_0_4:
                 await self._move(dice, client, name, dice.choice(sorted(booked)), booked)
             elif booked and what < 0.45:
                 reservation_id = dice.choice(sorted(booked))
@@ -210,7 +212,7 @@ class Driver:
                     partial(client.register, hospital, lot),
                     lot.quantity,
                 )
-            elif what < 0.4:
+            elif what < 0.4 or (what < 0.78 and not self._since_0_4):
                 await self._assign(dice, client, hospital)
             elif what < 0.55:
                 await self._stock(dice, client, hospital)

@@ -14,7 +14,6 @@ from typing import Any
 
 import grpc.aio
 
-from mesh.machine.processes import MeshError
 from tests.e2e.conftest import World, delivery, eventually
 from vaccination.vaccinemgmt.v1 import lot_pb2, recall_service_pb2
 
@@ -80,12 +79,7 @@ async def _kill(world: World, dice: random.Random, kills: int, seen: Seen) -> No
         for name in world.mesh.home.processes_of("vaccinemgmt"):
             await asyncio.to_thread(world.mesh.processes.stop, name, signal.SIGKILL, 10)
         seen.kills += 1
-        while True:
-            try:
-                await asyncio.to_thread(world.mesh.up)
-                break
-            except MeshError:
-                await asyncio.sleep(0.5)
+        await again_while_away(lambda: asyncio.to_thread(world.mesh.up))
 
 
 async def _insist(call: Any) -> Any:
@@ -145,8 +139,9 @@ async def _wrong(
         "the recall": ((recall.reassigned, recall.waiting, recall.bookings_to_go), (spare, bookings - spare, 0)),
     }
     wrong = [f"{what} is {seen}, not {right}" for what, (seen, right) in expected.items() if seen != right]
-    # First come, first served: those with a dose decided before those who wait.
-    order = "SELECT (max(decide_time) FILTER (WHERE status = 3) < min(decide_time) FILTER (WHERE status = 1)) AS fair "
+    # First come, first served: those with a dose decided before those who wait, in milliseconds as MongoDB keeps them.
+    came = "date_trunc('milliseconds', decide_time)"
+    order = f"SELECT (max({came}) FILTER (WHERE status = 3) <= min({came}) FILTER (WHERE status = 1)) AS fair "
     order += "FROM my_reservations WHERE hospital_id = $1"
     if (await world.query("mypage", order, hospital))[0]["fair"] is not True:
         wrong.append("somebody who came later has a dose, and somebody who came earlier waits")

@@ -265,6 +265,20 @@ async def test_whoever_came_last_loses_the_dose_that_is_broken_and_gets_another_
     assert await store.lots() == {"L1": (0, 1, 2), "L2": (0, 1, 0)}
 
 
+async def test_who_loses_a_broken_dose_is_not_moved_to_another_lot_as_if_still_holding_it(store: Store) -> None:
+    early, middle, late = DAY, DAY + timedelta(10), DAY + timedelta(20)
+    [a, _] = await store.one.register(
+        delivery("A", 3, expiry_date=middle), delivery("B", 1, production_date=middle, expiry_date=late)
+    )
+    stays, loses, could_take_b = appointment(1, day=early), appointment(2, day=early), appointment(3, day=middle)
+    holds_b = appointment(4, day=late)
+    await store.one.vaccines.admit([stays, loses, could_take_b, holds_b])
+    await store.one.register(delivery("C", 1, production_date=late))
+    await store.one.write_off(a, 2)
+    assert await store.doses(stays, loses, could_take_b, holds_b) == ["A", "", "B", "C"]
+    assert await store.lots() == {"A": (0, 1, 2), "B": (0, 1, 0), "C": (0, 1, 0)}
+
+
 async def test_more_booked_doses_than_one_transaction_takes_are_refused(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,6 +374,22 @@ async def test_a_recall_at_one_hospital_leaves_the_others_alone(store: Store) ->
             await store.one.recall(number, hospital_id)
     with pytest.raises(UnknownRecall):
         await store.one.recalls.progress(new_id(), anybody)
+
+
+async def test_a_recall_that_says_it_is_done_tells_how_it_ended(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    await store.one.register(delivery("L1", 2))
+    await store.one.vaccines.admit([appointment(i) for i in range(2)])
+    begun = await store.one.recall()
+    assert (begun.bookings_to_go, begun.waiting) == (2, 0)
+    count = store.one.stock.bookings_to_go
+
+    async def done_meanwhile(*asked: Any) -> int:
+        await store.look()
+        return await count(*asked)
+
+    monkeypatch.setattr(store.one.stock, "bookings_to_go", done_meanwhile)
+    done = await store.one.recalls.progress(begun.recall.recall_id, anybody)
+    assert (done.bookings_to_go, done.waiting, done.written_off) == (0, 2, 2)
 
 
 async def test_a_recall_by_one_spelling_covers_lots_of_the_other(store: Store) -> None:

@@ -247,7 +247,7 @@ async def test_every_order_of_admission_stock_and_the_managers_choice_ends_with_
                 await store.vaccines.serve_waiting()
             else:
                 try:
-                    await store.vaccines.assign(a.reservation_id, chosen.lot_id, anybody)
+                    await store.vaccines.assign(a.reservation_id, chosen.lot_id, "manager", anybody)
                 except (UnknownVaccination, UnknownLot):
                     pass
         vaccination = await store.vaccines.vaccination(a.reservation_id, anybody)
@@ -279,7 +279,7 @@ async def test_admissions_cancellations_choices_and_service_at_once_keep_every_d
 
     async def choose(a: Appointment, lot: Lot, replica: Vaccines) -> None:
         try:
-            await replica.assign(a.reservation_id, lot.lot_id, anybody)
+            await replica.assign(a.reservation_id, lot.lot_id, "manager", anybody)
         except (UnknownVaccination, VaccinationCancelled, LotEmpty):
             pass
 
@@ -340,13 +340,13 @@ async def test_a_manager_sees_and_assigns_lots_only_of_their_own_hospital(store:
         raise OtherScope("hospital", hospital_id)
 
     with pytest.raises(OtherScope):
-        await store.vaccines.assign(a.reservation_id, elsewhere.lot_id, not_mine)
+        await store.vaccines.assign(a.reservation_id, elsewhere.lot_id, "manager", not_mine)
     with pytest.raises(OtherScope):
         await store.vaccines.vaccination(a.reservation_id, not_mine)
     with pytest.raises(UnknownLot):
-        await store.vaccines.assign(a.reservation_id, elsewhere.lot_id, anybody)
+        await store.vaccines.assign(a.reservation_id, elsewhere.lot_id, "manager", anybody)
     with pytest.raises(UnknownVaccination):
-        await store.vaccines.assign(new_id(), elsewhere.lot_id, anybody)
+        await store.vaccines.assign(new_id(), elsewhere.lot_id, "manager", anybody)
 
 
 async def test_a_write_conflict_runs_the_use_case_again_from_the_start(store: Store) -> None:
@@ -427,7 +427,7 @@ async def test_what_a_newer_version_stores_in_a_lot_or_a_dose_stays_there(store:
     await store.mongo.database["vaccinations"].update_one({}, newer)
     [lot] = await store.stockrooms[0].lots("h1", None, 10)
     await store.register("h1", [delivery("L2", expiry_date=lot.expiry_date)])
-    await store.vaccines.assign(a.reservation_id, lot.lot_id, anybody)
+    await store.vaccines.assign(a.reservation_id, lot.lot_id, "manager", anybody)
     await store.vaccines.cancel([a])
     assert await store.free() == {"L1": 3, "L2": 3}
     assert (await store.documents())[0]["fridge"] == "F1"

@@ -20,8 +20,15 @@ def extract(version: str, folder: Path) -> Path:
     service; `folder / "helm" / "vaccination"` is the released chart. FileNotFoundError: no such release is kept.
     """
     with tarfile.open(FOLDER / f"{version}.tar.xz") as release:
-        release.extractall(folder, filter="data")
+        unpack(release, folder)
     return folder
+
+
+def unpack(archive: tarfile.TarFile, folder: Path) -> None:
+    """Unpacks an archive without taking owners and rights over, where Python can do so: Debian 12's 3.11.2 cannot."""
+    if hasattr(tarfile, "data_filter"):
+        archive.extraction_filter = tarfile.data_filter
+    archive.extractall(folder)
 
 
 def service(version: str, name: str, folder: Path) -> ModuleType:

@@ -12,7 +12,7 @@ import tarfile
 import tempfile
 from pathlib import Path
 
-from . import FOLDER
+from . import FOLDER, unpack
 
 # What the Dockerfile copies into the image of the services, and the chart that goes with it.
 SOURCES = ("services", "mesh", "protos", "helm/vaccination")
@@ -28,7 +28,7 @@ def keep(version: str, commit: str) -> Path:
         checkout = Path(name)
         archive = subprocess.run(["git", "archive", commit, *SOURCES], capture_output=True, check=True).stdout
         with tarfile.open(fileobj=io.BytesIO(archive)) as sources:
-            sources.extractall(checkout, filter="data")
+            unpack(sources, checkout)
         # The contracts' code is made by the generator of that commit.
         its_own = os.environ | {"PYTHONPATH": str(checkout), "PYTHONDONTWRITEBYTECODE": "1"}
         subprocess.run([sys.executable, "-P", "-m", "mesh.contracts"], check=True, cwd=checkout, env=its_own)

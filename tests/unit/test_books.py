@@ -112,3 +112,13 @@ def test_every_order_of_a_booking_that_was_given_up_comes_to_no_place() -> None:
     ]
     for events in itertools.permutations(of_one * 2):
         assert counted(ApprovalBooks(NO_STORE, KEPT, clock.now), list(events)) == {}  # type: ignore[arg-type]
+
+
+def test_the_name_of_an_account_is_kept_once_however_many_reservations_are_on_it() -> None:
+    books = LotBooks(NO_STORE, KEPT)  # type: ignore[arg-type]
+    events = [
+        doses.ReservationCompleted(appointment=appointment(n), version=1, dose=dose("A"), quantity=1) for n in (1, 2)
+    ]
+    subject = events[0].DESCRIPTOR.full_name
+    [[one], [other]] = [books.add(subject, event.SerializeToString()) for event in events]
+    assert one is other

@@ -378,6 +378,9 @@ class TestCaller:
             manager.check_scope("hospital", "h2")
         with pytest.raises(OtherScope, match="not set"):
             admitted(claims(sub="m", roles=["manager"]), "manager").check_scope("hospital", "h1")
+        for nowhere in ({}, {"hospital": ""}, {"hospital": None}):  # an empty value may mean all hospitals
+            with pytest.raises(OtherScope, match="not set"):
+                admitted(claims(sub="m", roles=["manager"], **nowhere), "manager").check_scope("hospital", "")
         admitted(claims(sub="o", roles=["operator"]), "operator").check_scope("hospital", "h2")
 
 

@@ -300,7 +300,7 @@ class CounterMachine(RuleBasedStateMachine):
     @rule(who=people, chosen=lots)
     def assign(self, who: Vaccination, chosen: Lot) -> None:
         present = self.shelf[who.dose.lot_id] if who.dose else None
-        self._try(lambda: who.assign(chosen, present, self.now), who)
+        self._try(lambda: who.assign(chosen, present, self.now, "manager"), who)
 
     @rule(who=people)
     def miss(self, who: Vaccination) -> None:

@@ -162,7 +162,7 @@ def test_a_cancellation_that_comes_before_the_approval_leaves_a_tombstone() -> N
 def test_a_manager_chooses_another_lot_and_the_former_dose_goes_back() -> None:
     vaccination, first, chosen = waits(), lot("first", 1), lot("chosen", 1)
     give_out([vaccination], [first], NOW)
-    vaccination.assign(chosen, first, NOW)
+    vaccination.assign(chosen, first, NOW, "manager")
     assert vaccination.dose is not None
     assert vaccination.dose.lot_number == "chosen"
     assert (first.free, chosen.free) == (1, 0)
@@ -172,7 +172,7 @@ def test_a_manager_chooses_another_lot_and_the_former_dose_goes_back() -> None:
 def test_choosing_the_same_lot_again_changes_nothing() -> None:
     vaccination, shelf = waits(), lot("only", 1)
     give_out([vaccination], [shelf], NOW)
-    vaccination.assign(shelf, shelf, NOW)
+    vaccination.assign(shelf, shelf, NOW, "manager")
     assert (vaccination.version, shelf.free, shelf.balance.reserved) == (1, 0, 1)
 
 
@@ -190,7 +190,7 @@ def test_a_lot_that_does_not_suit_is_refused_and_nothing_changes(chosen: Lot, re
     vaccination, present, free = waits(code="207"), lot("present", 1), chosen.free
     give_out([vaccination], [present], NOW)
     with pytest.raises(refusal, match=chosen.lot_number):
-        vaccination.assign(chosen, present, NOW)
+        vaccination.assign(chosen, present, NOW, "manager")
     assert vaccination.dose is not None
     assert (vaccination.dose.lot_number, vaccination.version) == ("present", 1)
     assert (chosen.free, present.free) == (free, 0)
@@ -200,7 +200,7 @@ def test_a_cancelled_booking_gets_no_dose() -> None:
     vaccination, shelf = waits(), lot()
     vaccination.cancel(NOW)
     with pytest.raises(VaccinationCancelled):
-        vaccination.assign(shelf, None, NOW)
+        vaccination.assign(shelf, None, NOW, "manager")
     assert shelf.free == 3
 
 
@@ -311,12 +311,12 @@ class LotMachine(RuleBasedStateMachine):
         present = self.shelf[self.of_person[key]] if key in self.of_person else None
         suits = person.appointment.accepts(chosen) and self.in_lot[chosen.lot_id] > 0
         if key not in self.given_up and (suits or chosen is present):
-            person.assign(chosen, present, NOW)
+            person.assign(chosen, present, NOW, "manager")
             self._take_back(person)
             self._hand_over(person, chosen)
         else:
             with pytest.raises((VaccinationCancelled, LotNotValid, LotOtherVaccine, LotEmpty)):
-                person.assign(chosen, present, NOW)
+                person.assign(chosen, present, NOW, "manager")
 
     @invariant()
     def every_dose_is_in_its_lot_or_somebodys(self) -> None:

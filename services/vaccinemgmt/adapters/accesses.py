@@ -32,15 +32,7 @@ INDEXES: list[tuple[list[tuple[str, int]], dict[str, Any]]] = [
 
 def rule(mongo: Mongo, over_before: Callable[[], datetime]) -> Rule:
     """Forgets accesses of before that moment."""
-    accesses = mongo.database["accesses"]
-
-    async def over(limit: int) -> int:
-        query = {"at": {"$lt": over_before()}}
-        async with mongo.boundary():
-            ids = [row["_id"] async for row in accesses.find(query, {"_id": 1}).limit(limit)]
-            return (await accesses.delete_many({"_id": {"$in": ids}})).deleted_count if ids else 0
-
-    return Rule("accesses", over)
+    return Rule("accesses", lambda limit: mongo.delete("accesses", {"at": {"$lt": over_before()}}, limit))
 
 
 class MongoAccesses:
@@ -69,8 +61,12 @@ class MongoAccesses:
             await self._accesses.update_many(query, {"$set": {"about": pseudonym}})
 
 
+def by_whom() -> tuple[str, str]:
+    """The subject of the caller's token, and with which role it looks."""
+    who = caller()
+    return who.subject, UNBOUND_ROLE if UNBOUND_ROLE in who.roles else "manager"
+
+
 async def record(accesses: Accesses, hospital_id: str, call: str, about: str) -> None:
     """Records what the caller of this RPC is about to be shown; raises StoreUnavailable, and then it must not be."""
-    who = caller()
-    role = UNBOUND_ROLE if UNBOUND_ROLE in who.roles else "manager"
-    await accesses.record(who.subject, role, hospital_id, call, about)
+    await accesses.record(*by_whom(), hospital_id, call, about)

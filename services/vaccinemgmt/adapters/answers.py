@@ -4,7 +4,9 @@ from services.chassis.caller import allow, caller
 from services.chassis.convert import canonical_id, to_message
 from vaccination.vaccinemgmt.v1 import vaccination_pb2
 
+from ..application import Accesses
 from ..domain import ReservationId, Vaccination
+from .accesses import record
 
 MANAGERS = allow("manager", "operator")
 
@@ -32,3 +34,9 @@ def vaccination_message(vaccination: Vaccination) -> vaccination_pb2.Vaccination
         check_in_time=vaccination.checked_in_at,
         administer_time=vaccination.administered_at,
     )
+
+
+async def shown(accesses: Accesses, call: str, vaccination: Vaccination) -> vaccination_pb2.Vaccination:
+    """The same for a caller of whom it is recorded first that this call shows whose booking it is."""
+    await record(accesses, vaccination.appointment.hospital_id, call, vaccination.reservation_id)
+    return vaccination_message(vaccination)

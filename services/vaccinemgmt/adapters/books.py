@@ -1,5 +1,6 @@
 """Vaccine management's books for the proof that they add up: where a lot's doses are."""
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
@@ -205,7 +206,7 @@ class LotBooks:
 
 
 def _account(hospital_id: str, lot_number: str, lot_id: str) -> str:
-    return f"{hospital_id} lot {lot_number} {lot_id}"
+    return sys.intern(f"{hospital_id} lot {lot_number} {lot_id}")
 
 
 def _sums(ledger: Sequence[dict[str, Any]], unrecorded: int = 0) -> Amounts:

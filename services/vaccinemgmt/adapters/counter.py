@@ -9,12 +9,11 @@ from services.chassis.caller import allow, caller
 from services.chassis.convert import calendar_day, canonical_id, to_message
 from vaccination.vaccinemgmt.v1 import counter_service_pb2 as pb
 from vaccination.vaccinemgmt.v1 import counter_service_pb2_grpc as rpc
-from vaccination.vaccinemgmt.v1.vaccination_pb2 import Vaccination as Message
 
 from ..application import Access, Accesses, Counter
-from ..domain import LotId, Status, Vaccination
+from ..domain import LotId, Status
 from .accesses import FIND_BOOKINGS, record
-from .answers import MANAGERS, own, reservation_id, vaccination_message
+from .answers import MANAGERS, own, reservation_id, shown, vaccination_message
 
 Context = ServicerContext[Any, Any]
 
@@ -46,19 +45,19 @@ class CounterServicer(rpc.CounterServiceServicer):
     @MANAGERS
     async def CheckIn(self, request: pb.CheckInRequest, context: Context) -> pb.CheckInResponse:
         vaccination = await self._counter.check_in(reservation_id(request.reservation_id), own)
-        return pb.CheckInResponse(vaccination=await self._shown("CheckIn", vaccination))
+        return pb.CheckInResponse(vaccination=await shown(self._accesses, "CheckIn", vaccination))
 
     @MANAGERS
     async def Administer(self, request: pb.AdministerRequest, context: Context) -> pb.AdministerResponse:
         scanned = LotId(canonical_id(request.lot_id)) if request.lot_id else None
         who = reservation_id(request.reservation_id)
         vaccination = await self._counter.administer(who, scanned, caller().subject, own)
-        return pb.AdministerResponse(vaccination=await self._shown("Administer", vaccination))
+        return pb.AdministerResponse(vaccination=await shown(self._accesses, "Administer", vaccination))
 
     @MANAGERS
     async def MarkMissed(self, request: pb.MarkMissedRequest, context: Context) -> pb.MarkMissedResponse:
-        vaccination = await self._counter.mark_missed(reservation_id(request.reservation_id), own)
-        return pb.MarkMissedResponse(vaccination=await self._shown("MarkMissed", vaccination))
+        vaccination = await self._counter.mark_missed(reservation_id(request.reservation_id), caller().subject, own)
+        return pb.MarkMissedResponse(vaccination=await shown(self._accesses, "MarkMissed", vaccination))
 
     @allow("operator")
     async def ListAccesses(self, request: pb.ListAccessesRequest, context: Context) -> pb.ListAccessesResponse:
@@ -67,10 +66,6 @@ class CounterServicer(rpc.CounterServiceServicer):
         found = await self._accesses.page(request.hospital_id, (after[0], after[1]) if after else None, limit + 1)
         page, token = paging.cut(listing, found, limit, lambda access: (access.at.isoformat(), access.access_id))
         return pb.ListAccessesResponse(accesses=[_access_message(access) for access in page], next_page_token=token)
-
-    async def _shown(self, call: str, vaccination: Vaccination) -> Message:
-        await record(self._accesses, vaccination.appointment.hospital_id, call, vaccination.reservation_id)
-        return vaccination_message(vaccination)
 
 
 def _status(text: str) -> Status:

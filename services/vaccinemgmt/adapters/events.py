@@ -1,5 +1,6 @@
 """Vaccine management's events as the contract writes them, and the events it follows."""
 
+from dataclasses import asdict
 from datetime import UTC
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -73,10 +74,7 @@ def stock_moved(lot: Lot, movement: Movement) -> Outgoing | None:
 
 def lot_message(lot: Lot) -> lot_pb2.Lot:
     """A lot as the contract has it."""
-    balance = {
-        name: getattr(lot.balance, name) for name in ("received", "free", "reserved", "administered", "written_off")
-    }
-    return to_message(lot, lot_pb2.Lot, used=lot.balance.received - lot.balance.free, **balance)
+    return to_message(lot, lot_pb2.Lot, used=lot.balance.received - lot.balance.free, **asdict(lot.balance))
 
 
 def subscriptions(vaccines: Vaccines) -> list[Subscription[Any]]:

@@ -18,7 +18,7 @@ from .. import domain
 from ..application import Accesses, Stockroom, Vaccines
 from ..domain import Correction, Delivery, LotId, Movement, Vaccination, WriteOffReason
 from .accesses import record
-from .answers import MANAGERS, own, reservation_id, vaccination_message
+from .answers import MANAGERS, own, reservation_id, shown, vaccination_message
 from .events import lot_message
 
 ERRORS = Errors(
@@ -84,8 +84,7 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
     @MANAGERS
     async def GetVaccination(self, request: pb.GetVaccinationRequest, context: Context) -> pb.GetVaccinationResponse:
         vaccination = await self._vaccines.vaccination(reservation_id(request.reservation_id), own)
-        await self._record("GetVaccination", vaccination)
-        return pb.GetVaccinationResponse(vaccination=vaccination_message(vaccination))
+        return pb.GetVaccinationResponse(vaccination=await shown(self._accesses, "GetVaccination", vaccination))
 
     @MANAGERS
     async def ListWaiting(self, request: pb.ListWaitingRequest, context: Context) -> pb.ListWaitingResponse:
@@ -100,9 +99,8 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
     @MANAGERS
     async def AssignLot(self, request: pb.AssignLotRequest, context: Context) -> pb.AssignLotResponse:
         lot_id = LotId(canonical_id(request.lot_id))
-        vaccination = await self._vaccines.assign(reservation_id(request.reservation_id), lot_id, own)
-        await self._record("AssignLot", vaccination)
-        return pb.AssignLotResponse(vaccination=vaccination_message(vaccination))
+        vaccination = await self._vaccines.assign(reservation_id(request.reservation_id), lot_id, caller().subject, own)
+        return pb.AssignLotResponse(vaccination=await shown(self._accesses, "AssignLot", vaccination))
 
     @MANAGERS
     async def CorrectLot(self, request: pb.CorrectLotRequest, context: Context) -> pb.CorrectLotResponse:
@@ -139,9 +137,6 @@ class VaccinemgmtServicer(vaccinemgmt_service_pb2_grpc.VaccinemgmtServiceService
         found = await self._stockroom.movements(lot_id, (after[0], after[1]) if after else None, limit + 1, own)
         page, token = paging.cut(listing, found, limit, lambda m: (m.at.isoformat(), m.movement_id))
         return pb.ListMovementsResponse(movements=[_movement(m) for m in page], next_page_token=token)
-
-    async def _record(self, call: str, vaccination: Vaccination) -> None:
-        await record(self._accesses, vaccination.appointment.hospital_id, call, vaccination.reservation_id)
 
 
 def _movement(movement: Movement) -> lot_pb2.Movement:

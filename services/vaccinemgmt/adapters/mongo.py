@@ -1,12 +1,14 @@
 """Lots and vaccinations in MongoDB."""
 
+import math
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import date, datetime
 from typing import Any
 
-from pymongo import UpdateOne
+from pymongo import ReturnDocument, UpdateOne
 
 from services.chassis.mongo import Mongo, Schema, Transaction
 from services.chassis.retention import Retention, Rule
@@ -138,19 +140,19 @@ INDEXES: list[tuple[str, list[tuple[str, int]], Document]] = [
     ("outbox", [("time", 1)], {}),
 ]
 SCHEMA = Schema(3, VALIDATORS, INDEXES)  # a change of either is a new version
-RECORDED_SINCE = 3  # the first version of the schema that knows what became of a dose
+# What became of doses is recorded while a replica of this version runs, which says so every so many seconds. After a
+# silence of a day (a rollback, or everything was down) nobody knows which doses of these days are in an arm.
+SAYS_SO_EVERY = 60.0
+SILENCE = 24 * 3600.0
 ANY_STATUS = {"$gte": 0}  # also that of a newer version
 
 
 def rules(mongo: Mongo, retention: Retention) -> list[Rule]:
     """What vaccine management keeps no longer. Lots stay: they are the account of what became of each dose."""
-    vaccinations = mongo.database["vaccinations"]
 
     async def passed(limit: int) -> int:
         over = {"status": ANY_STATUS, "date": {"$lt": retention.passed_before.isoformat()}}
-        async with mongo.boundary():
-            ids = [row["_id"] async for row in vaccinations.find(over, {"_id": 1}).limit(limit)]
-            return (await vaccinations.delete_many({"_id": {"$in": ids}, **over})).deleted_count if ids else 0
+        return await mongo.delete("vaccinations", over, limit)
 
     return [Rule("passed vaccinations", passed)]
 
@@ -162,7 +164,7 @@ class MongoStock:
         self._mongo, self._wake = mongo, wake
         self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
         self._movements, self._recalls = mongo.database["movements"], mongo.database["recalls"]
-        self._recorded_since: date | None = None
+        self._recorded_since, self._said_so = date.max, -math.inf
 
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator["MongoUnitOfWork"]:
@@ -200,7 +202,7 @@ class MongoStock:
         query = {"status": Status.WAITING.value, "date": {"$gte": since.isoformat()}}
         async with self._mongo.boundary():
             waiting = await self._vaccinations.distinct("hospital_id", query)
-            stocked = {"hospital_id": {"$in": waiting}, "expiry_date": {"$gte": since.isoformat()}, "free": {"$gt": 0}}
+            stocked = _usable({"$in": waiting}, since, {"$gt": 0})
             return sorted(await self._lots.distinct("hospital_id", stocked)) if waiting else []
 
     async def lot(self, lot_id: LotId) -> Lot | None:
@@ -301,10 +303,15 @@ class MongoStock:
             return [_vaccination(row) async for row in rows]
 
     async def recorded_since(self) -> date:
-        """See Stock: the day on which the store was brought to a version that records it."""
-        if self._recorded_since is None:
+        """See Stock. All by the server's clock."""
+        if time.monotonic() > self._said_so + SAYS_SO_EVERY:
+            silent = {"$lt": ["$seen", {"$subtract": ["$$NOW", SILENCE * 1000]}]}  # also when there is none yet
+            change = {"$set": {"since": {"$cond": [silent, "$$NOW", "$since"]}, "seen": "$$NOW"}}
             async with self._mongo.boundary():
-                self._recorded_since = latest_day(await self._mongo.reached(RECORDED_SINCE))
+                found = await self._mongo.database["recording"].find_one_and_update(
+                    {"_id": "doses"}, [change], upsert=True, return_document=ReturnDocument.AFTER
+                )
+            self._recorded_since, self._said_so = latest_day(found["since"]), time.monotonic()
         return self._recorded_since
 
     async def days(self, status: Status, since: date, until: date) -> Sequence[date]:
@@ -318,9 +325,12 @@ class MongoStock:
         async with self._mongo.boundary():
             return await self._vaccinations.distinct("time_zone", {"status": status.value, "date": day.isoformat()})
 
-    async def of_day(self, status: Status, day: date, time_zones: Sequence[str], limit: int) -> Sequence[ReservationId]:
+    async def of_day(
+        self, status: Status, day: date, time_zones: Sequence[str], limit: int, *, checked_in: bool
+    ) -> Sequence[ReservationId]:
         """See Stock."""
-        query = {"status": status.value, "date": day.isoformat(), "time_zone": {"$in": list(time_zones)}}
+        query: Document = {"status": status.value, "date": day.isoformat(), "time_zone": {"$in": list(time_zones)}}
+        query |= {} if checked_in else {"checked_in_at": None}
         async with self._mongo.boundary():
             return [row["_id"] async for row in self._vaccinations.find(query, {"_id": 1}).limit(limit)]
 
@@ -402,12 +412,12 @@ class MongoUnitOfWork:
 
     async def free_lots(self, hospital_id: str, since: date = date.min) -> Sequence[Lot]:
         """See UnitOfWork."""
-        query = {"hospital_id": hospital_id, "expiry_date": {"$gte": since.isoformat()}, "free": {"$gt": 0}}
+        query = _usable(hospital_id, since, {"$gt": 0})
         return [_lot(row) async for row in self._lots.find(query, session=self._session)]
 
     async def full_lots(self, hospital_id: str, since: date) -> Sequence[Lot]:
         """See UnitOfWork."""
-        query = {"hospital_id": hospital_id, "expiry_date": {"$gte": since.isoformat()}, "free": 0}
+        query = _usable(hospital_id, since, 0)
         return [_lot(row) async for row in self._lots.find(query, session=self._session)]
 
     async def recalls_of(self, lots: Sequence[Lot]) -> Sequence[Recall]:
@@ -435,7 +445,7 @@ class MongoUnitOfWork:
         lot = await self._lots.find_one_and_update({"_id": lot_id}, {"$inc": {"claims": 1}}, session=self._session)
         if lot is None:
             return None
-        free = {"hospital_id": lot["hospital_id"], "expiry_date": {"$gte": since.isoformat()}, "free": {"$gt": 0}}
+        free = _usable(lot["hospital_id"], since, {"$gt": 0})
         await self._lots.update_many(free, {"$inc": {"claims": 1}}, session=self._session)
         return _lot(lot)
 
@@ -489,6 +499,11 @@ def _on_or_after(since: date) -> Document:
     return {"date": {"$gte": since.isoformat()}}
 
 
+def _usable(hospital_id: Any, since: date, free: Any) -> Document:
+    """Lots of the hospital that have not expired on that day, by how many doses are free."""
+    return {"hospital_id": hospital_id, "expiry_date": {"$gte": since.isoformat()}, "free": free}
+
+
 def _suited_by(lot: Lot, since: date) -> Document:
     """Which bookings a dose of the lot suits; see Appointment.accepts."""
     return {
@@ -529,7 +544,7 @@ def _lot_document(lot: Lot) -> Document:
         "to_look_at": lot.to_look_at,
         "reassigned": lot.reassigned,
         "left_waiting": lot.left_waiting,
-        "entered": vars_of(lot.entered) if lot.opened else None,
+        "entered": asdict(lot.entered) if lot.opened else None,
     }
 
 
@@ -549,11 +564,6 @@ def _lot(row: Document) -> Lot:
         opened=entered is not None,
         entered=Balance(**{name: entered[name] for name in BALANCE}) if entered else Balance(),
     )
-
-
-def vars_of(balance: Balance) -> Document:
-    """The quantities by their names."""
-    return {name: getattr(balance, name) for name in BALANCE}
 
 
 def _movement_document(movement: Movement) -> Document:

@@ -5,7 +5,7 @@ from typing import Any
 from grpc.aio import Server, ServicerContext
 
 from services.chassis import paging
-from services.chassis.caller import UNBOUND_ROLE, caller
+from services.chassis.caller import caller
 from services.chassis.convert import canonical_id, to_message
 from services.chassis.errors import Details, Refusal
 from vaccination.vaccinemgmt.v1 import recall_service_pb2 as pb
@@ -14,6 +14,7 @@ from vaccination.vaccinemgmt.v1 import recall_service_pb2_grpc
 from .. import domain
 from ..application import Progress, Recalls
 from ..domain import ReservationId, Vaccination
+from .accesses import by_whom
 from .answers import MANAGERS, own
 
 Context = ServicerContext[Any, Any]
@@ -46,9 +47,7 @@ class RecallServicer(recall_service_pb2_grpc.RecallServiceServicer):
         limit, listing = request.page_size or 100, f"vaccinated from {recall_id}"
         after = paging.decode(listing, request.page_token, str, paging.instant, canonical_id)
         behind = (after[0], after[1], ReservationId(after[2])) if after else None
-        who = caller()
-        role = UNBOUND_ROLE if UNBOUND_ROLE in who.roles else "manager"
-        found = await self._recalls.vaccinated(recall_id, behind, limit + 1, who.subject, role, own)
+        found = await self._recalls.vaccinated(recall_id, behind, limit + 1, *by_whom(), own)
         page, token = paging.cut(listing, found, limit, _position)
         return pb.ListVaccinatedResponse(vaccinated=[_vaccinated(v) for v in page], next_page_token=token)
 

@@ -5,9 +5,10 @@ from collections import Counter as Tally
 from collections.abc import Callable, Sequence
 from datetime import date, datetime, timedelta
 
-from services.chassis.unit_of_work import repeated_after_lost_race
+from services.chassis.unit_of_work import StoreUnavailable, repeated_after_lost_race
 
 from ..domain import (
+    LONGEST_GRACE,
     DoseChange,
     DoseChangeReason,
     Lot,
@@ -68,7 +69,7 @@ class Counter:
             lot, present = (lots[lot_id] if lot_id else None for lot_id in (scanned, set_aside))
             other = None
             if lot and lot is not present and not lot.free and not lot.withdrawn:
-                other = await self._give_way(work, lot, vaccination.appointment.date, now)
+                other = await self._give_way(work, lot, vaccination.appointment.date, now, by)
             vaccination.administer(lot, present, now, by)
             if other and other.lost:
                 shelf = {lot.lot_id: lot for lot in await work.free_lots(hospital_id)} | lots
@@ -80,7 +81,7 @@ class Counter:
         self._freed.set()  # of the lot that was set aside
         return vaccination
 
-    async def _give_way(self, work: UnitOfWork, lot: Lot, today: date, now: datetime) -> Vaccination | None:
+    async def _give_way(self, work: UnitOfWork, lot: Lot, today: date, now: datetime, by: str) -> Vaccination | None:
         """Takes one dose of the lot from somebody else: the dose is at the counter, whoever it was meant for.
 
         Those whose day is over do not come any more. Of the others it is the one who came last.
@@ -88,22 +89,22 @@ class Counter:
         missed = await work.last_booked(lot, await self._stock.recorded_since(), today)
         if missed:
             missed.miss(now)
-            lot.put_back(missed.reservation_id, now)
+            lot.put_back(missed.reservation_id, now, by)
             return missed
         last = await work.last_booked(lot, today, date.max)
         if last:
-            last.lose(lot, DoseChange(DoseChangeReason.GIVEN_TO_ANOTHER), now)
+            last.lose(lot, DoseChange(DoseChangeReason.GIVEN_TO_ANOTHER), now, by)
         return last
 
     @repeated_after_lost_race
-    async def mark_missed(self, reservation_id: ReservationId, may: May) -> Vaccination:
+    async def mark_missed(self, reservation_id: ReservationId, by: str, may: May) -> Vaccination:
         """The customer did not come, and the dose goes back."""
         async with self._stock.unit_of_work() as work:
             vaccination = await _known(work, reservation_id, may)
             now = self._clock()
             if back := vaccination.miss(now):
                 [lot] = (await work.lots([back])).values()
-                lot.put_back(reservation_id, now)
+                lot.put_back(reservation_id, now, by)
                 await work.save([vaccination], [lot])
             elif vaccination.events:
                 await work.save([vaccination], [])
@@ -124,24 +125,38 @@ class Counter:
         """Ends what is over everywhere, the oldest day first; returns how many ended how.
 
         Who waits is unserved as soon as the day is over. Who has a dose has missed it when the grace is over as well,
-        but not on days of which nothing was recorded.
+        which is longer for those who were checked in; but not on days of which nothing was recorded. When there is
+        trouble with one day, the others are done first.
         """
-        ended: Tally[Status] = Tally()
-        now = self._clock()
-        for status, since, moment in (
-            (Status.WAITING, date.min, now),
-            (Status.COMPLETED, await self._stock.recorded_since(), now - self._grace),
+        ended, trouble = Tally[Status](), list[Exception]()
+        now, recorded_since = self._clock(), await self._stock.recorded_since()
+        for status, since, moment, checked_in in (
+            (Status.WAITING, date.min, now, True),
+            (Status.COMPLETED, recorded_since, now - self._grace, False),
+            (Status.COMPLETED, recorded_since, now - LONGEST_GRACE, True),
         ):
             for day in await self._stock.days(status, since, latest_day(moment)):
-                zones = await self._stock.time_zones(status, day)
-                if over := [zone for zone in zones if is_over(day, zone, moment)]:
-                    while some := await self._end_some(status, day, over):
-                        ended += some
+                try:
+                    ended += await self._end_day(status, day, moment, checked_in)
+                except StoreUnavailable:
+                    raise
+                except Exception as error:
+                    trouble.append(error)
+        if trouble:
+            raise ExceptionGroup("some days that are over could not be ended", trouble)
+        return ended
+
+    async def _end_day(self, status: Status, day: date, moment: datetime, checked_in: bool) -> Tally[Status]:
+        ended: Tally[Status] = Tally()
+        zones = await self._stock.time_zones(status, day)
+        if over := [zone for zone in zones if is_over(day, zone, moment)]:
+            while some := await self._end_some(status, day, over, checked_in):
+                ended += some
         return ended
 
     @repeated_after_lost_race
-    async def _end_some(self, status: Status, day: date, time_zones: Sequence[str]) -> Tally[Status]:
-        ids = await self._stock.of_day(status, day, time_zones, END)
+    async def _end_some(self, status: Status, day: date, time_zones: Sequence[str], checked_in: bool) -> Tally[Status]:
+        ids = await self._stock.of_day(status, day, time_zones, END, checked_in=checked_in)
         if not ids:
             return Tally()
         async with self._stock.unit_of_work() as work:

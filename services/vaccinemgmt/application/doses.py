@@ -67,7 +67,9 @@ class Vaccines:
         self._freed.set()
 
     @repeated_after_lost_race
-    async def assign(self, reservation_id: ReservationId, lot_id: LotId, may: Callable[[str], None]) -> Vaccination:
+    async def assign(
+        self, reservation_id: ReservationId, lot_id: LotId, by: str, may: Callable[[str], None]
+    ) -> Vaccination:
         """The manager chooses the lot. `may` raises unless the caller may act for the hospital."""
         async with self._stock.unit_of_work() as work:
             vaccination = (await work.vaccinations([reservation_id])).get(reservation_id)
@@ -79,7 +81,7 @@ class Vaccines:
             lots = await work.lots(list({lot_id, present}))
             if lot_id not in lots or lots[lot_id].hospital_id != hospital_id:
                 raise UnknownLot(f"no such lot at hospital {hospital_id}")
-            vaccination.assign(lots[lot_id], lots[present] if vaccination.dose else None, self._clock())
+            vaccination.assign(lots[lot_id], lots[present] if vaccination.dose else None, self._clock(), by)
             if vaccination.events:
                 await work.save([vaccination], list(lots.values()))
         self._freed_at.add(hospital_id)

@@ -42,21 +42,24 @@ class UnitOfWork(Protocol):
         behind: PlaceInQueue | None,
         limit: int,
     ) -> Sequence[Vaccination]:
-        """The first to have come of those whom one of the lots suits, with an appointment on `since` or later."""
+        """Those who wait for an appointment on `since` or later, and would do with a dose of one of the lots; first
+        come first, behind a place in the queue."""
 
     async def movable(
         self, source: Lot, target: Lot, since: date, but: Sequence[ReservationId], limit: int
     ) -> Sequence[Vaccination]:
-        """Bookings with a dose of one lot that the other would suit as well, not checked in, on `since` or later."""
+        """Bookings on `since` or later with a dose of one lot that would do with the other one as well. Those that are
+        checked in, and those named by `but`, are left out."""
 
     async def bookings_to_look_at(
         self, lot: Lot, since: date, behind: PlaceInQueue | None, limit: int
     ) -> Sequence[Vaccination]:
-        """Bookings with a dose of the lot, on `since` or later, that they cannot use or that has other dates; first
-        come first."""
+        """Bookings on `since` or later whose dose is of the lot, and which cannot use it, or which have it with other
+        dates than the lot's; first come first, behind a place in the queue."""
 
     async def came_last(self, lot: Lot, since: date, limit: int) -> Sequence[Vaccination]:
-        """Bookings with a dose of the lot that came last, not checked in, on `since` or later; the last one first."""
+        """Bookings on `since` or later with a dose of the lot, the one that came last first. Those that are checked in
+        are left out."""
 
     async def free_lots(self, hospital_id: str, since: date = date.min) -> Sequence[Lot]:
         """Lots with a free dose that do not expire before `since`."""
@@ -74,8 +77,8 @@ class UnitOfWork(Protocol):
         """Reads one."""
 
     async def last_booked(self, lot: Lot, since: date, until: date) -> Vaccination | None:
-        """Who came last of those for whom a dose of the lot is set aside and who are not at the counter yet, with an
-        appointment on `since` or later and before `until`."""
+        """The booking that came last of those with a dose of the lot, with an appointment on `since` or later and
+        before `until`. Those that are checked in are left out."""
 
     async def lots(self, ids: Sequence[LotId]) -> dict[LotId, Lot]:
         """Those that are there."""
@@ -123,7 +126,8 @@ class Stock(Protocol):
         """Reads a lot's ledger, oldest entry first, behind a position."""
 
     async def bookings_to_go(self, lots: Sequence[Lot], since: date) -> int:
-        """How many bookings on `since` or later have a dose that they cannot use, or that has other dates."""
+        """How many bookings on `since` or later have a dose of the lots that they cannot use, or that has other dates
+        than the lot has."""
 
     async def bookings_to_look_at(self, lot: Lot, since: date) -> Sequence[ReservationId]:
         """Which ones these are, first come first."""
@@ -166,7 +170,10 @@ class Stock(Protocol):
         """Days from `since` on, before `until`, for which there are vaccinations in the status, earliest first."""
 
     async def time_zones(self, status: Status, day: date) -> Sequence[str]:
-        """Where the hospitals of these vaccinations are."""
+        """The time zones of the hospitals that have vaccinations in the status on that day."""
 
-    async def of_day(self, status: Status, day: date, time_zones: Sequence[str], limit: int) -> Sequence[ReservationId]:
-        """Some of these vaccinations."""
+    async def of_day(
+        self, status: Status, day: date, time_zones: Sequence[str], limit: int, *, checked_in: bool
+    ) -> Sequence[ReservationId]:
+        """Some of the day's vaccinations in the status and these time zones. Those that are checked in are left out
+        unless `checked_in`."""

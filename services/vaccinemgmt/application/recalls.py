@@ -223,14 +223,16 @@ class Recalls:
         return recall
 
     async def _progress(self, recall: Recall) -> Progress:
+        left = [lot for lot in await self._stock.recalled_lots(recall) if lot.to_look_at or not lot.withdrawn]
+        to_go = await self._stock.bookings_to_go(left, earliest(self._clock())) if left else 0
+        # Read after the count: when nothing is left to look at, this is how it ended.
         lots = await self._stock.recalled_lots(recall)
-        left = [lot for lot in lots if lot.to_look_at or not lot.withdrawn]
         return Progress(
             recall,
             lots=sum(bool(lot.withdrawn) for lot in lots),
             written_off=sum(lot.balance.written_off for lot in lots),
             reassigned=sum(lot.reassigned for lot in lots),
             waiting=sum(lot.left_waiting for lot in lots),
-            bookings_to_go=await self._stock.bookings_to_go(left, earliest(self._clock())) if left else 0,
+            bookings_to_go=to_go,
             administered=sum(lot.balance.administered for lot in lots),
         )

@@ -38,6 +38,7 @@ async def serve(
     if not free:
         return [], [lot for lot in lots.values() if lot.movements]
     exchanges = _Exchanges(work, hospital_id, lots, now)
+    exchanges.know(newcomers)  # the store may still show the dose that one has just lost
     suited = (await exchanges.find()).lots if thoroughly else free
     waiting, last = await _waiting(work, hospital_id, suited, now)
     if last is not None:  # more may wait behind these, and nobody may overtake them

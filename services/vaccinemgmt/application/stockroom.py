@@ -83,7 +83,7 @@ class Stockroom:
                 if lot.withdrawn:
                     raise LotWithdrawn(lot.lot_number)
                 change = DoseChange(DoseChangeReason.LOT_CORRECTED)
-                losers = await _make_free(work, lot, -correction.more_than(lot), change, request.at)
+                losers = await _make_free(work, lot, -correction.more_than(lot), change, request)
                 lot.correct(correction, request)
                 await give_others(work, lot, losers, request.at)
             else:
@@ -114,7 +114,7 @@ class Stockroom:
             done = (await work.movements([request.movement_id])).get(request.movement_id)
             if done is None:
                 change = DoseChange(DoseChangeReason.DOSES_WRITTEN_OFF)
-                losers = await _make_free(work, lot, quantity, change, request.at)
+                losers = await _make_free(work, lot, quantity, change, request)
                 lot.write_off(quantity, reason, request)
                 await give_others(work, lot, losers, request.at)
             else:
@@ -145,7 +145,9 @@ async def _known(work: UnitOfWork, lot_id: LotId, may: Callable[[str], None], no
     return lot
 
 
-async def _make_free(work: UnitOfWork, lot: Lot, quantity: int, change: DoseChange, now: datetime) -> list[Vaccination]:
+async def _make_free(
+    work: UnitOfWork, lot: Lot, quantity: int, change: DoseChange, request: Request
+) -> list[Vaccination]:
     """Has so many doses of the lot free: the bookings that came last lose theirs. Returns them."""
     missing = quantity - lot.free
     if missing <= 0 or lot.withdrawn:
@@ -158,11 +160,12 @@ async def _make_free(work: UnitOfWork, lot: Lot, quantity: int, change: DoseChan
             f"{missing} booked doses would have to go, more than {MOST_BOOKED} at once; "
             "do it in parts, or recall the lot"
         )
+    now = request.at
     # Some of yesterday's may be over, by the hospital's own time zone, and are not counted.
     found = await work.came_last(lot, earliest(now), 2 * MOST_BOOKED)
     losers = [v for v in found if not v.appointment.has_passed(now)][:missing]
     if len(losers) < missing:
         raise TooFewDoses(too_few.format(lot.free + len(losers), " and whose customer is not there yet"))
     for vaccination in losers:
-        vaccination.lose(lot, change, now)
+        vaccination.lose(lot, change, now, request.by)
     return losers

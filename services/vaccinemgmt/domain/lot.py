@@ -233,18 +233,18 @@ class Lot:
 
     # What becomes of doses through reservations
 
-    def take(self, reservation_id: ReservationId, at: datetime) -> Dose:
+    def take(self, reservation_id: ReservationId, at: datetime, by: str = BY_ITSELF) -> Dose:
         """Sets one dose aside. Raises LotEmpty or LotWithdrawn."""
         if self.withdrawn:
             raise LotWithdrawn(self.lot_number)
         if self.free == 0:
             raise LotEmpty(f"lot {self.lot_number} has no free dose")
-        self._for_reservation(MovementKind.RESERVED, reservation_id, at)
+        self._for_reservation(MovementKind.RESERVED, reservation_id, at, by)
         return self.dose()
 
-    def put_back(self, reservation_id: ReservationId, at: datetime) -> None:
+    def put_back(self, reservation_id: ReservationId, at: datetime, by: str = BY_ITSELF) -> None:
         """Takes one dose back. Of a withdrawn lot it is written off."""
-        self._for_reservation(MovementKind.RETURNED, reservation_id, at)
+        self._for_reservation(MovementKind.RETURNED, reservation_id, at, by)
         if self.withdrawn:
             self._write_off(1, WriteOffReason.RECALLED, at)
 
@@ -367,13 +367,13 @@ class Lot:
                 return
         self._enter(Movement(MovementKind.WRITTEN_OFF, self.lot_id, quantity, at, by, reason=reason))
 
-    def _for_reservation(self, kind: MovementKind, reservation_id: ReservationId, at: datetime) -> None:
-        for movement in self.movements:
-            if movement.kind is kind:
+    def _for_reservation(self, kind: MovementKind, reservation_id: ReservationId, at: datetime, by: str) -> None:
+        for movement in self.movements:  # one entry for all of a kind that somebody does in a transaction
+            if (movement.kind, movement.by) == (kind, by):
                 self._extend(movement, 1)
                 break
         else:
-            movement = Movement(kind, self.lot_id, 1, at)
+            movement = Movement(kind, self.lot_id, 1, at, by)
             self._enter(movement)
         movement.reservation_ids.append(reservation_id)
 

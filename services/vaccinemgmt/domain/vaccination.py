@@ -16,8 +16,10 @@ from .errors import (
     VaccinationEnded,
     WrongDay,
 )
-from .lot import Dose, Lot, LotId, ReservationId, canonical_code
+from .lot import BY_ITSELF, Dose, Lot, LotId, ReservationId, canonical_code
 
+LONGEST_GRACE = timedelta(days=10)
+"""From the end of a day, for the hospital's staff to say what became of its doses."""
 PlaceInQueue = tuple[datetime, ReservationId]
 """First come, first served; the id decides between those who came at the same moment."""
 
@@ -223,16 +225,16 @@ class Vaccination:
         self.events.append(Waiting(self.appointment, now, self.version, self.lost))
         self.lost = None
 
-    def complete(self, lot: Lot, now: datetime, change: DoseChange | None = None) -> None:
+    def complete(self, lot: Lot, now: datetime, change: DoseChange | None = None, by: str = BY_ITSELF) -> None:
         """Sets a dose of the lot aside."""
-        self.dose = lot.take(self.reservation_id, now)
+        self.dose = lot.take(self.reservation_id, now, by)
         self._becomes(Status.COMPLETED)
         self.events.append(Completed(self.appointment, now, self.version, self.dose, change or self.lost))
         self.lost = None
 
-    def lose(self, lot: Lot, change: DoseChange, now: datetime) -> None:
+    def lose(self, lot: Lot, change: DoseChange, now: datetime, by: str = BY_ITSELF) -> None:
         """Gives its dose back to the lot. The caller then has it complete with another one, or wait."""
-        lot.put_back(self.reservation_id, now)
+        lot.put_back(self.reservation_id, now, by)
         self.dose, self.status, self.lost = None, Status.WAITING, change
 
     def refresh(self, lot: Lot, change: DoseChange, now: datetime) -> None:
@@ -285,7 +287,7 @@ class Vaccination:
         self.events.append(Cancelled(self.appointment, now, self.version))
         return back
 
-    def assign(self, lot: Lot, present: Lot | None, now: datetime) -> None:
+    def assign(self, lot: Lot, present: Lot | None, now: datetime, by: str) -> None:
         """Gives it a dose of the lot that a manager chose; the dose it had goes back to `present`.
 
         Raises VaccinationCancelled, VaccinationEnded, AlreadyAdministered, LotWithdrawn, LotNotValid, LotOtherVaccine
@@ -297,9 +299,9 @@ class Vaccination:
         if present is lot:
             return
         self.check_lot(lot)
-        self.complete(lot, now, None if present is None else DoseChange(DoseChangeReason.MANAGER))
+        self.complete(lot, now, None if present is None else DoseChange(DoseChangeReason.MANAGER), by)
         if present is not None:
-            present.put_back(self.reservation_id, now)
+            present.put_back(self.reservation_id, now, by)
 
     def check_lot(self, lot: Lot) -> None:
         """Raises LotWithdrawn, LotNotValid or LotOtherVaccine when a dose of the lot would not do."""
@@ -349,9 +351,9 @@ class Vaccination:
             raise NoDose("no dose is set aside; name the lot that was scanned")
         self.check_lot(lot)
         if present is not lot:
-            lot.take(self.reservation_id, now)
+            lot.take(self.reservation_id, now, by)
             if present is not None:
-                present.put_back(self.reservation_id, now)
+                present.put_back(self.reservation_id, now, by)
         lot.give(self.reservation_id, now, by)
         self.dose, self.administered_at = lot.dose(), now
         self.checked_in_at = self.checked_in_at or now
@@ -387,8 +389,11 @@ class Vaccination:
     def end(self, now: datetime, grace: timedelta) -> LotId | None:
         """It ends by itself when its day is over, with a dose only when the grace for the hospital's staff is over too.
 
-        Returns the lot that the dose goes back to. Where it is too early, or has ended already, nothing changes.
+        Who was checked in was most likely given the dose: the staff has ten days to say so. Returns the lot that the
+        dose goes back to. Where it is too early, or has ended already, nothing changes.
         """
+        if self.checked_in_at is not None:
+            grace = LONGEST_GRACE
         if self.status is Status.COMPLETED and self.appointment.has_passed(now - grace):
             return self.miss(now)
         self.expire(now)
