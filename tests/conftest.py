@@ -26,8 +26,9 @@ def seeded() -> random.Random:
 
 
 def free_base_port() -> int:
-    """A base port above which every port of a mesh is free."""
-    for base in range(20000, 32000, 100):
+    """A base port above which every port of a mesh is free, by chance: another suite may look for one right now."""
+    bases = range(20000, 32000, 100)
+    for base in random.SystemRandom().sample(bases, len(bases)):
         try:
             for offset in PORTS.values():
                 with socket.socket() as s:

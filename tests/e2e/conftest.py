@@ -36,7 +36,7 @@ T = TypeVar("T")
 Status = reservation_pb2.ReservationStatus
 
 
-async def eventually(look: Callable[[], Awaitable[T]], holds: Callable[[T], bool], within: float = 20.0) -> T:
+async def eventually(look: Callable[[], Awaitable[T]], holds: Callable[[T], bool], within: float = 60.0) -> T:
     """Calls `look` until its result `holds`, and returns the result; fails with the last one after `within` seconds."""
     deadline = time.monotonic() + within
     while True:

@@ -36,6 +36,7 @@ from services.chassis.events import (
     pull,
     redrive,
 )
+from services.chassis.events.outbox import Refused
 from services.chassis.retry import Backoff
 from vaccination.approval.v1 import appointment_pb2
 from vaccination.approval.v1.approval_events_pb2 import ApprovalDenied, ApprovalGranted
@@ -275,7 +276,7 @@ async def test_a_handler_gets_all_of_its_messages_of_a_batch_at_once(
     for i in range(1, 7):
         denied.appointment.CopyFrom(ApprovalGranted.FromString(row(i).payload).appointment)
         await stream.put([row(i), Outgoing.of(row(i).key, NOW, denied), row(i, CancellationRequested)][i % 3])
-    await within(10, lambda: started._pull._queue.qsize() == 6)
+    await within(30, lambda: started._pull._queue.qsize() == 6)
     both.may.set()
     await stream.done()
     assert [[number_of(event) for event in batch] for batch in both.batches] == [[0], [1, 3, 4, 6]]
@@ -390,7 +391,7 @@ async def test_while_the_store_is_away_events_wait_and_no_try_counts(
     await bus.publish([row(i) for i in range(3)])
     await replica((ApprovalGranted, handled))
     begun = time.monotonic()
-    await within(10, lambda: handled.tries[1] > 5 and time.monotonic() - begun > 2)
+    await within(30, lambda: handled.tries[1] > 5 and time.monotonic() - begun > 2)
     assert handled.numbers == []
     handled.fails.clear()
     await handled.have(0, 1, 2)
@@ -410,7 +411,7 @@ async def test_what_a_slow_replica_has_in_hand_is_given_to_nobody_else(
     await replica((ApprovalGranted, slow))
     await slow.begun.wait()
     begun = time.monotonic()
-    await within(10, lambda: time.monotonic() - begun > 2.5)
+    await within(30, lambda: time.monotonic() - begun > 2.5)
     slow.may.set()
     await slow.have(0, 1, 2)
     info = await stream.done()
@@ -597,7 +598,7 @@ async def test_the_one_that_works_is_missed_when_it_asks_for_nothing_more(
     await slow.begun.wait()
     await replica((ApprovalGranted, other), single_active=True)
     begun = time.monotonic()  # what came before would be its own, for it lives
-    await within(10, lambda: time.monotonic() - begun > 2 * pull.PINNED)
+    await within(30, lambda: time.monotonic() - begun > 2 * pull.PINNED)
     await stream.put(row(1))
     await other.have(1)
     slow.may.set()
@@ -648,7 +649,7 @@ async def test_a_restart_of_the_stream_is_survived_and_noticed_at_once(
     async def put() -> bool:
         try:
             await bus.publish([row(2)])
-        except PublishFailed:
+        except (PublishFailed, Refused):  # the stream may answer, and be too busy for the event
             return False
         return True
 
@@ -682,7 +683,7 @@ async def test_a_deleted_consumer_is_made_anew_and_begins_at_the_beginning(
     await bus.publish([row(1), row(2)])
     await handled.have(1, 2)
     await bus.forget(NAME)
-    await within(10, lambda: Counter(handled.numbers) == {1: 2, 2: 2})
+    await within(30, lambda: Counter(handled.numbers) == {1: 2, 2: 2})
     await stream.put(row(3))
     await handled.have(3)
 
@@ -697,7 +698,7 @@ async def test_a_message_is_not_lost_while_there_is_no_place_for_dead_letters(
     await stream.put(row(1), row(2))
     await replica((ApprovalGranted, handled))
     await handled.have(2)
-    await within(10, lambda: handled.tries[1] > 1)
+    await within(30, lambda: handled.tries[1] > 1)
     await bus.connect()  # makes the streams
     await stream.buried(1)
     await stream.done()
@@ -873,7 +874,7 @@ async def test_while_a_consumer_is_paused_nothing_is_tried_again(
         return looks[-1]
 
     started._redrive._paused = look
-    await within(10, lambda: looks.count(True) > 10)
+    await within(30, lambda: looks.count(True) > 10)
     assert handled.tries[1] <= 2
     handled.fails.clear()
     await started.pause(datetime.fromtimestamp(0, UTC))
@@ -978,9 +979,9 @@ async def test_a_letter_whose_claimant_died_is_tried_again_by_another(
     dies.fails[1] = ValueError("once")
     _, task = await replica((ApprovalGranted, dies))
     await stream.put(row(1))
-    await within(10, lambda: dies.tries[1] == 1)
+    await within(30, lambda: dies.tries[1] == 1)
     dies.may.clear()
-    await within(10, lambda: dies.tries[1] == 2)
+    await within(30, lambda: dies.tries[1] == 2)
     task.cancel()
     await asyncio.wait([task])
     await replica((ApprovalGranted, lives))
