@@ -69,7 +69,7 @@ class Watcher:
     def __init__(self, crowd: "Crowd", customer: int, stub: mypage_service_pb2_grpc.MypageServiceStub) -> None:
         self._crowd, self._stub, self.customer = crowd, stub, customer
         token = identity.token(crowd.home, subject=name(customer), roles=["customer"])
-        self._metadata = [("authorization", f"Bearer {token}")]
+        self._metadata = (("authorization", f"Bearer {token}"),)
         self.reading = asyncio.Event()
         self.reading.set()
         self.live = False
@@ -92,7 +92,7 @@ class Watcher:
 
     async def _watch(self) -> Any:
         first = True
-        call = self._stub.WatchMyReservations(
+        call: Any = self._stub.WatchMyReservations(
             mypage_service_pb2.WatchMyReservationsRequest(), metadata=self._metadata, wait_for_ready=True
         )
         while isinstance(update := await call.read(), mypage_service_pb2.WatchMyReservationsResponse):
@@ -201,7 +201,7 @@ class Study:
                     reservation_id=str(uuid.UUID(int=customer)), customer_id=name(customer), hospital_id="bench",
                     hospital_name="Bench hospital", time_zone="Asia/Seoul",
                     date=str(self._decided.date() + timedelta(days=30)),
-                    decide_time=self._decided,
+                    decide_time=self._decided,  # type: ignore[arg-type]
                 ),
                 dose=vaccination_pb2.Dose(
                     lot_id=str(uuid.UUID(int=1)), lot_number=str(self.published[customer]), vaccine_code="207",

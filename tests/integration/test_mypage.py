@@ -820,8 +820,11 @@ async def test_nothing_piles_up_for_a_watcher_that_does_not_read(view: Database)
         async with watching(view, changes, options=options) as call:
             assert await told(call) == {}
             for version in range(1, rounds + 1):  # each is a message of 30 to 180 kB
-                dose = {"dose": DOSE, "quantity": 1, "version": version}
-                await project(view, [event(vaccinemgmt.ReservationCompleted(appointment=a, **dose)) for a in mine])
+                told_of = [
+                    vaccinemgmt.ReservationCompleted(appointment=a, dose=DOSE, quantity=1, version=version)
+                    for a in mine
+                ]
+                await project(view, list(map(event, told_of)))
             lengths = [0]
             while lengths[-1] < rounds:
                 lengths.append(max(len(r.timeline) for r in (await told(call)).values()))
