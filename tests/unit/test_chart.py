@@ -356,7 +356,7 @@ def test_nothing_is_rendered_for_a_component_that_is_not_enabled() -> None:
         values={"istio.enabled": True, "components.mypage.enabled": False},
     )  # fmt: skip
     gone = {"Deployment", "ServiceAccount", "ConfigMap", "Service", "Secret", "PodDisruptionBudget", "NetworkPolicy"}
-    gone |= {"AuthorizationPolicy", "DestinationRule"}
+    gone |= {"AuthorizationPolicy", "DestinationRule", "EnvoyFilter"}
     assert everything.keys() - found.keys() == {f"{kind} mypage" for kind in gone} | {"Job mypage-migrate"}
     filters = json.dumps(found["EnvoyFilter gateway"]["spec"])
     assert "vaccination.reservation.v1.ReservationService" in filters

@@ -49,3 +49,27 @@ test("a stream that ends because its token has expired is opened again at once",
   assert.equal(opened, 2);
   assert.deepEqual(waits, []);
 });
+
+test("pages whose streams a stopping replica ends at one moment do not return at one", async () => {
+  const waits: number[] = [];
+  for (const random of [0, 1]) {
+    await new Promise<void>((resolve) => {
+      const following = new Following<number>(
+        async function* () {
+          yield 7;
+        },
+        () => {},
+        () => {},
+        {
+          random: () => random,
+          sleep: async (milliseconds) => {
+            waits.push(milliseconds);
+            following.stop();
+            resolve();
+          },
+        },
+      );
+    });
+  }
+  assert.deepEqual(waits, [100, 500]);
+});

@@ -41,10 +41,35 @@ typed_config:
         fill_interval: 1s
 {{- end }}
 
+{{- /* A patch of what a proxy takes from a component that has endless streams, before the reader of a stream has it. A
+slow reader would else have megabytes of old news in each proxy. When its share is full the component has to wait, and
+then tells the newest state. A connection has a place for every stream's share: a few slow readers must not keep those
+waiting who share it. A patch replaces all that Istio has written of the protocol for this cluster.
+Keys: context, host, window. */ -}}
+{{- define "vaccination.taken" }}
+    - applyTo: CLUSTER
+      match:
+        context: {{ .context }}
+        cluster:
+          service: {{ .host }}
+          portNumber: 8080
+      patch:
+        operation: MERGE
+        value:
+          typed_extension_protocol_options:
+            envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+              "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+              explicit_http_config:
+                http2_protocol_options:
+                  initial_stream_window_size: {{ .window }}
+                  initial_connection_window_size: 1073741824
+{{- end }}
+
 {{- define "vaccination.istio.filters" }}
 {{- $gateway := .Values.gateway }}
 {{- $components := include "vaccination.components" . | fromJson }}
 {{- $limits := $gateway.limits }}
+{{- $window := 65536 }}
 apiVersion: networking.istio.io/v1alpha3
 kind: EnvoyFilter
 metadata:
@@ -83,7 +108,7 @@ spec:
             http2_protocol_options:
               max_concurrent_streams: {{ $limits.streams }}
               # How much a client may have sent that nobody has read yet.
-              initial_stream_window_size: 65536
+              initial_stream_window_size: {{ $window }}
               initial_connection_window_size: 1048576
               connection_keepalive:
                 interval: 30s
@@ -113,6 +138,12 @@ spec:
         value:
           route:
             idle_timeout: 0s
+    {{- end }}
+    {{- end }}
+    {{- range $name, $component := $components }}
+    {{- if $component.endless }}
+    {{- $host := include "vaccination.host" (dict "root" $ "name" $name) }}
+    {{- include "vaccination.taken" (dict "context" "GATEWAY" "host" $host "window" $window) }}
     {{- end }}
     {{- end }}
     {{- range $name, $component := $components }}
@@ -238,4 +269,38 @@ spec:
                           - key: payload
                           - key: sub
     {{- end }}
+{{- range $name, $component := $components }}
+{{- if $component.endless }}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata:
+  name: {{ $name }}
+  labels:
+    {{- include "vaccination.labels" $ | nindent 4 }}
+spec:
+  workloadSelector:
+    labels:
+      app.kubernetes.io/name: {{ $name }}
+  configPatches:
+    {{- $host := include "vaccination.host" (dict "root" $ "name" $name) }}
+    {{- include "vaccination.taken" (dict "context" "SIDECAR_INBOUND" "host" $host "window" $window) }}
+    - applyTo: NETWORK_FILTER
+      match:
+        context: SIDECAR_INBOUND
+        listener:
+          filterChain:
+            filter:
+              name: envoy.filters.network.http_connection_manager
+      patch:
+        operation: MERGE
+        value:
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+            # It bounds what waits for the gateway to take it, too.
+            http2_protocol_options:
+              initial_stream_window_size: {{ $window }}
+              initial_connection_window_size: 1048576
+{{- end }}
+{{- end }}
 {{- end }}
