@@ -84,13 +84,13 @@ class Books(Protocol):
     async def hospital(self, hospital_id: str) -> Hospital | None:
         """Reads one."""
 
-    async def hospitals(self, query: str, after: str, limit: int) -> Sequence[Hospital]:
+    async def hospitals(self, after: str, limit: int, query: str) -> Sequence[Hospital]:
         """Reads a page, by id, of those whose name or id has every word of the query."""
 
     async def hospitals_near(
-        self, query: str, near: Location, after: tuple[int, str], limit: int
+        self, near: Location, after: tuple[int, str], limit: int, query: str
     ) -> Sequence[tuple[int, Hospital]]:
-        """Reads a page of the same, by distance and id; returns the distance in metres too, NOWHERE without one."""
+        """Reads a page of the same, by distance and id, each with its distance in metres; without a location last."""
 
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
         """Reads the days that have capacity or bookings or are called off, in one snapshot."""
@@ -151,15 +151,15 @@ class Approval:
         async with self._books.unit_of_work() as work:
             return await work.put_hospital(hospital)
 
-    async def hospitals(self, query: str, after: str, limit: int) -> Sequence[Hospital]:
+    async def hospitals(self, after: str, limit: int, query: str = "") -> Sequence[Hospital]:
         """A page of the hospitals that a query finds, by id."""
-        return await self._books.hospitals(query, after, limit)
+        return await self._books.hospitals(after, limit, query)
 
     async def hospitals_near(
-        self, query: str, near: Location, after: tuple[int, str], limit: int
+        self, near: Location, after: tuple[int, str], limit: int, query: str = ""
     ) -> Sequence[tuple[int, Hospital]]:
         """A page of them, the nearest first, each with its distance in metres."""
-        return await self._books.hospitals_near(query, near, after, limit)
+        return await self._books.hospitals_near(near, after, limit, query)
 
     async def delivered(self, codes: Sequence[tuple[str, str]]) -> None:
         """Doses of these (hospital, vaccine code) came: the vaccines are offered there from now on."""

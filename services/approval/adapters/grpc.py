@@ -91,7 +91,7 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
         listing = f"hospitals with {request.query}" if request.query else "hospitals"
         limit = request.page_size or 100
         [after] = paging.decode(listing, request.page_token, str) or [""]
-        found = await self._approval.hospitals(request.query, after, limit + 1)
+        found = await self._approval.hospitals(after, limit + 1, request.query)
         return paging.cut(listing, found, limit, lambda hospital: (hospital.hospital_id,))
 
     async def _nearest(self, request: pb.ListHospitalsRequest) -> tuple[Sequence[Hospital], str]:
@@ -99,7 +99,7 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
         listing = f"hospitals near {near.latitude} {near.longitude} with {request.query}"
         limit = request.page_size or 100
         metres, after = paging.decode(listing, request.page_token, _metres, str) or (-1, "")
-        found = await self._approval.hospitals_near(request.query, near, (metres, after), limit + 1)
+        found = await self._approval.hospitals_near(near, (metres, after), limit + 1, request.query)
         page, token = paging.cut(listing, found, limit, lambda one: (str(one[0]), one[1].hospital_id))
         return [hospital for _, hospital in page], token
 

@@ -59,9 +59,9 @@ SELECT hospital_id, name, time_zone, vaccine_codes, ARRAY(
 FROM hospitals h WHERE hospital_id = ANY ($1)"""
 
 SHOWN_HOSPITAL = "hospital_id, name, time_zone, vaccine_codes, latitude, longitude"
-# Korean names are written with and without spaces, so these do not count. A search reads the whole table: 20,000
-# hospitals take some 30 ms, and without words, or with a page already full, it stops early.
-FOUND = "replace(name, ' ', '') || ' ' || hospital_id ILIKE ALL ($1::text[])"
+# The patterns are lines of one text, so that the store itself makes them and the names lower case. A search reads the
+# whole table: 20,000 hospitals take some 10 ms, or 30 ms with the distance of each.
+FOUND = r"search_text LIKE ALL (string_to_array(lower($1), E'\n'))"
 
 HOSPITALS_PAGE = f"""
 SELECT {SHOWN_HOSPITAL} FROM hospitals WHERE {FOUND} AND hospital_id > $2 ORDER BY hospital_id LIMIT $3"""  # noqa: S608
@@ -213,14 +213,14 @@ class PostgresBooks:
             row = await connection.fetchrow(HOSPITALS, [hospital_id])
         return Hospital(**row) if row else None
 
-    async def hospitals(self, query: str, after: str, limit: int) -> Sequence[Hospital]:
+    async def hospitals(self, after: str, limit: int, query: str) -> Sequence[Hospital]:
         """See Books."""
         async with self._database.connection() as connection:
             rows = await connection.fetch(HOSPITALS_PAGE, _patterns(query), after, limit)
         return [_hospital(row) for row in rows]
 
     async def hospitals_near(
-        self, query: str, near: Location, after: tuple[int, str], limit: int
+        self, near: Location, after: tuple[int, str], limit: int, query: str
     ) -> Sequence[tuple[int, Hospital]]:
         """See Books."""
         here = near.latitude, near.longitude
@@ -379,16 +379,16 @@ class PostgresUnitOfWork:
         await self._transaction.write(ADD_DELIVERED, *map(list, zip(*codes, strict=True)))
 
 
-def _patterns(query: str) -> list[str]:
-    """What LIKE finds each word of a query by. Names in other forms of Unicode than the usual one, NFC, are rare."""
+def _patterns(query: str) -> str:
+    """What LIKE finds each word of a query by, one a line. Names are rarely in another form of Unicode than NFC."""
     words = unicodedata.normalize("NFC", query).split()
     escaped = (re.sub(r"([%_\\])", r"\\\1", word) for word in words)
-    return [f"%{word}%" for word in escaped]
+    return "\n".join(f"%{word}%" for word in escaped)
 
 
 def _hospital(row: asyncpg.Record) -> Hospital:
     location = None if row["latitude"] is None else Location(row["latitude"], row["longitude"])
-    return Hospital(row["hospital_id"], row["name"], row["time_zone"], row["vaccine_codes"], location=location)
+    return Hospital(row["hospital_id"], row["name"], row["time_zone"], tuple(row["vaccine_codes"]), location=location)
 
 
 def _id(row: asyncpg.Record) -> ReservationId:
