@@ -375,7 +375,8 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "hospital.location.longitude": NOT_LONGITUDES,
     },
     "ListHospitals": {
-        "page_size": not_sizes(1000), "page_token": NOT_TOKENS, "query": ["q" * 101, "예" * 101, "a\0b", "a\nb", "q" * MB],
+        "page_size": not_sizes(1000), "page_token": NOT_TOKENS,
+        "query": ["q" * 101, "예" * 101, "a\0b", "a\nb", "q" * MB],
         "near": [], "near.latitude": NOT_LATITUDES, "near.longitude": NOT_LONGITUDES,
     },
     "SetDailyCapacity": {

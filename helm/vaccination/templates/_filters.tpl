@@ -212,6 +212,8 @@ spec:
             print_options:
               always_print_primitive_fields: true
               stream_newline_delimited: true
+            # As forms and most clients write a space in a query.
+            query_param_unescape_plus: true
             request_validation_options:
               reject_unknown_method: true
               reject_unknown_query_parameters: true
