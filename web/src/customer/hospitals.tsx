@@ -117,7 +117,7 @@ function Results({ found, insteadOf, before }: { found: Found; insteadOf: string
       <p class="soft" role="status">
         {!count ? t("noHospital", found.query) : t(found.more ? "hospitalsFirst" : "hospitalsFound", count)}
       </p>
-      <ul class="cards">
+      <ul class="cards" data-query={found.query}>
         {found.hospitals.map((one) => (
           <li key={one.hospitalId}>
             <Link href={`/customer/book/${one.hospitalId}${suffix}`} class="card row">
