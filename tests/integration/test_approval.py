@@ -877,15 +877,17 @@ async def test_the_nearest_hospitals_come_first_page_by_page_and_those_of_unknow
 async def test_a_search_near_a_place_is_paged_over_grpc_and_its_tokens_are_good_for_no_other(office: Office) -> None:
     async with stubs(office) as (hospital, _):
         for hospital_id, latitude in (("h3", 37.5), ("h2", 37.6)):
-            clinic = hospital_pb2.Hospital(hospital_id=hospital_id, name="Clinic", location={"latitude": latitude})
+            clinic = hospital_pb2.Hospital(
+                hospital_id=hospital_id, name="Clinic", location=hospital_pb2.Location(latitude=latitude)
+            )
             request = pb.UpsertHospitalRequest(hospital=clinic)
             upserted = await hospital.UpsertHospital(request, metadata=bearer("operator"))
             assert upserted.hospital.location.latitude == latitude
 
         async def listed(**request: Any) -> pb.ListHospitalsResponse:
-            request = {"page_size": 1, "query": "clinic", "near": {"latitude": 37.0, "longitude": 0.0}} | request
+            default: dict[str, Any] = {"page_size": 1, "query": "clinic", "near": {"latitude": 37.0}}
             answer: pb.ListHospitalsResponse = await hospital.ListHospitals(
-                pb.ListHospitalsRequest(**request), metadata=bearer("customer")
+                pb.ListHospitalsRequest(**default | request), metadata=bearer("customer")
             )
             return answer
 
