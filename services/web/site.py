@@ -126,7 +126,8 @@ class Site:
             "content-security-policy": "; ".join(f"{what} {where}" for what, where in policy.items()),
             "x-content-type-options": "nosniff",
             "referrer-policy": "no-referrer",
-            # Where the customer is, for hospitals near by, is asked for by the page itself, and never sent anywhere.
+            # Where the customer is, for hospitals near by, is asked for by the page itself, which rounds it before it
+            # tells the gateway.
             "permissions-policy": "geolocation=(self), camera=(), microphone=(), payment=(), usb=()",
             "cross-origin-resource-policy": "same-origin",
         }

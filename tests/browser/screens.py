@@ -281,7 +281,6 @@ async def _manager(person: Person, stage: Stage) -> AsyncIterator[str]:
         await close()
     await page.goto(f"/manager/lots/{stage.recalled.lot_id}")
     await page.locator(".notice.bad button").click()
-    await page.locator(".notice.bad button").click()
     await expect(page.locator(".notice.bad p").last).to_be_visible()
     yield "manager-recalled"
     await tabs.nth(3).click()
@@ -306,7 +305,7 @@ async def _manager(person: Person, stage: Stage) -> AsyncIterator[str]:
 async def _operator(person: Person, stage: Stage) -> AsyncIterator[str]:
     page = person.page
     await person.sign_in(operator=True)
-    await expect(page.locator("canvas")).to_have_count(4)
+    await expect(page.locator("canvas")).to_have_count(8)
     async with page.expect_response("**/GetStatus"):
         pass  # the plots have a line
     yield "operator-flow"

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import re
+import struct
 import uuid
 from datetime import date, timedelta
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 from playwright.async_api import Request, Route, expect
 
 from tests.e2e.conftest import Client, Status, World, delivery
+from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2
 
 from .conftest import Opens
 from .person import DESKTOP, PHONE, Person
@@ -273,6 +275,80 @@ async def test_who_is_called_off_reads_why_at_once(world: World, opens: Opens) -
     await person.status("CALLED_OFF")
     await person.see("“A pipe has burst: we are closed.”")
     await expect(person.page.get_by_role("link", name="Book anew")).to_be_visible()
+
+
+SEOUL = {"latitude": 37.566512, "longitude": 126.978044}
+
+
+async def clinics(world: World, **latitudes: float | None) -> str:
+    """Registers a hospital of each of these names; returns a word that is in all of their names and in no other's."""
+    mark = uuid.uuid4().hex[:10]
+
+    async def register(name: str, latitude: float | None) -> None:
+        known = hospital_pb2.Hospital(hospital_id=f"{mark}-{name}", name=f"Clinic {mark} {name}")
+        if latitude is not None:
+            known.location.latitude, known.location.longitude = latitude, 127.0
+        request = hospital_service_pb2.UpsertHospitalRequest(hospital=known)
+        await world.operator.call(world.operator.hospital.UpsertHospital, request)
+
+    await asyncio.gather(*(register(*one) for one in latitudes.items()))
+    return mark
+
+
+async def test_a_search_asks_the_service_and_shows_what_it_finds_page_by_page(world: World, opens: Opens) -> None:
+    mark = await clinics(world, **{f"n{number:02}": None for number in range(51)})
+    person = await signed_in(opens, name())
+    await person.follow("Book")
+    cards = person.page.locator(".cards .card")
+    searching = person.page.get_by_label("Name of the hospital")
+    await searching.fill(f"clinic {mark.upper()}")
+    await expect(person.page.locator(f'.cards[data-query="clinic {mark.upper()}"] .card')).to_have_count(50)
+    await person.see("The first 50 hospitals")
+    await person.press("Show more")
+    await person.see("51 hospitals")
+    await expect(cards).to_have_count(51)
+    await expect(person.button("Show more")).to_have_count(0)
+    await searching.fill(f"{mark}n07")
+    await expect(cards).to_have_count(1)
+    await searching.fill(f"{mark} 100%")
+    await person.see(f"No hospital is called “{mark} 100%”")
+    await person.fits()
+
+
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+async def test_hospitals_near_by_come_first_and_where_one_is_leaves_the_page_only_roughly(
+    world: World, opens: Opens, size: tuple[int, int]
+) -> None:
+    mark = await clinics(world, a=None, b=35.1, c=37.6)
+    person = await signed_in(opens, name(), size=size, geolocation=SEOUL, permissions=["geolocation"])
+    await person.follow("Book")
+    sent = asked(person, "ListHospitals")
+    cards = person.page.locator(".cards .card")
+    await person.page.get_by_label("Name of the hospital").fill(mark)
+    await expect(cards).to_have_text([re.compile(f"{mark} {one}$") for one in "abc"])
+    await person.press("Near me")
+    await expect(cards).to_have_text([re.compile("c *about 4 km"), re.compile("b *about 275 km"), re.compile("a$")])
+    await person.fits()
+    told = [request for request in sent if struct.pack("<d", 37.57) in request]
+    assert len(told) == 1
+    assert struct.pack("<d", 126.98) in told[0]
+    await cards.first.click()
+    await person.see(f"Clinic {mark} c")
+    await person.page.go_back()
+    await expect(cards.first).to_contain_text("about 4 km")
+    await person.press("Not by distance")
+    await expect(cards).to_have_text([re.compile(f"{mark} {one}$") for one in "abc"])
+
+
+async def test_who_does_not_tell_where_they_are_is_told_how_to_go_on(world: World, opens: Opens) -> None:
+    mark = await clinics(world, a=37.6)
+    person = await signed_in(opens, name())
+    await person.follow("Book")
+    await person.press("Near me")
+    await person.see("This browser may not tell where you are.")
+    await person.page.get_by_label("Name of the hospital").fill(mark)
+    await expect(person.page.locator(".cards .card")).to_have_text([re.compile(f"{mark} a$")])
+    await person.fits()
 
 
 async def test_the_back_button_leads_through_the_screens_and_a_link_opens_its_screen(

@@ -192,6 +192,8 @@ async def test_doses_are_written_off_counted_anew_and_recalled_each_as_was_said_
     await person.confirm()
     await person.see("“The cold chain was interrupted.”", ".notice.bad")
     await counter.tally(free=0, reserved=0, administered=1, written_off=8)
+    await person.page.reload()  # what the recall has done is still told
+    await person.see(re.compile("^8 written off"))
     await person.page.get_by_role("button", name=re.compile(r"Who had a dose \(1\)")).click()
     await expect(person.page.locator(".notice.bad tbody tr")).to_contain_text(given)
     shown = await waits.reaches(booking, Status.RESERVATION_STATUS_APPROVED)

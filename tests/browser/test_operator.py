@@ -14,6 +14,8 @@ from tests.e2e.conftest import World
 from .conftest import Opens
 from .person import DESKTOP, PHONE, Person
 
+UNKNOWN = "\N{EN DASH}"
+
 
 async def operator(opens: Opens, size: tuple[int, int] = DESKTOP, to: str = "/") -> Person:
     """The operator with the page open."""
@@ -37,8 +39,40 @@ async def test_the_operator_sees_every_service_and_how_the_events_flow(opens: Op
     person = await operator(opens, size)
     for service in SERVICES:
         await expect(person.page.locator(f'tr[data-service="{service}"]')).to_contain_text("running")
-    await expect(person.page.locator("canvas")).to_have_count(4)
+    await expect(person.page.locator("canvas")).to_have_count(8)
     await person.fits()
+
+
+async def test_bookings_completions_and_refusals_are_plotted_as_they_happen(world: World, opens: Opens) -> None:
+    hospital, day = await world.new_hospital(capacity=1, doses=1)
+    person = await operator(opens)
+
+    async def now(plot: str, values: str) -> None:
+        label = re.compile(f", now: {values}$")
+        await expect(person.page.locator(f'[data-plot="{plot}"] .plot')).to_have_attribute("aria-label", label)
+
+    for plot, name in (("bookings", "Bookings"), ("completions", "Completions")):
+        await now(plot, f"{name} 0")
+    await now("toCompletion", f"mean {UNKNOWN}, 99 % are faster {UNKNOWN}")
+    some = r"(0\.\d+|[1-9][\d.]*)"
+    await world.customer().create(hospital, day)
+    await asyncio.gather(
+        now("bookings", f"Bookings {some}"),
+        now("completions", f"Completions {some}"),
+        now("toCompletion", f"mean {some}, 99 % are faster {some}"),
+    )
+    await world.customer().create(hospital, day)
+    await now("breaker", f"denied by approval {some}, turned away since approval is busy 0")
+
+
+async def test_services_that_do_not_tell_what_they_measure_are_seen_all_the_same(opens: Opens) -> None:
+    person = await opens(size=DESKTOP)
+    await person.page.route("**/GetMetrics", lambda route: route.abort())
+    await person.sign_in(operator=True)
+    for service in SERVICES:
+        await expect(person.page.locator(f'tr[data-service="{service}"]')).to_contain_text("running")
+    plot = person.page.locator('[data-plot="bookings"] .plot')
+    await expect(plot).to_have_attribute("aria-label", f"Bookings, now: Bookings {UNKNOWN}")
 
 
 async def test_a_service_that_stops_is_seen_to_stop_and_to_come_back(world: World, opens: Opens) -> None:

@@ -4,7 +4,6 @@ import { create } from "@bufbuild/protobuf";
 import { LotSchema } from "../gen/vaccination/vaccinemgmt/v1/lot_pb.js";
 import { VaccinationSchema } from "../gen/vaccination/vaccinemgmt/v1/vaccination_pb.js";
 import { lotNumberOf, onAdminister, unusable } from "../src/manager/stock.ts";
-import { matching } from "../src/search.ts";
 
 const lot = (more: object = {}) =>
   create(LotSchema, {
@@ -55,20 +54,4 @@ test("the lot number is read from a scanned GS1 code", () => {
   assert.equal(lotNumberOf("(01)08806500000000(17)270110(10)JN-P26A1"), "JN-P26A1");
   assert.equal(lotNumberOf("]d2010880650000000017270110" + "10JN-P26A1\u001d21123"), "JN-P26A1");
   assert.equal(lotNumberOf("010880650000000021123\u001d10JN-P26A1"), "JN-P26A1");
-});
-
-test("a hospital is found by any part of its name, whatever case and spaces", () => {
-  const all = [
-    { name: "서울 마포 한마음의원 (Seoul Mapo)", hospitalId: "seoul-mapo" },
-    { name: "제주 애월", hospitalId: "jeju-aewol" },
-  ];
-  assert.deepEqual(
-    matching(all, "마포한마음").map((one) => one.hospitalId),
-    ["seoul-mapo"],
-  );
-  assert.deepEqual(
-    matching(all, "SEOUL  mapo").map((one) => one.hospitalId),
-    ["seoul-mapo"],
-  );
-  assert.equal(matching(all, "").length, 2);
 });

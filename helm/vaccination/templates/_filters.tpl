@@ -243,10 +243,23 @@ spec:
             print_options:
               always_print_primitive_fields: true
               stream_newline_delimited: true
+            # As forms and most clients write a space in a query.
+            query_param_unescape_plus: true
             request_validation_options:
               reject_unknown_method: true
               reject_unknown_query_parameters: true
               reject_binding_body_field_collisions: true
+    {{- /* Of a REST request the query may tell where somebody is, and Istio's own format of the access log has all of
+    the path that was asked for. So the path is kept without it. Routes have it only as a prefix. */}}
+    {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
+          name: header_mutation.without_query
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
+            mutations:
+              request_mutations:
+                - append:
+                    header: {key: x-envoy-original-path, value: "%PATH(NQ:ORIG)%"}
+                    append_action: OVERWRITE_IF_EXISTS
     {{- /* This limit is off except on routes that set one. It stands behind the policies, so that callers who may not
     book do not use up the places of those who may. */}}
     {{- include "vaccination.before" "envoy.filters.http.router" }}

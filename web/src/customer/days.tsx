@@ -3,7 +3,7 @@ import type { DayAvailability } from "../../gen/vaccination/approval/v1/hospital
 import { hospitals } from "../api.ts";
 import { dayIn, plusDays } from "../days.ts";
 import { useEvery, useLoaded, useValue } from "../hooks.ts";
-import { useHospitals } from "../hospitals.ts";
+import { useHospital } from "../hospitals.ts";
 import { longDay, month, shortDay, t, vaccineName } from "../i18n.ts";
 import { go } from "../router.ts";
 import { AsOf, Button, Dialog, Effects, Empty, Facts, Field, Heading, Link, Read } from "../ui/parts.tsx";
@@ -15,8 +15,7 @@ const REFRESHED = 15_000;
 
 /** The days of one hospital that can be booked, or moved to. */
 export function Days({ hospitalId, insteadOf }: { hospitalId: string; insteadOf: string }) {
-  const known = useHospitals();
-  const hospital = known.data?.find((one) => one.hospitalId === hospitalId);
+  const hospital = useHospital(hospitalId).data;
   const zone = hospital?.timeZone ?? "Asia/Seoul";
   const { all } = useValue(mine);
   const pending = useValue(asks.pending);

@@ -1,3 +1,4 @@
+import { Code, ConnectError } from "@connectrpc/connect";
 import { useEffect, useState } from "preact/hooks";
 import { type Lot, type Movement, MovementKind, WriteOffReason } from "../../gen/vaccination/vaccinemgmt/v1/lot_pb.js";
 import { RecallService, type Recall } from "../../gen/vaccination/vaccinemgmt/v1/recall_service_pb.js";
@@ -342,14 +343,6 @@ function WriteOff({ lot, onDone, onClose }: Props) {
   );
 }
 
-const which = (lot: Lot, note: string) => ({
-  vaccineCode: lot.vaccineCode,
-  manufacturer: lot.manufacturer,
-  lotNumber: lot.lotNumber,
-  hospitalId: lot.hospitalId,
-  note,
-});
-
 function RecallIt({ lot, onDone, onClose }: Props) {
   const [note, setNote] = useState("");
   const title = `${t("recallTitle")} · ${lot.lotNumber}`;
@@ -360,11 +353,12 @@ function RecallIt({ lot, onDone, onClose }: Props) {
       danger
       effects={[t("recallEffect", lot.free, lot.reserved, lot.administered), t("recallHere")]}
       ready={note.trim() !== ""}
-      run={() => perform(RecallService.method.recallLot, which(lot, note.trim()), title)}
-      onDone={({ recall }) => {
-        if (recall) sessionStorage.setItem(kept(lot), recall.recallId);
-        onDone(t("bookingsToGo", recall?.bookingsToGo ?? 0));
+      run={() => {
+        const { vaccineCode, manufacturer, lotNumber, hospitalId } = lot;
+        const what = { vaccineCode, manufacturer, lotNumber, hospitalId, note: note.trim() };
+        return perform(RecallService.method.recallLot, what, title);
       }}
+      onDone={({ recall }) => onDone(t("bookingsToGo", recall?.bookingsToGo ?? 0))}
       onClose={onClose}
     >
       <Field label={t("noteToCustomers")}>
@@ -383,12 +377,12 @@ function RecallIt({ lot, onDone, onClose }: Props) {
 }
 
 const LOOKED_AT = 2000;
-const kept = (lot: Lot) => `recall ${lot.lotId}`;
 
 /** That a lot is withdrawn, and how far its recall is. */
 function Recalled({ lot, zone, onMoved }: { lot: Lot; zone: string; onMoved: () => void }) {
-  const [recallId, setRecallId] = useState(() => sessionStorage.getItem(kept(lot)) ?? "");
+  const { recallId } = lot;
   const [recall, setRecall] = useState<Recall | undefined>();
+  const [hidden, setHidden] = useState(false);
   const [list, setList] = useState(false);
   const read = () => {
     recalls.getRecall({ recallId }).then(
@@ -396,26 +390,21 @@ function Recalled({ lot, zone, onMoved }: { lot: Lot; zone: string; onMoved: () 
         if (recall && recall.bookingsToGo !== response.recall?.bookingsToGo) onMoved();
         setRecall(response.recall);
       },
-      () => {}, // it is read again soon
+      // A recall everywhere is the operator's. Else it is read again soon.
+      (error: unknown) => setHidden(ConnectError.from(error).code === Code.PermissionDenied),
     );
   };
   useEffect(() => {
     if (recallId) read();
   }, [recallId]);
   useEvery(LOOKED_AT, () => {
-    if (recallId && recall?.bookingsToGo !== 0) read();
+    if (recallId && !hidden && recall?.bookingsToGo !== 0) read();
   });
-  const find = async () => {
-    // A lot does not tell its recall's id. Recalling it again changes nothing and answers with the recall that there is.
-    const response = await recalls.recallLot(which(lot, lot.withdrawn));
-    setRecallId(response.recall?.recallId ?? "");
-  };
   return (
     <div class="notice bad" role="status">
       <p>
         <strong>{t("withdrawn")}</strong> “{lot.withdrawn}”
       </p>
-      {!recallId && <Button onClick={find}>{t("recallStands")}</Button>}
       {recall && (
         <>
           <p>{t("recallProgress", recall.writtenOff, recall.reassigned, recall.waiting)}</p>

@@ -1,5 +1,6 @@
 import type { GetStatusResponse } from "../../gen/vaccination/operations/v1/operations_service_pb.js";
 import { Value } from "../value.ts";
+import { type Measured, measure } from "./measured.ts";
 import { at, operations, SERVICES, type Service } from "./services.ts";
 
 const EVERY = 2000;
@@ -10,6 +11,7 @@ export interface Sample {
   /** Seconds since 1970. */
   time: number;
   of: Record<Service, GetStatusResponse | null>;
+  measured: Measured;
 }
 
 export const samples = new Value<readonly Sample[]>([]);
@@ -18,11 +20,12 @@ let watchers = 0;
 let timer = 0;
 
 async function sample(): Promise<void> {
-  const answers = await Promise.all(
-    SERVICES.map((service) => operations.getStatus({ service }, { ...at(service), timeoutMs: 5000 }).catch(() => null)),
+  const asked = SERVICES.map((service) =>
+    operations.getStatus({ service }, { ...at(service), timeoutMs: 5000 }).catch(() => null),
   );
+  const [measured, ...answers] = await Promise.all([measure(), ...asked]);
   const of = Object.fromEntries(SERVICES.map((service, index) => [service, answers[index] ?? null])) as Sample["of"];
-  samples.set([...samples.get().slice(1 - KEPT), { time: Date.now() / 1000, of }]);
+  samples.set([...samples.get().slice(1 - KEPT), { time: Date.now() / 1000, of, measured }]);
 }
 
 async function loop(): Promise<void> {

@@ -3,6 +3,7 @@ import { useValue } from "../hooks.ts";
 import { clock, type Key, moment, number, t } from "../i18n.ts";
 import { Badge, Heading, Loading, Table } from "../ui/parts.tsx";
 import { samples } from "./flow.ts";
+import type { Measured } from "./measured.ts";
 import { Plot } from "./plot.tsx";
 import { SERVICES } from "./services.ts";
 
@@ -18,6 +19,32 @@ const PLOTTED: Quantity[] = [
   { name: "inFlight", hint: "inFlightHint", of: (status) => Number(status.consumerInFlight) },
   { name: "deadLetters", hint: "deadLettersHint", of: (status) => Number(status.deadLetters) },
 ];
+
+/** What the customers see of it, with the name of each line where there are several. */
+const MEASURED: { name: Key; hint: Key; lines: [name: Key, of: keyof Measured][]; dots?: true }[] = [
+  { name: "bookings", hint: "bookingsHint", lines: [["bookings", "bookings"]] },
+  { name: "completions", hint: "completionsHint", lines: [["completions", "completions"]] },
+  {
+    name: "breaker",
+    hint: "breakerHint",
+    lines: [
+      ["denied", "denied"],
+      ["turnedAway", "turnedAway"],
+    ],
+  },
+  {
+    name: "toCompletion",
+    hint: "toCompletionHint",
+    lines: [
+      ["mean", "mean"],
+      ["p99", "p99"],
+    ],
+    dots: true, // there is a value only when somebody was completed
+  },
+];
+
+const shown = (value: number | null | undefined) =>
+  value === null || value === undefined ? "–" : number(Math.round(value * 100) / 100);
 
 const age = (status: GetStatusResponse) => t("seconds", status.outboxOldestSeconds.toFixed(1));
 
@@ -90,6 +117,24 @@ export function Flow() {
       </Table>
       <p class="soft">{t("flowText")}</p>
       <div class="two plots">
+        {MEASURED.map(({ name, hint, lines, dots }) => {
+          const now = lines.map(([line, of]) => `${t(line)} ${shown(last.measured[of])}`).join(", ");
+          return (
+            <figure key={name} class="panel" data-plot={name}>
+              <figcaption>
+                <strong>{t(name)}</strong> <span class="soft">{t(hint)}</span>
+                {lines.length > 1 && <Legend of={lines.map(([line]) => t(line))} />}
+              </figcaption>
+              <Plot
+                times={times}
+                lines={lines.map(([, of]) => all.map((sample) => sample.measured[of]))}
+                label={t("plotLabel", t(name), now)}
+                digits={1}
+                dots={dots ?? false}
+              />
+            </figure>
+          );
+        })}
         {PLOTTED.map(({ name, hint, of }) => {
           const lines = SERVICES.map((service) =>
             all.map((sample) => (sample.of[service] ? of(sample.of[service]) : null)),
@@ -105,14 +150,20 @@ export function Flow() {
           );
         })}
       </div>
-      <ul class="legend">
-        {SERVICES.map((service, index) => (
-          <li key={service}>
-            <Swatch line={index + 1} /> {service}
-          </li>
-        ))}
-      </ul>
+      <Legend of={SERVICES} />
     </>
+  );
+}
+
+function Legend({ of }: { of: readonly string[] }) {
+  return (
+    <ul class="legend">
+      {of.map((name, index) => (
+        <li key={name}>
+          <Swatch line={index + 1} /> {name}
+        </li>
+      ))}
+    </ul>
   );
 }
 

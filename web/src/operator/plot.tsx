@@ -12,11 +12,14 @@ export function Plot({
   lines,
   label,
   digits = 0,
+  dots = false,
 }: {
   times: number[];
   lines: (number | null)[][];
   label: string;
   digits?: number;
+  /** Shows each value, also one that stands alone. */
+  dots?: boolean;
 }) {
   const box = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
@@ -63,7 +66,7 @@ export function Plot({
           ...lines.map((_, index) => ({
             stroke: colour(`--line-${index + 1}`),
             width: 2,
-            points: { show: false },
+            points: { show: dots, size: 5 },
             ...(DASHES[index] ? { dash: DASHES[index] } : {}),
           })),
         ],
