@@ -220,7 +220,7 @@ function Correct({ lot, onDone, onClose }: Props) {
             />
           )}
         </Field>
-        <Field label={t("expiryDate")} {...(form.expiry < form.production ? { error: t("badRange") } : {})}>
+        <Field label={t("expiryDate")} {...(form.expiry < form.production ? { error: t("expiresFirst") } : {})}>
           {(id, described) => (
             <input
               id={id}

@@ -271,7 +271,7 @@ function Delivery({
         <Field label={t("productionDate")}>
           {(id) => <input id={id} type="date" required value={filled.productionDate} onInput={set("productionDate")} />}
         </Field>
-        <Field label={t("expiryDate")} {...(backwards ? { error: t("badRange") } : {})}>
+        <Field label={t("expiryDate")} {...(backwards ? { error: t("expiresFirst") } : {})}>
           {(id, described) => (
             <input
               id={id}
