@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal
 
+import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from playwright.async_api import Browser, Route, expect
 
-from tests.e2e.conftest import Client, Status, World, delivery, eventually, zone_at_noon
+from tests.e2e.conftest import Client, Status, World, delivery, eventually, refusal, zone_at_noon
 from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2
 from vaccination.vaccinemgmt.v1 import lot_pb2
 
@@ -100,23 +101,33 @@ async def _booked(
     status: int = STATUS.RESERVATION_STATUS_COMPLETED,
 ) -> list[tuple[str, str]]:
     """Customers with a booking each; (customer's id, reservation's id)."""
-    few, tag = asyncio.Semaphore(20), uuid.uuid4().hex[:3]
+    few, tag = asyncio.Semaphore(8), uuid.uuid4().hex[:3]
 
     async def one(number: int) -> tuple[str, str]:
         name = f"{GIVEN[number % 10]}.{FAMILY[number // 10 % 10]}-{tag}{number:03}"
         customer: Client = world.client(name, ["customer"])
         async with few:
-            return name, (await customer.create(hospital, day, vaccine_code=code)).reservation_id
+            return name, await _patiently(customer, hospital, day, code)
 
     made = await asyncio.gather(*map(one, range(count)))
     for name, reservation_id in (made[0], made[-1]):
-        await world.client(name, ["customer"]).reaches(reservation_id, status, within=60)
+        await world.client(name, ["customer"]).reaches(reservation_id, status)
     manager = world.manager(hospital)
     if status == STATUS.RESERVATION_STATUS_COMPLETED:
-        await eventually(
-            lambda: manager.of_day(hospital, day), lambda all_: all(one.HasField("dose") for one in all_), 60
-        )
+        await eventually(lambda: manager.of_day(hospital, day), lambda all_: all(one.HasField("dose") for one in all_))
     return made
+
+
+async def _patiently(customer: Client, hospital: str, day: date, code: str) -> str:
+    """Books, and tries again as often as it is told to."""
+    request_id = str(uuid.uuid4())
+    while True:
+        try:
+            return (await customer.create(hospital, day, request_id, code)).reservation_id
+        except grpc.aio.AioRpcError as error:
+            if (wait := refusal(error).retry_after) is None:
+                raise
+            await asyncio.sleep(wait)
 
 
 Screens = AsyncIterator[tuple[str, Person]]

@@ -24,7 +24,7 @@ export const texts = {
   operatorArea: ["운영", "Operations"],
   welcome: ["가까운 병원에서, 원하는 날에", "At a clinic you know, on a day that suits you"],
   welcomeText: [
-    "빈자리가 있는 날을 고르면 그 자리에서 바로 예약됩니다. 백신이 배정되고 접종이 끝날 때까지의 모든 과정을 이 화면에서 볼 수 있습니다.",
+    "빈자리가 있는 날짜를 선택하면 바로 예약됩니다. 백신 배정부터 접종까지 모든 과정을 이 화면에서 확인할 수 있습니다.",
     "Choose a day that has places left, and the place is yours at once. This screen then shows everything, until the dose has been given.",
   ],
   signInWhy: ["예약하거나 예약을 확인하려면 로그인해 주세요.", "Sign in to book or to see your booking."],
@@ -56,7 +56,6 @@ export const texts = {
     (n: number, all: number) => `${k(all)}개 중 ${k(n)}개`,
     (n: number, all: number) => `${n.toLocaleString("en")} of ${all.toLocaleString("en")}`,
   ],
-  none: ["없음", "none"],
 
   // What went wrong
   failed: ["처리하지 못했습니다", "That did not work"],
@@ -114,7 +113,7 @@ export const texts = {
   // Customer
   myBooking: ["내 예약", "My booking"],
   noBooking: ["아직 예약이 없습니다", "You have no booking yet"],
-  noBookingText: ["병원과 날짜를 고르면 바로 예약됩니다.", "Choose a hospital and a day; the place is yours at once."],
+  noBookingText: ["병원과 날짜를 선택하면 바로 예약됩니다.", "Choose a hospital and a day; the place is yours at once."],
   noActive: ["진행 중인 예약이 없습니다", "You have no current booking"],
   book: ["예약하기", "Book"],
   bookAgain: ["새로 예약하기", "Book again"],
@@ -219,6 +218,7 @@ export const texts = {
     (who: string) => `Look for customer “${who}” on other days`,
   ],
   elsewhere: [(who: string) => `${who} 고객의 모든 예약`, (who: string) => `All bookings of ${who}`],
+  noneElsewhere: ["예약이 없습니다.", "There are no bookings."],
   open: ["열기", "Open"],
   checkIn: ["도착 확인", "Check in"],
   administer: ["접종 기록", "Record the dose"],
