@@ -56,7 +56,7 @@ export function LotPage({ hospital, lotId }: Here & { lotId: string }) {
     <Read from={lots}>
       {(all) => {
         const lot = all.find((one) => one.lotId === lotId);
-        if (!lot) return <Empty title={t("notFound")}>{back}</Empty>;
+        if (!lot) return <Empty screen title={t("notFound")}>{back}</Empty>;
         return (
           <>
             <div class="between">

@@ -208,10 +208,19 @@ export function Loading() {
   );
 }
 
-export function Empty({ title, children }: { title: string; children?: ComponentChildren }) {
+/** That there is nothing to show; `screen`: it is all that is on the screen, and so its heading. */
+export function Empty({
+  title,
+  screen,
+  children,
+}: {
+  title: string;
+  screen?: boolean;
+  children?: ComponentChildren;
+}) {
   return (
     <div class="empty">
-      <p class="title">{title}</p>
+      {screen ? <h1 class="title">{title}</h1> : <p class="title">{title}</p>}
       {children}
     </div>
   );
