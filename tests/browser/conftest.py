@@ -15,7 +15,7 @@ from .person import Person, launched, opened
 Opens = Callable[..., Awaitable[Person]]
 
 # What is waited for is there within a fraction of a second, except on a machine that is busy.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

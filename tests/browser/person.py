@@ -31,7 +31,7 @@ async def opened(
     made = await browser.new_context(
         base_url=origin, viewport={"width": width, "height": height}, locale=language, **context
     )
-    made.set_default_timeout(20_000)
+    made.set_default_timeout(60_000)
     person = Person(made, origin)
     made.on("weberror", lambda error: person.faults.append(str(error.error)))
     made.on(
