@@ -17,13 +17,25 @@ export type State = { is: "out" } | { is: "in"; person: Person } | { is: "expire
 interface Tokens {
   access: string;
   refresh?: string;
+  /** The provider's own word on who signed in. The page shows it when it signs them out, and for nothing else. */
+  id?: string;
   /** In milliseconds since 1970, by this device's clock. */
   expires: number;
+}
+
+/** The token endpoint's answer. */
+interface Answer {
+  access_token: string;
+  refresh_token?: string;
+  id_token?: string;
+  expires_in?: number;
 }
 
 /** Kept in the tab's storage while the person is away at the provider. */
 interface Away {
   state: string;
+  /** Comes back in the id_token. Some providers refuse a sign-in without it. */
+  nonce: string;
   verifier: string;
   /** Where to go on afterwards. */
   then: string;
@@ -95,6 +107,7 @@ export class Session {
 
   signOut(): void {
     const { end_session_endpoint: end, client_id } = this.#config;
+    const id = this.#tokens?.id;
     sessionStorage.removeItem(WAS_IN);
     clearTimeout(this.#timer);
     this.#tokens = null;
@@ -105,6 +118,8 @@ export class Session {
     const url = new URL(end, location.href);
     url.searchParams.set("client_id", client_id);
     url.searchParams.set("post_logout_redirect_uri", `${location.origin}/`);
+    // Without it, providers ask whether one really wants to sign out, and many do not lead back to the page.
+    if (id) url.searchParams.set("id_token_hint", id);
     location.assign(url);
   }
 
@@ -132,12 +147,7 @@ export class Session {
     const code = query.get("code");
     // A code that this tab has not asked for may be somebody else's: signing in with it would show their bookings.
     if (!code || !away || away.state !== state) return "/";
-    await this.#exchange({
-      grant_type: "authorization_code",
-      code,
-      code_verifier: away.verifier,
-      redirect_uri: this.#back(),
-    });
+    await this.#redeem(code, away);
     return away.then;
   }
 
@@ -146,12 +156,18 @@ export class Session {
     if (!code || away?.state !== state) return;
     sessionStorage.removeItem(AWAY);
     this.#window?.close();
-    await this.#exchange({
+    await this.#redeem(code, away);
+  }
+
+  async #redeem(code: string, away: Away): Promise<void> {
+    const answer = await this.#exchange({
       grant_type: "authorization_code",
       code,
       code_verifier: away.verifier,
       redirect_uri: this.#back(),
     });
+    if (answer.id_token && claimsOf(answer.id_token).nonce !== away.nonce) throw new Error("sign-in: wrong nonce");
+    this.#accept(answer);
   }
 
   #back(): string {
@@ -160,7 +176,7 @@ export class Session {
 
   async #request(prefix: string, then: string, hint?: string): Promise<string> {
     const { authorization_endpoint, client_id, scope, audience } = this.#config;
-    const away: Away = { state: prefix + random(16), verifier: random(32), then };
+    const away: Away = { state: prefix + random(16), nonce: random(16), verifier: random(32), then };
     sessionStorage.setItem(AWAY, JSON.stringify(away));
     const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(away.verifier));
     const url = new URL(authorization_endpoint, location.href);
@@ -170,6 +186,7 @@ export class Session {
       redirect_uri: this.#back(),
       scope: scope ?? "openid",
       state: away.state,
+      nonce: away.nonce,
       code_challenge: base64url(new Uint8Array(digest)),
       code_challenge_method: "S256",
       ui_locales: document.documentElement.lang,
@@ -180,21 +197,26 @@ export class Session {
     return url.href;
   }
 
-  async #exchange(form: Record<string, string>): Promise<void> {
+  async #exchange(form: Record<string, string>): Promise<Answer> {
     const response = await fetch(this.#config.token_endpoint, {
       method: "POST",
       body: new URLSearchParams({ client_id: this.#config.client_id, ...form }),
     });
     if (!response.ok) throw new Error(`sign-in: ${response.status}`);
-    const answer = (await response.json()) as { access_token: string; refresh_token?: string; expires_in?: number };
-    this.#accept(answer);
+    return (await response.json()) as Answer;
   }
 
-  #accept(answer: { access_token: string; refresh_token?: string; expires_in?: number }): void {
+  #accept(answer: Answer): void {
     const claims = claimsOf(answer.access_token);
     const lives = answer.expires_in ?? Number(claims.exp ?? 0) - Date.now() / 1000;
     const refresh = answer.refresh_token ?? this.#tokens?.refresh;
-    this.#tokens = { access: answer.access_token, expires: Date.now() + lives * 1000, ...(refresh ? { refresh } : {}) };
+    const id = answer.id_token ?? this.#tokens?.id;
+    this.#tokens = {
+      access: answer.access_token,
+      expires: Date.now() + lives * 1000,
+      ...(refresh ? { refresh } : {}),
+      ...(id ? { id } : {}),
+    };
     const roles = claims[this.#config.roles_claim ?? "roles"];
     const person: Person = {
       subject: String(claims.sub ?? ""),
@@ -233,7 +255,7 @@ export class Session {
     const refresh = this.#tokens?.refresh;
     if (refresh) {
       try {
-        await this.#exchange({ grant_type: "refresh_token", refresh_token: refresh });
+        this.#accept(await this.#exchange({ grant_type: "refresh_token", refresh_token: refresh }));
         return;
       } catch {
         // Asked to sign in again below, as without a refresh token.
