@@ -77,13 +77,13 @@ def provider(release: Release, tmp_path: Path) -> Iterator[Canaille]:
         release.settled()
         yield provider
     finally:
-        release.upgrade({})
         provider.stop()
+        release.upgrade({})
 
 
 @pytest.fixture
 def origin(release: Release, provider: Canaille) -> Iterator[str]:
-    """Of the page. On a machine's own address a browser takes plain text for secure, as it takes HTTPS elsewhere;
+    """The page's origin. On a machine's own address a browser takes plain text for secure, as it takes HTTPS elsewhere;
     without that it would have no Web Crypto, and without Web Crypto there is no PKCE.
     """
     ports = release.get("service", "gateway")["spec"]["ports"]
