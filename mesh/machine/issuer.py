@@ -59,7 +59,7 @@ WORDS = {
     },
     "ko": {
         "title": "로그인",
-        "about": "이 컴퓨터에서만 쓰는 로그인 화면입니다. 비밀번호는 없습니다. 누구로 들어갈지 고르세요.",
+        "about": "이 컴퓨터에서만 쓰는 로그인 화면입니다. 비밀번호는 없습니다. 누구로 로그인할지 선택하세요.",
         "customer": "고객",
         "manager": "병원의 백신 관리자",
         "operator": "운영자",
@@ -73,7 +73,7 @@ WORDS = {
 }
 STYLE = """
 :root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
-body { margin: 0 auto; max-width: 32rem; padding: 1rem }
+body { margin: 0 auto; max-width: 32rem; padding: 1rem; word-break: keep-all }
 h1 { font-size: 1.5rem } h2 { font-size: 1.1rem; margin: 1.5rem 0 .5rem }
 button, input { box-sizing: border-box; font: inherit; min-height: 2.75rem; padding: .5rem .75rem; width: 100% }
 button { cursor: pointer; margin: .25rem 0; overflow-wrap: anywhere; text-align: start }

@@ -23,10 +23,12 @@ from services.chassis.settings import Process
 
 Url = Annotated[str, Field(pattern=r"^https?://[^/?#\s;,']+[^?#\s;,']*$")]
 
-# The name of a file in assets/ tells its content, so it never changes. Everything else is asked for again each time,
-# and costs an answer without a body if it is still the same.
+# The name of a file in assets/ tells its content, so it never changes. Almost everything else is asked for again each
+# time, and costs an answer without a body if it is still the same.
 IMMUTABLE = "public, max-age=31536000, immutable"
 REVALIDATED = "no-cache"
+# A page that is loaded twice within a minute, as when somebody comes back from the sign-in, does not wait for it twice.
+FOR_A_MINUTE = "public, max-age=60"
 # Where the provider sends people back to. A sign-in in a window of its own ends here, so it must be able to find the
 # window that it came from.
 SIGNED_IN = "/signed-in"
@@ -105,7 +107,7 @@ class Site:
     """Answers requests for the page."""
 
     def __init__(self, settings: Settings) -> None:
-        config = File(json.dumps(settings.public).encode(), "application/json", REVALIDATED)
+        config = File(json.dumps(settings.public).encode(), "application/json", FOR_A_MINUTE)
         self._files = {"/config.json": config, **dict(_read(settings.files))}
         if "/index.html" not in self._files:
             print(f"setting FILES: no index.html is in {settings.files}: ./dev web builds it", file=sys.stderr)  # noqa: T201

@@ -12,7 +12,7 @@ PHONE, TABLET, DESKTOP = (390, 844), (1024, 768), (1280, 900)
 OF_THE_NETWORK = re.compile(r"Failed to load resource|net::ERR_")
 
 # What is waited for is there within a fraction of a second, except on a machine that is busy.
-expect.set_options(timeout=20_000)
+expect.set_options(timeout=60_000)
 
 
 async def launched(playwright: Playwright) -> Browser:
@@ -34,7 +34,7 @@ async def opened(
     made = await browser.new_context(
         base_url=origin, viewport={"width": width, "height": height}, locale=language, **context
     )
-    made.set_default_timeout(20_000)
+    made.set_default_timeout(60_000)
     person = Person(made, origin)
     made.on("weberror", lambda error: person.faults.append(str(error.error)))
     made.on(

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal
 
+import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from playwright.async_api import Browser, Route, expect
 
-from tests.e2e.conftest import Client, Status, World, delivery, eventually, zone_at_noon
+from tests.e2e.conftest import Client, Status, World, delivery, eventually, refusal, zone_at_noon
 from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2
 from vaccination.vaccinemgmt.v1 import lot_pb2
 
@@ -44,19 +45,24 @@ class Stage:
     """A customer whose booking was called off."""
     waits: str
     """A customer who waits for a dose."""
+    waits_long: str
+    """A customer who waits for one at the hospital with the long name."""
+    empty: str
+    """A hospital about which nothing is known but its name, which is long, too."""
 
 
 async def staged(world: World, rows: int) -> Stage:
     """Makes it, with so many bookings of today."""
     hospital, today = await world.new_hospital(days_ahead=0, time_zone=zone_at_noon())
     long_named, _ = await world.new_hospital(time_zone=zone_at_noon())
-    for hospital_id, name in ((hospital, NAME), (long_named, LONG_NAME)):
+    empty, _ = await world.new_hospital(time_zone=zone_at_noon())
+    for hospital_id, name in ((hospital, NAME), (long_named, LONG_NAME), (empty, LONG_NAME)):
         known = hospital_pb2.Hospital(
             hospital_id=hospital_id, name=name, time_zone=zone_at_noon(), vaccine_codes=["207", "208", "211"]
         )
         request = hospital_service_pb2.UpsertHospitalRequest(hospital=known)
         await world.operator.call(world.operator.hospital.UpsertHospital, request)
-        for ahead in range(40):
+        for ahead in range(40 if hospital_id != empty else 0):
             places = (0, 4, 120, 37, 9, 240, 80)[ahead % 7] if ahead else rows + 20
             await world.operator.set_capacity(hospital_id, today + timedelta(days=ahead), places)
     lots = await world.operator.register(
@@ -76,12 +82,14 @@ async def staged(world: World, rows: int) -> Stage:
         if count % 5 == 4:
             await manager.miss(booking)
     [waits] = await _booked(world, hospital, today, 1, "211", STATUS.RESERVATION_STATUS_APPROVED)
+    approved = STATUS.RESERVATION_STATUS_APPROVED
+    [waits_long] = await _booked(world, long_named, today + timedelta(days=1), 1, "211", approved)
     [off] = await _booked(world, hospital, today + timedelta(days=2), 1)
     await manager.call_off(hospital, today + timedelta(days=2), note=CALLED_OFF)
     await world.client(off[0], ["customer"]).reaches(off[1], STATUS.RESERVATION_STATUS_CALLED_OFF)
     recalled = lots[3]
     await manager.recall(recalled, hospital, note="제조사 회수 · Recalled by its manufacturer")
-    return Stage(world, hospital, long_named, today, lots, recalled, off[0], waits[0])
+    return Stage(world, hospital, long_named, today, lots, recalled, off[0], waits[0], waits_long[0], empty)
 
 
 async def _booked(
@@ -93,23 +101,33 @@ async def _booked(
     status: int = STATUS.RESERVATION_STATUS_COMPLETED,
 ) -> list[tuple[str, str]]:
     """Customers with a booking each; (customer's id, reservation's id)."""
-    few, tag = asyncio.Semaphore(20), uuid.uuid4().hex[:3]
+    few, tag = asyncio.Semaphore(8), uuid.uuid4().hex[:3]
 
     async def one(number: int) -> tuple[str, str]:
         name = f"{GIVEN[number % 10]}.{FAMILY[number // 10 % 10]}-{tag}{number:03}"
         customer: Client = world.client(name, ["customer"])
         async with few:
-            return name, (await customer.create(hospital, day, vaccine_code=code)).reservation_id
+            return name, await _patiently(customer, hospital, day, code)
 
     made = await asyncio.gather(*map(one, range(count)))
     for name, reservation_id in (made[0], made[-1]):
-        await world.client(name, ["customer"]).reaches(reservation_id, status, within=60)
+        await world.client(name, ["customer"]).reaches(reservation_id, status)
     manager = world.manager(hospital)
     if status == STATUS.RESERVATION_STATUS_COMPLETED:
-        await eventually(
-            lambda: manager.of_day(hospital, day), lambda all_: all(one.HasField("dose") for one in all_), 60
-        )
+        await eventually(lambda: manager.of_day(hospital, day), lambda all_: all(one.HasField("dose") for one in all_))
     return made
+
+
+async def _patiently(customer: Client, hospital: str, day: date, code: str) -> str:
+    """Books, and tries again as often as it is told to."""
+    request_id = str(uuid.uuid4())
+    while True:
+        try:
+            return (await customer.create(hospital, day, request_id, code)).reservation_id
+        except grpc.aio.AioRpcError as error:
+            if (wait := refusal(error).retry_after) is None:
+                raise
+            await asyncio.sleep(wait)
 
 
 Screens = AsyncIterator[tuple[str, Person]]
@@ -121,12 +139,25 @@ async def screens(
     """Opens one screen after the other; yields its name and the person who looks at it. Everything but the customer's
     own booking is left as it was.
     """
-    for tour in (_customer, _called_off, _manager, _operator):
+    for tour in (_signed_out, _customer, _others, _manager, _empty, _operator):
         person = await opened(browser, f"http://{stage.world.mesh.gateway}", size, language)
         async for name in tour(person, stage):
             yield name, person
         await person.context.close()
         assert person.faults == []
+
+
+async def _signed_out(person: Person, stage: Stage) -> AsyncIterator[str]:
+    page = person.page
+    await page.goto("/signed-in?error=access_denied&state=any")
+    await expect(page.locator(".notice.bad")).to_be_visible()
+    person.faults.clear()  # the page says so on the console, too
+    yield "welcome-refused"
+    await page.route("**/config.json", lambda route: route.fulfill(status=503))
+    await page.goto("/")
+    await expect(page.locator(".empty button")).to_be_visible()
+    person.faults.clear()
+    yield "broken"
 
 
 async def _customer(person: Person, stage: Stage) -> AsyncIterator[str]:
@@ -212,11 +243,24 @@ async def _busy(route: Route) -> None:
     await route.fulfill(status=200, headers=headers)
 
 
-async def _called_off(person: Person, stage: Stage) -> AsyncIterator[str]:
+async def _others(person: Person, stage: Stage) -> AsyncIterator[str]:
+    for customer, status, name in (
+        (stage.called_off, "CALLED_OFF", "called-off"),
+        (stage.waits_long, "APPROVED", "waits-long"),
+    ):
+        await person.sign_in(customer=customer)
+        await expect(person.page.locator(".ticket, .cards a.card").first).to_be_visible()
+        yield f"customer-{name}-home"
+        await person.page.locator(".ticket a, .cards a.card").first.click()
+        await expect(person.page.locator(".timeline li").first).to_be_visible()
+        await person.status(status)
+        yield f"customer-{name}"
+        await person.page.locator("header .tools button").last.click()
+        await expect(person.page.locator(".welcome")).to_be_visible()
     await person.sign_in(customer=stage.called_off)
-    await person.page.locator(".cards a.card").click()
-    await person.status("CALLED_OFF")
-    yield "customer-called-off"
+    await person.page.goto("/customer/nowhere")
+    await expect(person.page.locator(".empty a")).to_be_visible()
+    yield "not-found"
 
 
 async def _manager(person: Person, stage: Stage) -> AsyncIterator[str]:
@@ -302,6 +346,14 @@ async def _manager(person: Person, stage: Stage) -> AsyncIterator[str]:
     yield "manager-failed"
 
 
+async def _empty(person: Person, stage: Stage) -> AsyncIterator[str]:
+    await person.sign_in(manager=stage.empty)
+    for number, name in enumerate(("day", "waiting", "lots", "places")):
+        await person.page.locator(".tabs a").nth(number).click()
+        await expect(person.page.locator(".empty")).to_be_visible()
+        yield f"manager-{name}-empty"
+
+
 async def _operator(person: Person, stage: Stage) -> AsyncIterator[str]:
     page = person.page
     await person.sign_in(operator=True)
@@ -309,6 +361,9 @@ async def _operator(person: Person, stage: Stage) -> AsyncIterator[str]:
     async with page.expect_response("**/GetStatus"):
         pass  # the plots have a line
     yield "operator-flow"
+    await page.goto("/operator/dead-letters?service=approval")
+    await expect(page.locator(".empty")).to_be_visible()
+    yield "operator-dead-letters-none"
     await page.goto("/operator/dead-letters?service=mypage")
     await expect(page.locator("tbody tr, .empty").first).to_be_visible()
     yield "operator-dead-letters"

@@ -183,7 +183,7 @@ async def test_a_reload_while_the_answer_is_on_its_way_books_once(world: World, 
 
     await person.page.route("**/CreateReservation", lose_the_answer, times=1)
     await person.book(hospital, day)
-    await asyncio.wait_for(arrived.wait(), 20)
+    await asyncio.wait_for(arrived.wait(), 60)
     await person.page.reload()
     await person.status("COMPLETED")
     assert len(sent) == 2
@@ -274,7 +274,7 @@ async def test_who_is_called_off_reads_why_at_once(world: World, opens: Opens) -
     await world.manager(hospital).call_off(hospital, day, note="A pipe has burst: we are closed.")
     await person.status("CALLED_OFF")
     await person.see("“A pipe has burst: we are closed.”")
-    await expect(person.page.get_by_role("link", name="Book anew")).to_be_visible()
+    await expect(person.page.get_by_role("link", name="Book again")).to_be_visible()
 
 
 SEOUL = {"latitude": 37.566512, "longitude": 126.978044}

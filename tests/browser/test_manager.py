@@ -1,5 +1,6 @@
 """What the vaccine manager sees and does at the counter, on a tablet and on a phone."""
 
+import asyncio
 import re
 import uuid
 from dataclasses import dataclass
@@ -7,9 +8,9 @@ from datetime import date, timedelta
 
 import pytest
 import pytest_asyncio
-from playwright.async_api import Locator, expect
+from playwright.async_api import Locator, Route, expect
 
-from tests.e2e.conftest import Client, Status, World, delivery, zone_at_noon
+from tests.e2e.conftest import Client, Status, World, delivery, eventually, zone_at_noon
 
 from .conftest import Opens
 from .person import PHONE, TABLET, Person
@@ -68,7 +69,7 @@ async def test_a_manager_finds_checks_in_and_vaccinates_those_who_come_and_recor
     counter: Counter,
 ) -> None:
     person = counter.person
-    (comes, first), (_, second) = await counter.booked(), await counter.booked()
+    (comes, first), (late, second) = await counter.booked(), await counter.booked()
     await counter.refresh()
     await expect(person.page.locator("tbody tr")).to_have_count(2)
     await person.page.get_by_label("Customer, reservation or lot").fill(first[:8])
@@ -88,6 +89,13 @@ async def test_a_manager_finds_checks_in_and_vaccinates_those_who_come_and_recor
     await person.confirm()
     await expect(person.page.get_by_role("button", name=re.compile("^All"))).to_contain_text("2")
     await expect(counter.row(second)).to_contain_text("missed")
+    await late.reaches(second, Status.RESERVATION_STATUS_MISSED)
+
+    await counter.row(second).get_by_role("button", name="Record the dose").click()  # they came after all
+    await person.dialog.get_by_label("Choose a lot").select_option(index=1)
+    await person.see(re.compile(r"given 1 → 2"), "dialog .effects")
+    await person.confirm()
+    await late.reaches(second, Status.RESERVATION_STATUS_ADMINISTERED)
 
 
 async def test_a_dose_of_another_lot_is_recorded_by_its_scanned_code(counter: Counter) -> None:
@@ -147,6 +155,38 @@ async def test_a_delivery_serves_those_who_wait_and_the_same_note_is_taken_once(
     await person.see("Nobody is waiting for a dose.")
 
 
+async def test_a_lot_is_assigned_from_the_waiting_list_also_when_stock_came_since_it_was_read(
+    world: World, opens: Opens
+) -> None:
+    """Who waits gets a dose by itself as soon as one fits. A manager who has the list from before can still choose."""
+    hospital, today = await world.new_hospital(capacity=5, days_ahead=0, time_zone=zone_at_noon())
+    person = await opens(size=TABLET)
+    counter = Counter(world, hospital, today, person)
+    customer, booking = await counter.booked(Status.RESERVATION_STATUS_APPROVED)
+    await person.sign_in(manager=hospital)
+    await person.see("waits for a dose", "tbody")
+    delivered = asyncio.Event()
+
+    async def once_delivered(route: Route) -> None:
+        await delivered.wait()
+        await route.continue_()
+
+    await person.page.route("**/ListLots", once_delivered, times=1)
+    await person.follow("Waiting")
+    await expect(person.page.locator("tbody tr")).to_have_count(1)
+    chosen = delivery(2, lot_number="CHOSEN-1", expiry_date=str(today + timedelta(days=400)))
+    await world.manager(hospital).register(hospital, delivery(1), chosen)
+    shown = await customer.reaches(booking, COMPLETED)
+    assert shown.lot_number != "CHOSEN-1", "the dose that expires first is set aside"
+    delivered.set()
+    await person.press("Assign a lot")
+    await person.dialog.get_by_label("CHOSEN-1").check()
+    await person.see("Lot CHOSEN-1: free 2 → 1", "dialog .effects")
+    await person.confirm()
+    await person.see("Nobody is waiting for a dose.")
+    await eventually(customer.screen, lambda screen: screen[0].lot_number == "CHOSEN-1")
+
+
 async def test_no_lot_can_be_assigned_that_does_not_suit_who_waits(world: World, opens: Opens) -> None:
     hospital, today = await world.new_hospital(capacity=5, days_ahead=0, time_zone=zone_at_noon())
     person = await opens(size=TABLET)
@@ -179,14 +219,14 @@ async def test_doses_are_written_off_counted_anew_and_recalled_each_as_was_said_
     await counter.tally(free=6, written_off=2)
 
     await person.press("Correct")
-    await person.dialog.get_by_label("Doses that came in all").fill("9")
+    await person.dialog.get_by_label("Doses received in all").fill("9")
     await person.dialog.get_by_label("Reason").fill("counted anew")
     await person.see("Received 10 → 9", "dialog .effects")
     await person.confirm()
     await counter.tally(free=5, received=9)
 
     await person.press("Recall")
-    await person.see("5 free doses are written off. 1 booking get another dose", "dialog .effects")
+    await person.see("5 free doses are written off. 1 booking gets another dose", "dialog .effects")
     await expect(person.dialog.locator("button[type=submit]")).to_be_disabled()
     await person.dialog.get_by_label("What customers are told").fill("The cold chain was interrupted.")
     await person.confirm()

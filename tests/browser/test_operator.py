@@ -99,7 +99,7 @@ async def test_dead_letters_are_looked_at_redriven_and_discarded_with_a_reason(w
             async with person.page.expect_response("**/ListDeadLetters"):
                 await person.press("Refresh")
 
-    await asyncio.wait_for(two(), 30)
+    await asyncio.wait_for(two(), 60)
     await person.fits()
     await rows.first.get_by_role("button", name="Open").click()
     await expect(person.dialog.locator(".failures li")).to_have_count(1)

@@ -4,14 +4,15 @@ import asyncio
 import json
 import re
 import uuid
+from datetime import timedelta
 
 from playwright.async_api import Route, expect
 
 from mesh.machine.home import ISSUER
-from tests.e2e.conftest import World
+from tests.e2e.conftest import World, zone_at_noon
 
 from .conftest import Opens
-from .person import Person
+from .person import DESKTOP, Person
 
 HOUR = 3600_000  # milliseconds; as long as the local issuer's tokens live
 
@@ -62,6 +63,45 @@ async def test_when_a_session_has_expired_one_signs_in_beside_the_page_and_goes_
     await person.choose_day(hospital, day)
     await person.press("Book it")
     await person.status("COMPLETED")
+
+
+async def test_when_the_gateway_refuses_a_token_one_signs_in_again_and_what_was_typed_is_sent(
+    world: World, opens: Opens
+) -> None:
+    """As when the provider's keys have changed: the token is not expired, and yet no longer valid."""
+    hospital, today = await world.new_hospital(days_ahead=0, time_zone=zone_at_noon())
+    person = await opens(size=DESKTOP)
+    await person.context.clock.install()
+    await person.sign_in(manager=hospital, to="/manager/lots")
+    await person.see("There are no lots.")
+    await person.press("Take a delivery")
+    for label, value in {
+        "Lot": "N-1", "Delivery note": "DN-78", "Vaccine": "208", "Manufacturer": "PFR",
+        "Produced": str(today - timedelta(days=60)), "Use by": str(today + timedelta(days=300)), "How many": "4",
+    }.items():  # fmt: skip
+        await person.dialog.get_by_label(label, exact=True).fill(value)
+    refused = ""
+
+    async def spoil(route: Route) -> None:
+        nonlocal refused
+        token = route.request.headers["authorization"]
+        refused = refused or token
+        spoilt = {"authorization": f"{token[:-8]}AAAAAAAA"} if token == refused else {}
+        await route.continue_(headers={**route.request.headers, **spoilt})
+
+    await person.page.route("**/vaccination.*/*", spoil)
+    await forget_everybody(world)
+    await person.press("Add to stock")
+    again = person.page.locator("dialog", has_text="Your session has ended")
+    await expect(again).to_be_visible()
+    await expect(person.dialog.get_by_label("Delivery note")).to_have_value("DN-78")
+    await person.context.clock.fast_forward(HOUR)  # nobody is in a hurry; no time limit may run out meanwhile
+    async with person.context.expect_page() as opening:
+        await person.press("Sign in again")
+    await person.choose(await opening.value, manager=hospital)
+    await person.see("4 doses taken into stock.")
+    await expect(person.page.locator("dialog")).to_have_count(0)
+    assert [lot.received for lot in await world.manager(hospital).lots(hospital)] == [4]
 
 
 async def test_nothing_of_the_one_before_is_left_when_somebody_else_signs_in(world: World, opens: Opens) -> None:

@@ -119,7 +119,7 @@ async def test_the_page_is_told_where_to_sign_in_and_may_call_only_there(files: 
         "roles_claim": "roles",
         "hospital_claim": "hospital",
     }
-    assert answer.headers["cache-control"] == "no-cache"
+    assert answer.headers["cache-control"] == "public, max-age=60"
     endpoints = {
         "authorization_endpoint": "https://login.example.org/authorize",
         "token_endpoint": "https://tokens.example.org/token",

@@ -1,4 +1,4 @@
-import { Code, ConnectError, createClient, type Interceptor } from "@connectrpc/connect";
+import { Code, ConnectError, createClient, type Transport } from "@connectrpc/connect";
 import { createGrpcWebTransport } from "@connectrpc/connect-web";
 import { HospitalService } from "../gen/vaccination/approval/v1/hospital_service_pb.js";
 import { MypageService } from "../gen/vaccination/mypage/v1/mypage_service_pb.js";
@@ -11,22 +11,6 @@ let session: Session | null = null;
 export function signedBy(whose: Session): void {
   session = whose;
 }
-
-/** Every call carries the person's token, and is made once more when the token turns out to be expired. */
-const authorize: Interceptor = (next) => async (request) => {
-  if (!session) throw new ConnectError("nobody is signed in", Code.Unauthenticated);
-  const token = await session.token();
-  request.header.set("authorization", `Bearer ${token}`);
-  try {
-    return await next(request);
-  } catch (error) {
-    // Of a stream, what is sent once more cannot be read twice: who follows it opens it again.
-    if (request.stream || ConnectError.from(error).code !== Code.Unauthenticated) throw error;
-    await session.refused(token);
-    request.header.set("authorization", `Bearer ${await session.token()}`);
-    return await next(request);
-  }
-};
 
 /** Tells the session that a stream ended because its token is no longer valid. */
 export async function* whileSignedIn<T>(
@@ -45,11 +29,39 @@ export async function* whileSignedIn<T>(
 /** For streams, which have no end. */
 export const NO_LIMIT = { timeoutMs: 0 };
 
-export const transport = createGrpcWebTransport({
-  baseUrl: location.origin,
-  interceptors: [authorize],
-  defaultTimeoutMs: 20_000,
-});
+const gateway = createGrpcWebTransport({ baseUrl: location.origin, defaultTimeoutMs: 20_000 });
+
+async function token(): Promise<string> {
+  if (!session) throw new ConnectError("nobody is signed in", Code.Unauthenticated);
+  return await session.token();
+}
+
+function carrying(token: string, header: HeadersInit | undefined): Headers {
+  const headers = new Headers(header);
+  headers.set("authorization", `Bearer ${token}`);
+  return headers;
+}
+
+/**
+ * Every call carries the person's token, and is made once more when the gateway refuses the token. The call's time limit
+ * does not include the wait for a token: whoever comes back to an expired session and signs in again loses nothing.
+ */
+export const transport: Transport = {
+  async unary(method, signal, limit, header, ...rest) {
+    const first = await token();
+    try {
+      return await gateway.unary(method, signal, limit, carrying(first, header), ...rest);
+    } catch (error) {
+      if (ConnectError.from(error).code !== Code.Unauthenticated) throw error;
+      await session?.refused(first);
+      return await gateway.unary(method, signal, limit, carrying(await token(), header), ...rest);
+    }
+  },
+  // Of a stream, what is sent once more cannot be read twice: who follows it opens it again.
+  async stream(method, signal, limit, header, ...rest) {
+    return await gateway.stream(method, signal, limit, carrying(await token(), header), ...rest);
+  },
+};
 
 export const hospitals = createClient(HospitalService, transport);
 export const mypage = createClient(MypageService, transport);

@@ -149,11 +149,11 @@ function Content({
         onSignIn={() => session.signIn(path === "/signed-in" ? "/" : location.pathname + location.search)}
       />
     );
-  if (!state.person.roles.length) return <Empty title={t("noRole")} />;
+  if (!state.person.roles.length) return <Empty screen title={t("noRole")} />;
   if (path === "/") return <Loading />;
   if (!role || !allowed(state.person.roles).includes(role)) {
     return (
-      <Empty title={t("notFound")}>
+      <Empty screen title={t("notFound")}>
         <Link href="/" class="button plain">
           {t("home")}
         </Link>
@@ -186,7 +186,7 @@ function Welcome({ failed, onSignIn }: { failed: boolean; onSignIn: () => Promis
 export function Broken() {
   return (
     <main class="page">
-      <Empty title={t("startFailed")}>
+      <Empty screen title={t("startFailed")}>
         <Button onClick={() => location.reload()}>{t("loadAgain")}</Button>
       </Empty>
     </main>

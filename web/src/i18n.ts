@@ -104,6 +104,12 @@ export function longDay(day: string): string {
   return format({ weekday, day: "numeric", month: "long", year: "numeric", timeZone: "UTC" }).format(midnight(day));
 }
 
+/** A calendar day that nobody has to keep free, for example "4 January 2027". */
+export function plainDay(day: string): string {
+  if (!day) return "";
+  return format({ day: "numeric", month: "long", year: "numeric", timeZone: "UTC" }).format(midnight(day));
+}
+
 /** A calendar day without its year, for example "Mon, 4 Jan". */
 export function shortDay(day: string): string {
   return format({ weekday: "short", day: "numeric", month: "short", timeZone: "UTC" }).format(midnight(day));

@@ -41,7 +41,7 @@ function Screen() {
   const one = match("/customer/reservations/:id", path);
   if (one) return <One key={one.id} id={one.id ?? ""} />;
   return (
-    <Empty title={t("notFound")}>
+    <Empty screen title={t("notFound")}>
       <Link href="/customer" class="button plain">
         {t("home")}
       </Link>

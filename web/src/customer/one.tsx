@@ -3,7 +3,7 @@ import type { MyReservation } from "../../gen/vaccination/mypage/v1/my_reservati
 import { ReservationStatus } from "../../gen/vaccination/reservation/v1/reservation_pb.js";
 import { dayIn } from "../days.ts";
 import { useValue } from "../hooks.ts";
-import { eventName, longDay, manufacturerName, moment, nameOf, reasonText, t, vaccineName } from "../i18n.ts";
+import { eventName, longDay, manufacturerName, moment, nameOf, plainDay, reasonText, t, vaccineName } from "../i18n.ts";
 import { refusal, type Refusal } from "../refusal.ts";
 import { Button, Dialog, Effects, Facts, Heading, Link, Loading, Problem } from "../ui/parts.tsx";
 import { meaning, Status, toneOf } from "./home.tsx";
@@ -104,8 +104,8 @@ function Dose({ one, held }: { one: MyReservation; held: boolean }) {
                 [t("vaccineType"), vaccineName(one.vaccineCode)],
                 [t("manufacturer"), manufacturerName(one.manufacturer)],
                 [t("lotNumber"), one.lotNumber],
-                [t("productionDate"), longDay(one.productionDate)],
-                [t("expiryDate"), longDay(one.expiryDate)],
+                [t("productionDate"), plainDay(one.productionDate)],
+                [t("expiryDate"), plainDay(one.expiryDate)],
                 [t("quantity"), t("doses", one.quantity)],
               ] as [string, string][])
             : []),

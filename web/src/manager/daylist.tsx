@@ -348,7 +348,7 @@ function Elsewhere({ hospital, who, onClose }: Here & { who: string; onClose: ()
               ))}
             </ul>
           ) : (
-            <Empty title={t("none")} />
+            <Empty title={t("noneElsewhere")} />
           )
         }
       </Read>

@@ -4,7 +4,7 @@ import type { Lot } from "../../gen/vaccination/vaccinemgmt/v1/lot_pb.js";
 import type { Vaccination } from "../../gen/vaccination/vaccinemgmt/v1/vaccination_pb.js";
 import { VaccinemgmtService } from "../../gen/vaccination/vaccinemgmt/v1/vaccinemgmt_service_pb.js";
 import { perform } from "../doing.ts";
-import { longDay, t, vaccineName } from "../i18n.ts";
+import { plainDay, t, vaccineName } from "../i18n.ts";
 import { Act } from "../ui/act.tsx";
 import { Field } from "../ui/parts.tsx";
 import { effectsOf } from "./effects.ts";
@@ -17,7 +17,7 @@ interface Props {
   onClose: () => void;
 }
 
-const label = (lot: Lot) => `${lot.lotNumber} · ${vaccineName(lot.vaccineCode)} · ${longDay(lot.expiryDate)}`;
+const label = (lot: Lot) => `${lot.lotNumber} · ${vaccineName(lot.vaccineCode)} · ${plainDay(lot.expiryDate)}`;
 
 /** A dose was given: the one that is set aside, or one of a lot that is scanned or chosen. */
 export function Administer({ booking, lots, onDone, onClose }: Props) {
@@ -56,7 +56,7 @@ export function Administer({ booking, lots, onDone, onClose }: Props) {
               <strong>{t("setAside")}</strong>
               <span class="soft">
                 {vaccineName(booking.dose.vaccineCode)} · {t("lot")} {booking.dose.lotNumber} · {t("expires")}{" "}
-                {longDay(booking.dose.expiryDate)}
+                {plainDay(booking.dose.expiryDate)}
               </span>
             </span>
           </label>
@@ -135,7 +135,7 @@ export function AssignLot({ booking, lots, onDone, onClose }: Props) {
               <span>
                 <strong>{one.lotNumber}</strong>
                 <span class="soft">
-                  {vaccineName(one.vaccineCode)} · {t("expires")} {longDay(one.expiryDate)} · {t("free")} {one.free}
+                  {vaccineName(one.vaccineCode)} · {t("expires")} {plainDay(one.expiryDate)} · {t("free")} {one.free}
                 </span>
               </span>
             </label>

@@ -8,12 +8,12 @@ import { dayIn, isDay } from "../days.ts";
 import { perform } from "../doing.ts";
 import { useEvery, useLoaded } from "../hooks.ts";
 import {
-  longDay,
   manufacturerName,
   moment,
   movementName,
   nameOf,
   number,
+  plainDay,
   t,
   vaccineName,
   writeOffName,
@@ -57,7 +57,7 @@ export function LotPage({ hospital, lotId }: Here & { lotId: string }) {
     <Read from={lots}>
       {(all) => {
         const lot = all.find((one) => one.lotId === lotId);
-        if (!lot) return <Empty title={t("notFound")}>{back}</Empty>;
+        if (!lot) return <Empty screen title={t("notFound")}>{back}</Empty>;
         return (
           <>
             <div class="between">
@@ -81,7 +81,7 @@ export function LotPage({ hospital, lotId }: Here & { lotId: string }) {
                   of={[
                     [t("vaccineType"), vaccineName(lot.vaccineCode)],
                     [t("manufacturer"), manufacturerName(lot.manufacturer)],
-                    [t("productionDate"), longDay(lot.productionDate)],
+                    [t("productionDate"), plainDay(lot.productionDate)],
                     [t("expiryDate"), <Expiry lot={lot} today={today} />],
                   ]}
                 />
@@ -171,9 +171,9 @@ function Correct({ lot, onDone, onClose }: Props) {
   const received = Number(form.received);
   const effects: string[] = [];
   if (form.production !== lot.productionDate)
-    effects.push(t("correctDates", t("productionDate"), longDay(lot.productionDate), longDay(form.production)));
+    effects.push(t("correctDates", t("productionDate"), plainDay(lot.productionDate), plainDay(form.production)));
   if (form.expiry !== lot.expiryDate)
-    effects.push(t("correctDates", t("expiryDate"), longDay(lot.expiryDate), longDay(form.expiry)));
+    effects.push(t("correctDates", t("expiryDate"), plainDay(lot.expiryDate), plainDay(form.expiry)));
   if (effects.length && lot.reserved) effects.push(t("reservedLooked", lot.reserved));
   if (received !== lot.received) {
     effects.push(t("correctReceived", lot.received, received));
@@ -221,7 +221,7 @@ function Correct({ lot, onDone, onClose }: Props) {
             />
           )}
         </Field>
-        <Field label={t("expiryDate")} {...(form.expiry < form.production ? { error: t("badRange") } : {})}>
+        <Field label={t("expiryDate")} {...(form.expiry < form.production ? { error: t("expiresFirst") } : {})}>
           {(id, described) => (
             <input
               id={id}
@@ -271,7 +271,7 @@ function WriteOff({ lot, onDone, onClose }: Props) {
   const fromFree = Math.min(quantity, lot.free);
   const effects = valid
     ? [
-        t("freeEffect", lot.lotNumber, lot.free, lot.free - fromFree),
+        ...(fromFree ? [t("freeEffect", lot.lotNumber, lot.free, lot.free - fromFree)] : []),
         `${t("writtenOff")}: ${number(lot.writtenOff)} → ${number(lot.writtenOff + quantity)}`,
         ...(quantity > fromFree ? [t("tooFewFor", quantity - fromFree)] : []),
       ]

@@ -3,7 +3,7 @@ import type { Lot } from "../../gen/vaccination/vaccinemgmt/v1/lot_pb.js";
 import { VaccinemgmtService } from "../../gen/vaccination/vaccinemgmt/v1/vaccinemgmt_service_pb.js";
 import { dayIn, daysBetween, isDay } from "../days.ts";
 import { perform } from "../doing.ts";
-import { longDay, manufacturerName, number, t, vaccineName } from "../i18n.ts";
+import { manufacturerName, number, plainDay, t, vaccineName } from "../i18n.ts";
 import { manufacturers, vaccines } from "../texts.ts";
 import { Act } from "../ui/act.tsx";
 import { AsOf, Badge, Button, Empty, Field, Heading, Link, Read, Table } from "../ui/parts.tsx";
@@ -101,7 +101,7 @@ export function Expiry({ lot, today }: { lot: Lot; today: string }) {
   const days = daysBetween(today, lot.expiryDate);
   return (
     <>
-      <span class="nowrap">{longDay(lot.expiryDate)}</span>{" "}
+      <span class="nowrap">{plainDay(lot.expiryDate)}</span>{" "}
       {lot.withdrawn ? (
         <Badge tone="bad">{t("withdrawn")}</Badge>
       ) : days < 0 ? (
@@ -271,7 +271,7 @@ function Delivery({
         <Field label={t("productionDate")}>
           {(id) => <input id={id} type="date" required value={filled.productionDate} onInput={set("productionDate")} />}
         </Field>
-        <Field label={t("expiryDate")} {...(backwards ? { error: t("badRange") } : {})}>
+        <Field label={t("expiryDate")} {...(backwards ? { error: t("expiresFirst") } : {})}>
           {(id, described) => (
             <input
               id={id}

@@ -43,7 +43,7 @@ export function Manager({ person }: { person: Person }) {
     <Read from={hospitals}>
       {(all) => {
         const hospital = all.find((one) => one.hospitalId === chosen) ?? (person.hospital ? undefined : all[0]);
-        if (!hospital) return <Empty title={person.hospital || t("noHospitals")} />;
+        if (!hospital) return <Empty screen title={person.hospital || t("noHospitals")} />;
         return (
           <div class="staff">
             <div class="between hospital">
@@ -105,5 +105,5 @@ function Screen({ path, hospital }: Here & { path: string }) {
   if (match("/manager/places", path)) return <Places hospital={hospital} />;
   const lot = match("/manager/lots/:id", path);
   if (lot) return <LotPage hospital={hospital} lotId={lot.id ?? ""} />;
-  return <Empty title={t("notFound")} />;
+  return <Empty screen title={t("notFound")} />;
 }

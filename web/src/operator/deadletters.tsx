@@ -148,7 +148,7 @@ function One({ service, sequence, onClose }: { service: Service; sequence: bigin
             <>
               <Facts
                 of={[
-                  [t("event"), letter.event],
+                  [t("event"), letter.event.replaceAll(".", ".\u200b")], // may be broken after a dot
                   [t("reservationId"), letter.reservationId],
                 ]}
               />

@@ -34,7 +34,7 @@ export function Operator(_: { person: Person }) {
       ) : match("/operator/books", path) ? (
         <Books />
       ) : (
-        <Empty title={t("notFound")} />
+        <Empty screen title={t("notFound")} />
       )}
     </div>
   );

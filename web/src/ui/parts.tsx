@@ -208,10 +208,19 @@ export function Loading() {
   );
 }
 
-export function Empty({ title, children }: { title: string; children?: ComponentChildren }) {
+/** That there is nothing to show; `screen`: it is all that is on the screen, and so its heading. */
+export function Empty({
+  title,
+  screen,
+  children,
+}: {
+  title: string;
+  screen?: boolean;
+  children?: ComponentChildren;
+}) {
   return (
     <div class="empty">
-      <p class="title">{title}</p>
+      {screen ? <h1 class="title">{title}</h1> : <p class="title">{title}</p>}
       {children}
     </div>
   );
@@ -284,7 +293,10 @@ export function Effects({ of }: { of: string[] }) {
   );
 }
 
-/** A table that scrolls sideways within itself where the screen is narrow. */
+/**
+ * A table; on a phone each row is a card, whose values have the columns' names beside them, so that nothing has to be
+ * scrolled sideways.
+ */
 export function Table({
   caption,
   head,
@@ -294,9 +306,18 @@ export function Table({
   head: ComponentChildren[];
   children: ComponentChildren;
 }) {
+  const table = useRef<HTMLTableElement>(null);
+  useLayoutEffect(() => {
+    const names = [...(table.current?.tHead?.rows[0]?.cells ?? [])].map((cell) => cell.textContent ?? "");
+    for (const row of table.current?.tBodies[0]?.rows ?? [])
+      for (const [index, cell] of [...row.cells].entries()) {
+        const name = names[index] ?? "";
+        if (cell.dataset.name !== name) cell.dataset.name = name;
+      }
+  });
   return (
     <div class="table" role="region" aria-label={caption} tabIndex={0}>
-      <table>
+      <table ref={table}>
         <caption class="unseen">{caption}</caption>
         <thead>
           <tr>
