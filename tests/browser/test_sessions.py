@@ -191,7 +191,9 @@ async def test_a_screen_that_needs_a_sign_in_comes_after_it(world: World, opens:
 async def test_who_has_signed_out_is_out_also_after_going_back(opens: Opens) -> None:
     person = await signed_in(opens)
     await person.see("You have no booking yet")
-    await person.press("Sign out")
+    # The id_token tells the provider whom to sign out; without it many ask first, and do not lead back.
+    async with person.page.expect_request("**/*id_token_hint=eyJ*"):
+        await person.press("Sign out")
     await expect(person.page).to_have_url(re.compile("/$"))
     await expect(person.page.locator(".welcome")).to_be_visible()
     await person.page.go_back()
@@ -205,6 +207,19 @@ async def test_a_code_that_this_tab_did_not_ask_for_signs_nobody_in(opens: Opens
     await person.page.goto("/signed-in?code=somebody-elses&state=guessed")
     await expect(person.page.locator(".welcome .button.main")).to_be_visible()
     await expect(person.page).to_have_url(re.compile("/$"))
+
+
+async def test_an_id_token_that_another_sign_in_asked_for_signs_nobody_in(opens: Opens) -> None:
+    async def of_another(route: Route) -> None:
+        await route.continue_(url=re.sub("nonce=[^&]+", "nonce=of-another", route.request.url))
+
+    person = await opens()
+    await person.page.route("**/authorize?*nonce=*", of_another)
+    await person.page.goto("/")
+    await person.press("Sign in")
+    await person.choose(person.page, customer="minji")
+    await person.see("Signing in did not work.")
+    person.faults.clear()  # the page says so on the console, too
 
 
 async def test_a_sign_in_that_the_issuer_refuses_is_told_and_can_be_repeated(opens: Opens) -> None:

@@ -18,13 +18,25 @@ export type State = { is: "out" } | { is: "in"; person: Person } | { is: "expire
 interface Tokens {
   access: string;
   refresh?: string;
+  /** The provider's own word on who signed in. The page shows it when it signs them out, and for nothing else. */
+  id?: string;
   /** In milliseconds since 1970, by this device's clock. */
   expires: number;
+}
+
+/** The token endpoint's answer. */
+interface Answer {
+  access_token: string;
+  refresh_token?: string;
+  id_token?: string;
+  expires_in?: number;
 }
 
 /** Kept in the tab's storage while the person is away at the provider. */
 interface Away {
   state: string;
+  /** Comes back in the id_token. Some providers refuse a sign-in without it. */
+  nonce: string;
   verifier: string;
   /** Where to go on afterwards. */
   then: string;
@@ -38,12 +50,6 @@ const BESIDE = "beside.";
 const EARLY = 30_000;
 // Not sooner, however short tokens live, as they do near the end of a session at the provider.
 const SOONEST = 5000;
-
-interface TokenAnswer {
-  access_token: string;
-  refresh_token?: string;
-  expires_in?: number;
-}
 
 /** The provider has said no; whoever does not reach it may try again. */
 class Denied extends Error {}
@@ -110,6 +116,7 @@ export class Session {
 
   signOut(): void {
     const { end_session_endpoint: end, client_id } = this.#config;
+    const id = this.#tokens?.id;
     sessionStorage.removeItem(WAS_IN);
     clearTimeout(this.#timer);
     this.#tokens = null;
@@ -122,6 +129,8 @@ export class Session {
     const url = new URL(end, location.href);
     url.searchParams.set("client_id", client_id);
     url.searchParams.set("post_logout_redirect_uri", `${location.origin}/`);
+    // Without it, providers ask whether one really wants to sign out, and many do not lead back to the page.
+    if (id) url.searchParams.set("id_token_hint", id);
     location.assign(url);
   }
 
@@ -149,7 +158,7 @@ export class Session {
     const code = query.get("code");
     // A code that this tab has not asked for may be somebody else's: signing in with it would show their bookings.
     if (!code || !away || away.state !== state) return "/";
-    await this.#redeem(code, away.verifier);
+    await this.#redeem(code, away);
     return away.then;
   }
 
@@ -158,12 +167,18 @@ export class Session {
     if (!code || away?.state !== state) return;
     sessionStorage.removeItem(AWAY);
     this.#window?.close();
-    await this.#redeem(code, away.verifier);
+    await this.#redeem(code, away);
   }
 
-  async #redeem(code: string, verifier: string): Promise<void> {
-    const sent = { grant_type: "authorization_code", code, code_verifier: verifier, redirect_uri: this.#back() };
-    this.#accept(await this.#exchange(sent));
+  async #redeem(code: string, away: Away): Promise<void> {
+    const answer = await this.#exchange({
+      grant_type: "authorization_code",
+      code,
+      code_verifier: away.verifier,
+      redirect_uri: this.#back(),
+    });
+    if (answer.id_token && claimsOf(answer.id_token).nonce !== away.nonce) throw new Error("sign-in: wrong nonce");
+    this.#accept(answer);
   }
 
   #back(): string {
@@ -172,7 +187,7 @@ export class Session {
 
   async #request(prefix: string, then: string, hint?: string): Promise<string> {
     const { authorization_endpoint, client_id, scope, audience } = this.#config;
-    const away: Away = { state: prefix + random(16), verifier: random(32), then };
+    const away: Away = { state: prefix + random(16), nonce: random(16), verifier: random(32), then };
     sessionStorage.setItem(AWAY, JSON.stringify(away));
     const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(away.verifier));
     const url = new URL(authorization_endpoint, location.href);
@@ -182,6 +197,7 @@ export class Session {
       redirect_uri: this.#back(),
       scope: scope ?? "openid",
       state: away.state,
+      nonce: away.nonce,
       code_challenge: base64url(new Uint8Array(digest)),
       code_challenge_method: "S256",
       ui_locales: document.documentElement.lang,
@@ -192,7 +208,7 @@ export class Session {
     return url.href;
   }
 
-  async #exchange(form: Record<string, string>): Promise<TokenAnswer> {
+  async #exchange(form: Record<string, string>): Promise<Answer> {
     const response = await fetch(this.#config.token_endpoint, {
       method: "POST",
       body: new URLSearchParams({ client_id: this.#config.client_id, ...form }),
@@ -200,10 +216,10 @@ export class Session {
     const { status, ok } = response;
     if (status >= 400 && status < 500 && status !== 429) throw new Denied(`sign-in: ${status}`);
     if (!ok) throw new Error(`sign-in: ${status}`);
-    return (await response.json()) as TokenAnswer;
+    return (await response.json()) as Answer;
   }
 
-  #accept(answer: TokenAnswer): void {
+  #accept(answer: Answer): void {
     const claims = claimsOf(answer.access_token);
     const roles = claims[this.#config.roles_claim ?? "roles"];
     const person: Person = {
@@ -221,7 +237,13 @@ export class Session {
     // By how long it lives, since this device's clock may be wrong.
     const lives = answer.expires_in ?? Number(claims.exp ?? 0) - Number(claims.iat ?? Date.now() / 1000);
     const refresh = answer.refresh_token ?? this.#tokens?.refresh;
-    this.#tokens = { access: answer.access_token, expires: Date.now() + lives * 1000, ...(refresh ? { refresh } : {}) };
+    const id = answer.id_token ?? this.#tokens?.id;
+    this.#tokens = {
+      access: answer.access_token,
+      expires: Date.now() + lives * 1000,
+      ...(refresh ? { refresh } : {}),
+      ...(id ? { id } : {}),
+    };
     this.state.set({ is: "in", person });
     this.#renewInTime(this.#tokens.expires);
   }
