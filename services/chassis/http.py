@@ -73,7 +73,9 @@ async def serve(name: str, settings: Process, handle: Handler) -> None:
         else:
             answered = await _answer(handle, scope, protocol)
             http_requests.labels(name, str(answered.status)).inc()
-        headers = [*answered.headers.items(), ("content-length", str(len(answered.body)))]
+        headers = list(answered.headers.items())
+        if answered.status not in (204, 304):  # of these it would be about the content that is not sent
+            headers.append(("content-length", str(len(answered.body))))
         try:
             if scope.method == "HEAD" or not answered.body:
                 protocol.response_empty(answered.status, headers)
@@ -102,12 +104,16 @@ async def serve(name: str, settings: Process, handle: Handler) -> None:
 async def _answer(handle: Handler, scope: Scope, protocol: HTTPProtocol) -> Answer:
     headers = dict(scope.headers.items())
     body = b""
-    if scope.method not in ("GET", "HEAD"):
-        if int(headers.get("content-length") or 0) > LONGEST_BODY:
-            return Answer(413)
-        body = await protocol()
     try:
+        if scope.method not in ("GET", "HEAD"):
+            # Piece by piece: a body need not say how long it is, and may have no end.
+            async for piece in protocol:
+                body += piece
+                if len(body) > LONGEST_BODY:
+                    return Answer(413)
         return await handle(Request(scope.method, scope.path, scope.query_string, headers, body))
+    except ProtocolClosed:
+        return Answer(499)  # the client has gone
     except Exception:
         log.exception("a request failed", path=scope.path)
         return Answer(500)

@@ -135,7 +135,10 @@ class Site:
         }
 
     async def answer(self, request: Request) -> Answer:
-        """The file that was asked for; a path of the page's own, which has no dot, is the page."""
+        """The file that was asked for; a path of the page's own, which begins without a dot, is the page.
+
+        Further on it may have dots: ids of hospitals do.
+        """
         answer = self._answer(request)
         opener = {} if request.path == SIGNED_IN else {"cross-origin-opener-policy": "same-origin-allow-popups"}
         return Answer(answer.status, {**self._protection, **opener, **answer.headers}, answer.body)
@@ -143,7 +146,8 @@ class Site:
     def _answer(self, request: Request) -> Answer:
         if request.method not in ("GET", "HEAD"):
             return Answer(405, {"allow": "GET, HEAD"})
-        is_page = "." not in request.path and not request.path.startswith("/assets/")
+        first = request.path.lstrip("/").partition("/")[0]
+        is_page = "." not in first and first != "assets"
         file = self._files.get("/index.html" if is_page else request.path)
         if file is None:
             # Another version may have the file, so nobody is to remember that it was not here.

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import grpc.aio
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, async_playwright, expect
+from playwright.async_api import Browser, async_playwright
 
 from mesh.machine import Mesh
 from tests.e2e.conftest import World
@@ -13,9 +13,6 @@ from tests.e2e.conftest import World
 from .person import Person, launched, opened
 
 Opens = Callable[..., Awaitable[Person]]
-
-# What is waited for is there within a fraction of a second, except on a machine that is busy.
-expect.set_options(timeout=60_000)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

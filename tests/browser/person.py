@@ -11,6 +11,9 @@ PHONE, TABLET, DESKTOP = (390, 844), (1024, 768), (1280, 900)
 # Chromium says so on the console when a request fails, which is no fault of the page.
 OF_THE_NETWORK = re.compile(r"Failed to load resource|net::ERR_")
 
+# What is waited for is there within a fraction of a second, except on a machine that is busy.
+expect.set_options(timeout=60_000)
+
 
 async def launched(playwright: Playwright) -> Browser:
     """Debian's Chromium, which `./dev test` installs. As root, as in a container, it has no sandbox of its own."""

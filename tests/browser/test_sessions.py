@@ -104,6 +104,54 @@ async def test_when_the_gateway_refuses_a_token_one_signs_in_again_and_what_was_
     assert [lot.received for lot in await world.manager(hospital).lots(hospital)] == [4]
 
 
+async def test_where_the_browser_opens_no_window_one_signs_in_in_this_one_and_comes_back_to_where_one_was(
+    world: World, opens: Opens
+) -> None:
+    hospital, _ = await world.new_hospital(capacity=1)
+    person = await signed_in(opens, to=f"/customer/book/{hospital}")
+    await expect(person.page.locator("button.day")).to_have_count(1)
+    await person.page.evaluate("window.open = () => null")
+    await forget_everybody(world)
+    await person.context.clock.fast_forward(HOUR + 1000)
+    await person.press("Sign in again")
+    await person.choose(person.page, customer="somebody")
+    await expect(person.page.locator("button.day")).to_have_count(1)
+    await expect(person.page).to_have_url(re.compile(f"/customer/book/{hospital}$"))
+
+
+async def test_nobody_is_asked_to_sign_in_again_because_the_provider_could_not_be_reached_once(opens: Opens) -> None:
+    person = await signed_in(opens)
+    await person.see("You have no booking yet")
+
+    async def unreachable(route: Route) -> None:
+        await route.abort()
+
+    await person.page.route("**/token", unreachable, times=1)
+    async with person.page.expect_event("requestfailed", lambda request: request.url.endswith("/token")):
+        await person.context.clock.fast_forward(HOUR - 20_000)
+    async with person.page.expect_response("**/token") as renewal:
+        await person.context.clock.fast_forward(10_000)
+    assert (await renewal.value).status == 200
+    await expect(person.dialog).to_have_count(0)
+
+
+async def test_nothing_is_left_on_the_screen_of_who_signs_out_not_even_on_the_way_to_the_provider(
+    world: World, opens: Opens
+) -> None:
+    hospital, day = await world.new_hospital(capacity=1, doses=1)
+    person = await signed_in(opens)
+    await person.book(hospital, day)
+    await person.status("COMPLETED")
+
+    async def stays(route: Route) -> None:
+        await route.fulfill(status=204)  # with this answer a browser stays on the page
+
+    await person.page.route("**/end-session*", stays)
+    await person.press("Sign out")
+    await expect(person.page.locator(".welcome")).to_be_visible()
+    await expect(person.page.locator(".ticket")).to_have_count(0)
+
+
 async def test_nothing_of_the_one_before_is_left_when_somebody_else_signs_in(world: World, opens: Opens) -> None:
     hospital, day = await world.new_hospital(capacity=1, doses=1)
     person = await signed_in(opens)
@@ -143,7 +191,10 @@ async def test_a_screen_that_needs_a_sign_in_comes_after_it(world: World, opens:
 async def test_who_has_signed_out_is_out_also_after_going_back(opens: Opens) -> None:
     person = await signed_in(opens)
     await person.see("You have no booking yet")
-    await person.press("Sign out")
+    # The id_token tells the provider whom to sign out; without it many ask first, and do not lead back.
+    async with person.page.expect_request("**/*id_token_hint=eyJ*"):
+        await person.press("Sign out")
+    await expect(person.page).to_have_url(re.compile("/$"))
     await expect(person.page.locator(".welcome")).to_be_visible()
     await person.page.go_back()
     await person.page.goto("/customer")
@@ -156,6 +207,19 @@ async def test_a_code_that_this_tab_did_not_ask_for_signs_nobody_in(opens: Opens
     await person.page.goto("/signed-in?code=somebody-elses&state=guessed")
     await expect(person.page.locator(".welcome .button.main")).to_be_visible()
     await expect(person.page).to_have_url(re.compile("/$"))
+
+
+async def test_an_id_token_that_another_sign_in_asked_for_signs_nobody_in(opens: Opens) -> None:
+    async def of_another(route: Route) -> None:
+        await route.continue_(url=re.sub("nonce=[^&]+", "nonce=of-another", route.request.url))
+
+    person = await opens()
+    await person.page.route("**/authorize?*nonce=*", of_another)
+    await person.page.goto("/")
+    await person.press("Sign in")
+    await person.choose(person.page, customer="minji")
+    await person.see("Signing in did not work.")
+    person.faults.clear()  # the page says so on the console, too
 
 
 async def test_a_sign_in_that_the_issuer_refuses_is_told_and_can_be_repeated(opens: Opens) -> None:

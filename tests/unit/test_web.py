@@ -36,7 +36,9 @@ async def ask(files: Path, path: str, method: str = "GET", **headers: str) -> An
     return await Site(settings(files)).answer(Request(method, path, headers=asked))
 
 
-@pytest.mark.parametrize("path", ["/", "/index.html", "/customer", "/manager/lots", "/signed-in", "/anything"])
+@pytest.mark.parametrize(
+    "path", ["/", "/index.html", "/customer", "/manager/lots", "/signed-in", "/anything", "/customer/book/h.2"]
+)
 async def test_a_path_of_the_page_is_the_page_which_browsers_ask_for_each_time(files: Path, path: str) -> None:
     answer = await ask(files, path)
     assert (answer.status, answer.body) == (200, PAGE)
@@ -84,6 +86,7 @@ async def test_a_text_is_compressed_for_who_takes_it(files: Path, accepted: str,
         "/assets/../index.html",
         "/../pyproject.toml",
         "/x.html",
+        "/.git/config",
     ],
 )
 async def test_nothing_else_is_there_and_nobody_remembers_that_it_was_not(files: Path, path: str) -> None:

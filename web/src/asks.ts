@@ -12,6 +12,8 @@ export interface Ask {
   request: JsonValue;
   /** What to call it on the screen, for example the hospital's name and the day. */
   about: Record<string, string>;
+  /** When it was asked for, in milliseconds since 1970. */
+  asked?: number;
   /** Set while it waits to be repeated. */
   waiting?: { why: "busy" | "lost"; since: number; until: number; attempt: number };
 }
@@ -27,6 +29,9 @@ interface Surroundings<T> {
   random: () => number;
 }
 
+// A browser may open a tab again after days. Who comes back so late does not expect to be booked by that.
+const TOO_LATE = 60 * 60_000;
+
 /**
  * The requests under way. They are kept in the tab's storage until they are answered, so that a page that is loaded
  * again goes on with the same request ids: nobody ever books twice, and nobody has to press a button again.
@@ -36,6 +41,7 @@ export class Asks<T> {
   /** Called with every answer, also of requests from before the page was loaded. */
   onAnswer: (answer: Answer<T>) => void = () => {};
   #owner = "";
+  readonly #sending = new Set<string>();
   readonly #timers = new Map<string, () => void>();
   readonly #callers = new Map<string, (answer: Answer<T>) => void>();
   readonly #with: Surroundings<T>;
@@ -44,7 +50,10 @@ export class Asks<T> {
     this.#with = surroundings;
   }
 
-  /** Goes on with what this person had asked for. Requests of somebody else stay where they are. */
+  /**
+   * Goes on with what this person had asked for, unless that was last tried more than an hour ago. Requests of somebody
+   * else stay where they are.
+   */
   resume(owner: string): void {
     if (owner === this.#owner) return;
     this.#owner = owner;
@@ -53,7 +62,9 @@ export class Asks<T> {
     const kept = this.#with.storage.getItem(this.#key());
     this.pending.set(kept === null ? [] : (JSON.parse(kept) as Ask[]));
     for (const ask of this.pending.get()) {
-      if (ask.waiting) this.#wait(ask);
+      const tried = ask.waiting?.since ?? ask.asked ?? 0;
+      if (this.#with.now() - tried > TOO_LATE) this.#end(ask, { ask, stopped: true });
+      else if (ask.waiting) this.#wait(ask);
       else void this.#send(ask);
     }
   }
@@ -70,8 +81,9 @@ export class Asks<T> {
         resolve(answer);
       });
       if (same) return;
-      this.#keep([...this.pending.get(), ask]);
-      void this.#send(ask);
+      const kept = { ...ask, asked: this.#with.now() };
+      this.#keep([...this.pending.get(), kept]);
+      void this.#send(kept);
     });
   }
 
@@ -105,6 +117,8 @@ export class Asks<T> {
   }
 
   async #send(ask: Ask): Promise<void> {
+    if (this.#sending.has(ask.id)) return;
+    this.#sending.add(ask.id);
     const owner = this.#owner;
     let answer: Answer<T>;
     try {
@@ -112,8 +126,14 @@ export class Asks<T> {
     } catch (thrown) {
       answer = { ask, refused: refusal(thrown) };
     }
+    this.#sending.delete(ask.id);
+    if (owner !== this.#owner) return; // somebody else has signed in
     const current = this.pending.get().find((one) => one.id === ask.id);
-    if (owner !== this.#owner || !current) return; // somebody else has signed in, or it was stopped
+    if (!current) {
+      // It was stopped, and yet it was done.
+      if ("answer" in answer) this.onAnswer(answer);
+      return;
+    }
     const again = "refused" in answer ? this.#again(current, answer.refused) : null;
     if (again) {
       this.#change(again);
@@ -132,7 +152,9 @@ export class Asks<T> {
   }
 
   #wait(ask: Ask): void {
-    const delay = Math.max(0, (ask.waiting?.until ?? 0) - this.#with.now());
+    const { since = 0, until = 0 } = ask.waiting ?? {};
+    // The device's clock may have been put back since.
+    const delay = Math.min(until - since, Math.max(0, until - this.#with.now()));
     this.#timers.set(
       ask.id,
       this.#with.after(delay, () => void this.#send(ask)),

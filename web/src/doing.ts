@@ -8,6 +8,7 @@ import {
   type MessageShape,
   toJson,
 } from "@bufbuild/protobuf";
+import { Code, ConnectError } from "@connectrpc/connect";
 import { HospitalService } from "../gen/vaccination/approval/v1/hospital_service_pb.js";
 import { CounterService } from "../gen/vaccination/vaccinemgmt/v1/counter_service_pb.js";
 import { RecallService } from "../gen/vaccination/vaccinemgmt/v1/recall_service_pb.js";
@@ -25,7 +26,7 @@ const nameOf = (method: DescMethodUnary) => `${method.parent.typeName}/${method.
 
 async function send(ask: Ask): Promise<Message> {
   const method = methods.find((each) => nameOf(each) === ask.kind);
-  if (!method) throw new Error(`no method ${ask.kind}`);
+  if (!method) throw new ConnectError(`no method ${ask.kind}`, Code.Unimplemented);
   const { message } = await transport.unary(
     method,
     undefined,

@@ -57,7 +57,9 @@ export function nameOf(values: Record<number, string>, value: number): string {
   return values[value] ?? String(value);
 }
 
-export const statusName = (name: string) => named(mapped(reservationStatus, 0), name);
+// A newer version's status has no name here, only a number, which tells a customer nothing.
+export const statusName = (name: string) =>
+  named(mapped(reservationStatus, 0), name in reservationStatus ? name : "UNSPECIFIED");
 export const statusMeaning = (name: string) =>
   name in reservationStatus ? named(mapped(reservationStatus, 1), name) : "";
 export const vaccinationName = (name: string) => named(vaccinationStatus, name);

@@ -27,8 +27,17 @@ export function match(pattern: string, path: string): Record<string, string> | n
   const found: Record<string, string> = {};
   for (const [index, part] of wanted.entries()) {
     const given = parts[index] ?? "";
-    if (part.startsWith(":")) found[part.slice(1)] = decodeURIComponent(given);
+    if (part.startsWith(":")) found[part.slice(1)] = decoded(given);
     else if (part !== given) return null;
   }
   return found;
+}
+
+// Whoever types an address may type what stands for no text.
+function decoded(part: string): string {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
 }

@@ -1,3 +1,4 @@
+import { Code, ConnectError } from "@connectrpc/connect";
 import type { Config } from "./config.ts";
 import { Value } from "./value.ts";
 
@@ -17,13 +18,25 @@ export type State = { is: "out" } | { is: "in"; person: Person } | { is: "expire
 interface Tokens {
   access: string;
   refresh?: string;
+  /** The provider's own word on who signed in. The page shows it when it signs them out, and for nothing else. */
+  id?: string;
   /** In milliseconds since 1970, by this device's clock. */
   expires: number;
+}
+
+/** The token endpoint's answer. */
+interface Answer {
+  access_token: string;
+  refresh_token?: string;
+  id_token?: string;
+  expires_in?: number;
 }
 
 /** Kept in the tab's storage while the person is away at the provider. */
 interface Away {
   state: string;
+  /** Comes back in the id_token. Some providers refuse a sign-in without it. */
+  nonce: string;
   verifier: string;
   /** Where to go on afterwards. */
   then: string;
@@ -35,6 +48,11 @@ const WAS_IN = "signed-in";
 // The state of a sign-in in a window of its own begins like this: its code is handed to the page that opened it.
 const BESIDE = "beside.";
 const EARLY = 30_000;
+// Not sooner, however short tokens live, as they do near the end of a session at the provider.
+const SOONEST = 5000;
+
+/** The provider has said no; whoever does not reach it may try again. */
+class Denied extends Error {}
 
 /**
  * OpenID Connect's authorization code flow with PKCE. Tokens are in memory alone: whatever can read the tab's storage
@@ -54,7 +72,10 @@ export class Session {
     this.#codes.onmessage = ({ data }) => void this.#fromBeside(data as { code?: string; state: string });
   }
 
-  /** A token that is valid now. Waits for the person to sign in again when theirs has expired. */
+  /**
+   * A token that is valid now. Waits for the person to sign in again when theirs has expired. Fails as a lost connection
+   * does while it cannot be renewed because the provider does not answer.
+   */
   async token(): Promise<string> {
     if (this.#tokens && this.#tokens.expires <= Date.now()) await this.#renew();
     while (this.state.get().is !== "in" || !this.#tokens) {
@@ -68,7 +89,7 @@ export class Session {
     return this.#tokens.access;
   }
 
-  /** The gateway has refused this token. */
+  /** The gateway has refused this token. Fails as `token` does. */
   async refused(token: string): Promise<void> {
     if (this.#tokens?.access === token) await this.#renew();
   }
@@ -84,20 +105,23 @@ export class Session {
     this.#window = window.open("about:blank", "_blank", "popup,width=480,height=640");
     const now = this.state.get();
     void this.#request(
-      BESIDE,
+      this.#window ? BESIDE : "", // some browsers open none
       location.pathname + location.search,
       now.is === "out" ? undefined : now.person.subject,
     ).then((url) => {
       if (this.#window) this.#window.location.href = url;
-      else location.assign(url.replace(BESIDE, ""));
+      else location.assign(url);
     });
   }
 
   signOut(): void {
     const { end_session_endpoint: end, client_id } = this.#config;
+    const id = this.#tokens?.id;
     sessionStorage.removeItem(WAS_IN);
     clearTimeout(this.#timer);
     this.#tokens = null;
+    // Nothing may be left on this screen: browsers may keep it to go back to.
+    this.state.set({ is: "out" });
     if (!end) {
       location.assign("/");
       return;
@@ -105,6 +129,8 @@ export class Session {
     const url = new URL(end, location.href);
     url.searchParams.set("client_id", client_id);
     url.searchParams.set("post_logout_redirect_uri", `${location.origin}/`);
+    // Without it, providers ask whether one really wants to sign out, and many do not lead back to the page.
+    if (id) url.searchParams.set("id_token_hint", id);
     location.assign(url);
   }
 
@@ -132,12 +158,7 @@ export class Session {
     const code = query.get("code");
     // A code that this tab has not asked for may be somebody else's: signing in with it would show their bookings.
     if (!code || !away || away.state !== state) return "/";
-    await this.#exchange({
-      grant_type: "authorization_code",
-      code,
-      code_verifier: away.verifier,
-      redirect_uri: this.#back(),
-    });
+    await this.#redeem(code, away);
     return away.then;
   }
 
@@ -146,12 +167,18 @@ export class Session {
     if (!code || away?.state !== state) return;
     sessionStorage.removeItem(AWAY);
     this.#window?.close();
-    await this.#exchange({
+    await this.#redeem(code, away);
+  }
+
+  async #redeem(code: string, away: Away): Promise<void> {
+    const answer = await this.#exchange({
       grant_type: "authorization_code",
       code,
       code_verifier: away.verifier,
       redirect_uri: this.#back(),
     });
+    if (answer.id_token && claimsOf(answer.id_token).nonce !== away.nonce) throw new Error("sign-in: wrong nonce");
+    this.#accept(answer);
   }
 
   #back(): string {
@@ -160,7 +187,7 @@ export class Session {
 
   async #request(prefix: string, then: string, hint?: string): Promise<string> {
     const { authorization_endpoint, client_id, scope, audience } = this.#config;
-    const away: Away = { state: prefix + random(16), verifier: random(32), then };
+    const away: Away = { state: prefix + random(16), nonce: random(16), verifier: random(32), then };
     sessionStorage.setItem(AWAY, JSON.stringify(away));
     const digest = await crypto.subtle.digest("SHA-256", new TextEncoder().encode(away.verifier));
     const url = new URL(authorization_endpoint, location.href);
@@ -170,6 +197,7 @@ export class Session {
       redirect_uri: this.#back(),
       scope: scope ?? "openid",
       state: away.state,
+      nonce: away.nonce,
       code_challenge: base64url(new Uint8Array(digest)),
       code_challenge_method: "S256",
       ui_locales: document.documentElement.lang,
@@ -180,21 +208,19 @@ export class Session {
     return url.href;
   }
 
-  async #exchange(form: Record<string, string>): Promise<void> {
+  async #exchange(form: Record<string, string>): Promise<Answer> {
     const response = await fetch(this.#config.token_endpoint, {
       method: "POST",
       body: new URLSearchParams({ client_id: this.#config.client_id, ...form }),
     });
-    if (!response.ok) throw new Error(`sign-in: ${response.status}`);
-    const answer = (await response.json()) as { access_token: string; refresh_token?: string; expires_in?: number };
-    this.#accept(answer);
+    const { status, ok } = response;
+    if (status >= 400 && status < 500 && status !== 429) throw new Denied(`sign-in: ${status}`);
+    if (!ok) throw new Error(`sign-in: ${status}`);
+    return (await response.json()) as Answer;
   }
 
-  #accept(answer: { access_token: string; refresh_token?: string; expires_in?: number }): void {
+  #accept(answer: Answer): void {
     const claims = claimsOf(answer.access_token);
-    const lives = answer.expires_in ?? Number(claims.exp ?? 0) - Date.now() / 1000;
-    const refresh = answer.refresh_token ?? this.#tokens?.refresh;
-    this.#tokens = { access: answer.access_token, expires: Date.now() + lives * 1000, ...(refresh ? { refresh } : {}) };
     const roles = claims[this.#config.roles_claim ?? "roles"];
     const person: Person = {
       subject: String(claims.sub ?? ""),
@@ -203,11 +229,21 @@ export class Session {
     };
     const before = this.state.get();
     sessionStorage.setItem(WAS_IN, person.subject);
-    if (before.is === "expired" && before.person.subject !== person.subject) {
-      // Somebody else: nothing of the person before may stay on the screen.
+    if (before.is !== "out" && before.person.subject !== person.subject) {
+      // Somebody else: nothing of the person before may stay on the screen, or be sent with this token.
       location.assign("/");
       return;
     }
+    // By how long it lives, since this device's clock may be wrong.
+    const lives = answer.expires_in ?? Number(claims.exp ?? 0) - Number(claims.iat ?? Date.now() / 1000);
+    const refresh = answer.refresh_token ?? this.#tokens?.refresh;
+    const id = answer.id_token ?? this.#tokens?.id;
+    this.#tokens = {
+      access: answer.access_token,
+      expires: Date.now() + lives * 1000,
+      ...(refresh ? { refresh } : {}),
+      ...(id ? { id } : {}),
+    };
     this.state.set({ is: "in", person });
     this.#renewInTime(this.#tokens.expires);
   }
@@ -215,10 +251,10 @@ export class Session {
   #renewInTime(expires: number): void {
     clearTimeout(this.#timer);
     // setTimeout takes 31 bits; a token that lives longer is looked at again then.
-    const wait = Math.min(Math.max(0, expires - Date.now() - (this.#tokens?.refresh ? EARLY : 0)), 2 ** 31 - 1);
+    const wait = Math.min(Math.max(SOONEST, expires - Date.now() - (this.#tokens?.refresh ? EARLY : 0)), 2 ** 31 - 1);
     this.#timer = window.setTimeout(() => {
       if (Date.now() + EARLY < expires) this.#renewInTime(expires);
-      else void this.#renew();
+      else this.#renew().catch(() => this.#renewInTime(expires));
     }, wait);
   }
 
@@ -233,9 +269,12 @@ export class Session {
     const refresh = this.#tokens?.refresh;
     if (refresh) {
       try {
-        await this.#exchange({ grant_type: "refresh_token", refresh_token: refresh });
+        const answer = await this.#exchange({ grant_type: "refresh_token", refresh_token: refresh });
+        if (this.#tokens) this.#accept(answer); // else the person has signed out meanwhile
         return;
-      } catch {
+      } catch (error) {
+        if (!(error instanceof Denied))
+          throw new ConnectError("the provider does not answer", Code.Unavailable, undefined, undefined, error);
         // Asked to sign in again below, as without a refresh token.
       }
     }

@@ -84,6 +84,10 @@ export const texts = {
     "신청을 더 이상 다시 보내지 않습니다. 마지막 신청이 이미 접수되었다면 이 화면에 표시됩니다.",
     "We no longer repeat it. If the last request did arrive, the booking appears here.",
   ],
+  notRepeated: [
+    "더 이상 다시 보내지 않습니다. 처리되었는지 확인해 주세요.",
+    "It is not sent again. Please check whether it was done.",
+  ],
   askCreate: [
     (hospital: string, day: string) => `${hospital}, ${day} 예약`,
     (hospital: string, day: string) => `Booking ${hospital}, ${day}`,

@@ -23,7 +23,8 @@ class Tab {
   readonly kept = new Map<string, string>();
   readonly sent: Ask[] = [];
   readonly waits: { milliseconds: number; work: () => void }[] = [];
-  answers: (string | Error)[] = [];
+  answers: (string | Error | Promise<string>)[] = [];
+  time = 0;
   open(): Asks<string> {
     return new Asks<string>({
       storage: {
@@ -37,7 +38,7 @@ class Tab {
         if (answer instanceof Error) throw answer;
         return answer;
       },
-      now: () => 0,
+      now: () => this.time,
       after: (milliseconds, work) => {
         const wait = { milliseconds, work };
         this.waits.push(wait);
@@ -49,6 +50,14 @@ class Tab {
   tick(): void {
     this.waits.shift()?.work();
   }
+}
+
+/** An answer that comes when the test says so. */
+function later() {
+  let resolve: (answer: string) => void = () => {};
+  let reject: (error: Error) => void = () => {};
+  const promise = new Promise<string>((...both) => ([resolve, reject] = both));
+  return { promise, resolve, reject };
 }
 
 const settled = () => new Promise((resolve) => setImmediate(resolve));
@@ -141,4 +150,76 @@ test("what was stopped is not repeated", async () => {
   asks.stop("1");
   assert.ok("stopped" in (await answer));
   assert.equal(tab.waits.length, 0);
+});
+
+test("what is being sent when the connection comes back is not sent twice, and not after a stop", async () => {
+  const tab = new Tab();
+  const late = later();
+  tab.answers = [lost, late.promise];
+  const asks = tab.open();
+  void asks.ask(ASK);
+  await settled();
+  tab.tick();
+  asks.hurry();
+  assert.equal(tab.sent.length, 2);
+  late.reject(lost);
+  await settled();
+  assert.equal(tab.waits.length, 1);
+  asks.stop("1");
+  assert.equal(tab.waits.length, 0);
+});
+
+test("what was answered after it was stopped is told all the same", async () => {
+  const tab = new Tab();
+  const late = later();
+  tab.answers = [busy, late.promise];
+  const asks = tab.open();
+  const answers: Answer<string>[] = [];
+  asks.onAnswer = (answer) => answers.push(answer);
+  void asks.ask(ASK);
+  await settled();
+  tab.tick();
+  asks.stop("1");
+  late.resolve("yes");
+  await settled();
+  assert.deepEqual(
+    answers.map((answer) => "answer" in answer),
+    [false, true],
+  );
+});
+
+test("a device whose clock was put back does not wait longer than it was told", async () => {
+  const tab = new Tab();
+  tab.time = 86_400_000;
+  tab.answers = [busy];
+  const before = tab.open();
+  before.resume("minji");
+  void before.ask(ASK);
+  await settled();
+  tab.waits.length = 0;
+  tab.time = 0;
+  tab.open().resume("minji");
+  assert.equal(tab.waits[0]?.milliseconds, 2000);
+});
+
+test("a tab that is opened again long after does not do what was asked for then, and says so", async () => {
+  const tab = new Tab();
+  tab.answers = [busy];
+  const before = tab.open();
+  before.resume("minji");
+  void before.ask(ASK);
+  await settled();
+  tab.waits.length = 0;
+  tab.time = 61 * 60_000;
+  const after = tab.open();
+  const answers: Answer<string>[] = [];
+  after.onAnswer = (answer) => answers.push(answer);
+  after.resume("minji");
+  await settled();
+  assert.equal(tab.sent.length, 1);
+  assert.deepEqual(
+    answers.map((answer) => "stopped" in answer),
+    [true],
+  );
+  assert.equal(tab.kept.size, 0);
 });

@@ -17,6 +17,7 @@ import * as vaccinemgmt from "../gen/vaccination/vaccinemgmt/v1/error_reason_pb.
 import { MovementKindSchema, WriteOffReasonSchema } from "../gen/vaccination/vaccinemgmt/v1/lot_pb.js";
 import { DoseChangeReasonSchema, VaccinationStatusSchema } from "../gen/vaccination/vaccinemgmt/v1/vaccination_pb.js";
 import { file_vaccination_vaccinemgmt_v1_vaccinemgmt_events } from "../gen/vaccination/vaccinemgmt/v1/vaccinemgmt_events_pb.js";
+import { statusName } from "../src/i18n.ts";
 import {
   because,
   errorReason,
@@ -80,4 +81,9 @@ test("every text is there in Korean and in English", () => {
         assert.ok(/[가-힣]/.test(ko) && !/[가-힣]/.test(en as string), key);
     }
   }
+});
+
+test("a status that only a newer version knows is no bare number", () => {
+  assert.equal(statusName("42"), "Being looked up");
+  assert.equal(statusName("MOVED"), "Moved");
 });

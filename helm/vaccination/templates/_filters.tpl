@@ -203,6 +203,16 @@ spec:
             envoy.filters.http.grpc_json_transcoder:
               "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
               disabled: true
+            {{- if hasSuffix ".pages" . }}
+            # The query of a page may have the code of a sign-in. This is what logs tell of the path, as of a REST request.
+            header_mutation.without_query:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute
+              mutations:
+                request_mutations:
+                  - append:
+                      header: {key: x-envoy-original-path, value: "%PATH(NQ)%"}
+                      append_action: OVERWRITE_IF_EXISTS_OR_ADD
+            {{- end }}
     {{- end }}
     {{- /* These filters stand in this order, and before the one that checks the token: a browser's preflight has no
     token, and the policies behind it know the paths of gRPC only. */}}

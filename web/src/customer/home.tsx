@@ -4,8 +4,10 @@ import type { MyReservation } from "../../gen/vaccination/mypage/v1/my_reservati
 import { ReservationStatus } from "../../gen/vaccination/reservation/v1/reservation_pb.js";
 import { dayIn } from "../days.ts";
 import { useValue } from "../hooks.ts";
-import { longDay, nameOf, reasonText, statusMeaning, statusName, t, vaccineName } from "../i18n.ts";
+import { explain, longDay, nameOf, reasonText, statusMeaning, statusName, t, vaccineName } from "../i18n.ts";
+import { refusal } from "../refusal.ts";
 import { Badge, Button, Empty, Heading, Link, Loading, type Tone } from "../ui/parts.tsx";
+import { say } from "../ui/toast.tsx";
 import { asks, mine, readEarlier } from "./mine.ts";
 import { isCurrent } from "./merge.ts";
 
@@ -60,8 +62,12 @@ export function Home() {
           {others.length + current.length >= STREAMED && !earlier.done && (
             <Button
               onClick={async () => {
-                const token = await readEarlier(earlier.token);
-                setEarlier({ token, done: !token });
+                try {
+                  const token = await readEarlier(earlier.token);
+                  setEarlier({ token, done: !token });
+                } catch (error) {
+                  say(explain(refusal(error)));
+                }
               }}
             >
               {t("showEarlier")}

@@ -20,6 +20,8 @@ import { includes, shown } from "./merge.ts";
 
 /** A tab that nobody looks at does not keep a connection for ever. */
 const UNSEEN = 5 * 60_000;
+/** A device that slept may have lost its connection without noticing. */
+const ASLEEP = 30_000;
 
 export type Kind = "create" | "move" | "cancel";
 
@@ -143,20 +145,26 @@ addEventListener("online", () => {
 addEventListener("offline", () => following?.reopen());
 
 let unseen = 0;
+let hidden = 0;
 document.addEventListener("visibilitychange", () => {
   clearTimeout(unseen);
   if (document.visibilityState === "hidden") {
+    hidden = Date.now();
     unseen = window.setTimeout(() => {
       following?.stop();
       following = null;
     }, UNSEEN);
-  } else if (owner && !following) follow();
+  } else if (!following) {
+    if (owner) follow();
+  } else if (Date.now() - hidden > ASLEEP) following.reopen();
 });
 
-/** Earlier reservations than the stream told: those older than the hundred newest. */
+/** The next earlier reservations that are not on the screen yet; the stream tells only the newest. */
 export async function readEarlier(pageToken: string): Promise<string> {
   const page = await mypage.listMyReservations({ pageSize: 100, pageToken });
-  for (const each of page.reservations) if (!told.has(each.reservationId)) told.set(each.reservationId, each);
+  const earlier = page.reservations.filter((each) => !told.has(each.reservationId));
+  if (!earlier.length && page.nextPageToken) return await readEarlier(page.nextPageToken);
+  for (const each of earlier) told.set(each.reservationId, each);
   show();
   return page.nextPageToken;
 }

@@ -9,7 +9,7 @@ import { useLoaded, useValue } from "../hooks.ts";
 import { explain, hour, longDay, nameOf, number, t, vaccinationName, vaccineName } from "../i18n.ts";
 import { go, place } from "../router.ts";
 import { Act } from "../ui/act.tsx";
-import { AsOf, Badge, Button, Dialog, Empty, Heading, Problem, Read, Table, type Tone } from "../ui/parts.tsx";
+import { AsOf, Badge, Button, Dialog, Empty, Heading, Read, Table, type Tone } from "../ui/parts.tsx";
 import { say } from "../ui/toast.tsx";
 import { Administer, AssignLot } from "./dose.tsx";
 import { counter, type Here, useLots } from "./staff.ts";
@@ -121,7 +121,6 @@ export function DayList({ hospital }: Here) {
         />
         <AsOf at={list.at} zone={hospital.timeZone} onRefresh={list.reload} />
       </div>
-      {list.error && list.data && <Problem refused={list.error} title={t("failedLoad")} />}
       <Read from={{ ...list, data: rows } as typeof list}>
         {(all) => {
           const found = all.filter((one) => (filter === "all" || groupOf(one) === filter) && contains(one, search));

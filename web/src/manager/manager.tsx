@@ -29,14 +29,14 @@ export function Manager({ person }: { person: Person }) {
   const [chosen, choose] = useState(person.hospital || sessionStorage.getItem(CHOSEN) || "");
   const pending = useValue(doing.pending);
   useEffect(() => {
-    doing.resume(`staff ${person.subject}`);
     // A dialog tells the answer to what it asked; this is for what was under way before the page was loaded.
-    const before = new Set(doing.pending.get().map((ask) => ask.id));
+    const loaded = Date.now();
     doing.onAnswer = (answer) => {
-      if (!before.has(answer.ask.id)) return;
-      if ("refused" in answer) say(`${answer.ask.about.title}: ${explain(answer.refused)}`);
-      else if ("answer" in answer) say(`${answer.ask.about.title}: ${t("done")}`);
+      if ((answer.ask.asked ?? 0) >= loaded) return;
+      const words = "refused" in answer ? explain(answer.refused) : t("answer" in answer ? "done" : "notRepeated");
+      say(`${answer.ask.about.title}: ${words}`);
     };
+    doing.resume(`staff ${person.subject}`);
   }, [person.subject]);
 
   return (

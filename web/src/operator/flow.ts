@@ -18,6 +18,7 @@ export const samples = new Value<readonly Sample[]>([]);
 
 let watchers = 0;
 let timer = 0;
+let sampling = false;
 
 async function sample(): Promise<void> {
   const asked = SERVICES.map((service) =>
@@ -29,7 +30,10 @@ async function sample(): Promise<void> {
 }
 
 async function loop(): Promise<void> {
+  if (sampling) return; // whoever left and came back meanwhile finds it going on
+  sampling = true;
   if (document.visibilityState === "visible") await sample();
+  sampling = false;
   if (watchers) timer = window.setTimeout(() => void loop(), EVERY);
 }
 
