@@ -56,6 +56,7 @@ class Batcher(Generic[T, R]):
 
     async def _one(self, batch: list[tuple[T, str, asyncio.Future[R]]]) -> None:
         traces_by_key.set({self._key(item): trace for item, trace, _ in batch})
+        traceparent.set("")  # that of the caller who came first
         try:
             results = await self._write([item for item, _, _ in batch])
             if len(results) != len(batch):

@@ -89,10 +89,12 @@ OVERRIDING SYSTEM VALUE
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9 + 1,
         clock_timestamp() + least($10, 2.0 ^ least($9 + 1, 30)) * interval '1 second')"""
 
-# Not made durable before it is answered: a row that a crash of the server brings back is published once more.
+# Not made durable before it is answered: a row that a crash of the server brings back is published once more. A row
+# that another relay has taken meanwhile is that one's to remove: this one waits for nobody.
 REMOVE = """
 WITH lazily AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true))
-DELETE FROM outbox USING lazily WHERE id = ANY ($1::uuid[])"""
+DELETE FROM outbox USING lazily WHERE sequence = ANY (ARRAY(
+    SELECT sequence FROM outbox WHERE id = ANY ($1::uuid[]) FOR UPDATE SKIP LOCKED))"""
 
 BACKLOG = """
 SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(enqueued)), 0)::float8 AS oldest FROM outbox"""
@@ -321,11 +323,19 @@ class Transaction:
 
     async def write(self, sql: str, *arguments: object) -> int:
         """Writes rows; returns how many."""
+        self._note_writing()
+        return int((await self._connection.execute(sql, *arguments)).split()[-1])
+
+    async def write_returning(self, sql: str, *arguments: object) -> list[asyncpg.Record]:
+        """Writes rows; returns what the statement returns of them."""
+        self._note_writing()
+        return await self._connection.fetch(sql, *arguments)
+
+    def _note_writing(self) -> None:
         if self._transaction is None:
             if self._has_written:
                 raise RuntimeError("a second statement writes, and no transaction is around the two")
             self._has_written = True
-        return int((await self._connection.execute(sql, *arguments)).split()[-1])
 
     async def enqueue(self, rows: Sequence[Outgoing]) -> None:
         """Writes events beside the state they tell of."""

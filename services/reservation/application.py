@@ -44,9 +44,6 @@ class Approval(Protocol):
 class UnitOfWork(Protocol):
     """What one transaction sees and changes."""
 
-    async def known(self, decisions: Sequence[Appointment]) -> frozenset[ReservationId]:
-        """Which of these decisions are stored, or a later one of the same request."""
-
     async def add(self, reservations: Sequence[Reservation]) -> None:
         """Writes those that are not there yet, with their events; those that are there stay as they are.
 
@@ -186,10 +183,7 @@ class Followup:
     async def decided(self, decisions: Sequence[tuple[Appointment, RejectionReason | None]]) -> None:
         """Approval decided. If the process that asked it has died, this makes the reservation instead."""
         async with self._reservations.unit_of_work() as work:
-            known = await work.known([a for a, _ in decisions])  # nearly all: the process that asked has stored them
-            missing = [Reservation.decided(a, why) for a, why in decisions if a.reservation_id not in known]
-            if missing:
-                await work.add(missing)
+            await work.add([Reservation.decided(a, rejection) for a, rejection in decisions])
 
     @repeated_after_lost_race
     async def heard_of_doses(self, news: Sequence[tuple[Appointment, int, bool]]) -> None:

@@ -324,6 +324,47 @@ async def test_of_what_was_just_committed_a_refused_event_stays_and_keeps_no_oth
     assert sorted(await ids(jetstream)) == sorted(row.id for row in written if row is not written[1])
 
 
+async def test_what_is_left_goes_out_also_while_more_is_committed_all_the_time(
+    outbox: Outbox, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
+    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+    of_a_dead_process, seen = rows(3), set[str]()
+    await outbox.write(of_a_dead_process)
+
+    async def publish(batch: Sequence[Outgoing]) -> None:
+        await bus.publish(batch)
+        seen.update(row.id for row in batch)
+        relay.committed(rows(1, 1000))  # there is always something fresh
+
+    relay = Relay(outbox.store, publish)
+    relay.committed(rows(1, 1000))
+    async with Running(relay):
+        await eventually(lambda: asyncio.sleep(0, seen), lambda ids: {row.id for row in of_a_dead_process} <= ids)
+
+
+async def test_what_was_not_published_in_time_is_left_to_whoever_comes_first(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(outbox_module, "OURS", 0.0)
+    monkeypatch.setattr(outbox_module, "LEFT", 60.0)
+    written, relay = rows(3), Relay(outbox.store, bus.publish)
+    async with Running(relay):
+        await outbox.write(written, relay.committed)
+        assert await Relay(outbox.replicas[1], bus.publish).publish_some() == 3
+    assert Counter(await ids(jetstream)) == Counter(row.id for row in written)
+
+
+async def test_a_relay_waits_for_nobody_who_has_taken_its_rows(outbox: Outbox, bus: Bus) -> None:
+    written = rows(5)
+    await outbox.write(written)
+    async with outbox.replicas[1].taken(2) as held:
+        async with asyncio.timeout(5):
+            await outbox.store.remove([row.id for row in written])
+        assert len(held) == 2
+    assert await outbox.left() == 0
+
+
 async def test_what_does_not_fit_into_memory_goes_out_from_the_store(
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:

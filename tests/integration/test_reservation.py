@@ -27,7 +27,7 @@ from services.chassis.caller import CLAIMS_HEADER, internal
 from services.chassis.convert import to_message
 from services.chassis.edge import Edge
 from services.chassis.errors import StoreUnavailable
-from services.chassis.events import Event, NotUnderstood
+from services.chassis.events import Event, NotUnderstood, Outgoing
 from services.chassis.postgres import Database, Transaction
 from services.reservation.adapters import grpc as inbound
 from services.reservation.adapters.approval import GrpcApproval
@@ -122,6 +122,25 @@ async def shelf(open_database: OpenDatabase) -> Shelf:
     databases = [await open_database("reservation") for _ in range(2)]
     replicas = [PostgresReservations(database, lambda _: woken.append(None), lambda: NOW) for database in databases]
     return Shelf(replicas, databases[0], woken)
+
+
+async def test_the_relay_is_told_of_what_is_new_beside_what_is_known(open_database: OpenDatabase) -> None:
+    told = list[Outgoing]()
+    desk = PostgresReservations(await open_database("reservation"), told.extend, lambda: NOW)
+    known, new = (Reservation.decided(appointment(), None) for _ in range(2))
+    await desk.record(known)
+    await asyncio.gather(desk.record(known), desk.record(new))
+    assert [event.key for event in told] == [r.appointment.reservation_id for r in (known, new)]
+
+
+async def test_who_holds_a_reservation_keeps_no_other_customer_waiting(shelf: Shelf) -> None:
+    known, new = (Reservation.decided(appointment(), None) for _ in range(2))
+    here, there = shelf.replicas
+    await here.record(known)
+    async with there.unit_of_work() as work:
+        await work.held([known.appointment.reservation_id])
+        async with asyncio.timeout(5):
+            await asyncio.gather(here.record(known), here.record(new))
 
 
 async def test_a_reservation_is_stored_once_and_has_one_event(shelf: Shelf) -> None:

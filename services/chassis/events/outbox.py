@@ -5,14 +5,13 @@ the stream's acknowledgement, so a process killed at any instant leaves either n
 or another replica will publish. A row published twice is one message: its id is the stream's deduplication key, and
 consumers are idempotent by state for what the deduplication window misses.
 
-What was just committed is published from memory, and its rows are read by nobody. Only a row that is left, since its
-process died or the stream did not take it, is read again, by the relay of any replica.
+What was just committed is published from memory. Only a row that is left, since its process died, was too slow or was
+refused, is read from the store, by the relay of any replica.
 """
 
 import asyncio
 import time
 import uuid
-from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -35,6 +34,8 @@ INTERVAL = 0.01  # seconds from batch to batch under load
 LOOK_EVERY = 1.0
 # Seconds from a row's writing after which it counts as left: the process that wrote it would have published it by then.
 LEFT = 2.0
+# Seconds for which a row is this process's own: shorter than LEFT by the time that publishing it takes.
+OURS = 1.0
 # Rows that are kept in memory while the stream is slow. What does not fit is read from the store when it is left.
 IN_MEMORY = 20 * BATCH
 # Seconds between tries of a row that the stream refuses, at most: they double from 2.
@@ -133,7 +134,7 @@ class Relay:
 
     def __init__(self, store: OutboxStore, publish: Callable[[Sequence[Outgoing]], Awaitable[None]]) -> None:
         self.store, self._publish = store, publish
-        self._fresh: list[Outgoing] = []
+        self._fresh: list[tuple[float, Outgoing]] = []  # with the time at which it was handed over
         self._wake = asyncio.Event()
         self._stopping = False
         self._pace = Pace(INTERVAL)
@@ -141,7 +142,8 @@ class Relay:
     def committed(self, rows: Sequence[Outgoing]) -> None:
         """Says that rows were just committed."""
         if len(self._fresh) < IN_MEMORY:
-            self._fresh += rows
+            now = time.monotonic()
+            self._fresh += [(now, row) for row in rows]
         self._wake.set()
 
     def stop(self) -> None:
@@ -154,7 +156,8 @@ class Relay:
         while not self._stopping:
             self._wake.clear()
             try:
-                if time.monotonic() >= next_look and await self.publish_some(LEFT) < BATCH:
+                # In turns, so that neither what is left nor what was just committed waits for the end of the other.
+                if time.monotonic() >= next_look and not await self.publish_some(LEFT):
                     next_look = time.monotonic() + LOOK_EVERY
                 await self._publish_fresh()
                 tries = 0
@@ -165,6 +168,8 @@ class Relay:
                 tries += 1
                 await asyncio.sleep(AWAY.pause(tries))
                 continue
+            if self._fresh:
+                continue
             try:
                 # Python 3.11's wait_for can swallow a cancellation.
                 async with asyncio.timeout(max(0.0, next_look - time.monotonic())):
@@ -174,47 +179,46 @@ class Relay:
 
     async def flush(self) -> None:
         """Publishes what is there: the last act of a drain. What other replicas add meanwhile is theirs."""
-        await self._publish_fresh()
         while await self.publish_some() == BATCH:
             pass
 
     async def _publish_fresh(self) -> None:
-        """Publishes what was handed over. A row that the stream refuses stays, and is tried again when it is left."""
-        while self._fresh:
-            if pause := self._pace.pause():
-                await asyncio.sleep(pause)
-            rows, self._fresh = self._fresh[:BATCH], self._fresh[BATCH:]
+        """Publishes a batch of what was just committed. What the stream refuses stays, until it counts as left."""
+        if self._fresh and (pause := self._pace.pause()):
+            await asyncio.sleep(pause)
+        # What is too old may be in another relay's hands: one owner is enough.
+        oldest = time.monotonic() - OURS
+        self._fresh = [(since, row) for since, row in self._fresh if since > oldest]
+        rows, self._fresh = [row for _, row in self._fresh[:BATCH]], self._fresh[BATCH:]
+        if rows:
             self._pace.begin(len(rows))
-            refused: Mapping[str, str] = {}
-            try:
-                await self._send(rows)
-            except Refused as error:
-                refused = error.reasons
-            published = [row for row in rows if row.id not in refused]
-            await self.store.remove([row.id for row in published])
-            _count(published)
+            refused = await self._send(rows)
+            await self.store.remove([row.id for row in rows if row.id not in refused])
 
     async def publish_some(self, left: float = 0.0) -> int:
         """Publishes one batch of rows that were written `left` seconds ago or earlier; returns how many."""
-        refused: Mapping[str, str] = {}
         async with self.store.taken(BATCH, left) as rows:
-            if rows:
-                taken = {row.id for row in rows}  # under load also of this process's own
-                self._fresh = [row for row in self._fresh if row.id not in taken]
-                try:
-                    await self._send(rows)
-                except Refused as error:
-                    refused = error.reasons
-                    raise
+            if rows and (refused := await self._send(rows)):
+                raise Refused(refused)
+        return len(rows)
+
+    async def _send(self, rows: Sequence[Outgoing]) -> Mapping[str, str]:
+        """Publishes rows; returns why the stream has refused some of them, by their ids."""
+        refused: Mapping[str, str] = {}
+        try:
+            await (self._traced(rows) if tracing.exporting() else self._publish(rows))
+        except Refused as error:
+            refused = error.reasons
+        now = time.time()
         for row in rows:
             if why := refused.get(row.id):
                 events_refused.labels(row.subject).inc()
                 log.error("event refused by the stream", subject=row.subject, id=row.id, key=row.key, reason=why)
-        _count([row for row in rows if row.id not in refused])
-        return len(rows)
-
-    async def _send(self, rows: Sequence[Outgoing]) -> None:
-        await (self._traced(rows) if tracing.exporting() else self._publish(rows))
+                continue
+            events_published.labels(row.subject).inc()
+            if row.enqueued is not None:
+                outbox_seconds.observe(max(0.0, now - row.enqueued.timestamp()))
+        return refused
 
     async def _traced(self, rows: Sequence[Outgoing]) -> None:
         """Publishes each event as a span of its trace: whoever handles the event goes on from there."""
@@ -231,12 +235,3 @@ class Relay:
         finally:
             for span in spans:
                 span.end(failed=failed)
-
-
-def _count(published: Sequence[Outgoing]) -> None:
-    now = time.time()
-    for subject, count in Counter(row.subject for row in published).items():
-        events_published.labels(subject).inc(count)
-    for row in published:
-        if row.enqueued is not None:
-            outbox_seconds.observe(max(0.0, now - row.enqueued.timestamp()))

@@ -11,6 +11,7 @@ from services.chassis.batch import Batcher
 from services.chassis.events import Outgoing
 from services.chassis.postgres import OUTBOX_COLUMNS, Database, Transaction, columns
 from services.chassis.retention import Retention, Rule
+from services.chassis.unit_of_work import repeated_after_lost_race
 
 from ..application import Clock, Position
 from ..domain import Appointment, Reservation, ReservationId, Status
@@ -28,13 +29,18 @@ APPOINTMENT = [field.name for field in fields(Appointment)]
 COLUMNS = ", ".join([*APPOINTMENT, "status", "rejection", "dose_version", "dose_is_back"])
 
 # State and events in one statement, so one round trip and one commit: the events only of what is new. A request whose
-# refusal is over may have been decided anew before its row was deleted here: then the later decision counts.
+# refusal is over may have been decided anew before its row was deleted here: then the later decision counts. What is
+# known is neither written nor locked: whoever holds it, for a change of its status, keeps no new one waiting.
 ADD = """
 WITH added AS (
     INSERT INTO reservations AS r (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date,
                                    vaccine_code, decide_time, status, rejection)
     SELECT * FROM unnest($7::uuid[], $8::text[], $9::text[], $10::text[], $11::text[], $12::date[], $13::text[],
                          $14::timestamptz[], $15::smallint[], $16::smallint[])
+        AS n (reservation_id, customer_id, hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time)
+    WHERE NOT EXISTS (
+        SELECT FROM reservations AS known
+        WHERE known.reservation_id = n.reservation_id AND known.decide_time >= n.decide_time)
     ON CONFLICT (reservation_id) DO UPDATE
     SET (hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time, status, rejection, dose_version,
          dose_is_back) =
@@ -46,11 +52,8 @@ WITH added AS (
 INSERT INTO outbox (id, key, subject, time, traceparent, payload)
 SELECT o.* FROM unnest($1::uuid[], $2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::bytea[])
     AS o (id, key, subject, time, traceparent, payload)
-JOIN added ON added.reservation_id = o.key::uuid"""
-
-KNOWN = """
-SELECT reservation_id FROM reservations JOIN unnest($1::uuid[], $2::timestamptz[]) AS d (reservation_id, decide_time)
-USING (reservation_id) WHERE reservations.decide_time >= d.decide_time"""
+JOIN added ON added.reservation_id = o.key::uuid
+RETURNING id"""
 
 GET = f"SELECT {COLUMNS} FROM reservations WHERE reservation_id = $1"  # noqa: S608 - constants
 
@@ -114,6 +117,7 @@ class PostgresReservations:
         """See Reservations."""
         await self._record(reservation)
 
+    @repeated_after_lost_race
     async def _record_all(self, reservations: Sequence[Reservation]) -> Sequence[None]:
         async with self.unit_of_work() as work:
             await work.add(reservations)
@@ -140,24 +144,23 @@ class PostgresUnitOfWork:
         self._held: dict[ReservationId, tuple[Status, int, bool]] = {}
         self.completed: list[Reservation] = []
 
-    async def known(self, decisions: Sequence[Appointment]) -> frozenset[ReservationId]:
-        """See UnitOfWork."""
-        rows = await self._transaction.read(KNOWN, *columns(decisions, "reservation_id", "decide_time"))
-        return frozenset(ReservationId(str(row["reservation_id"])) for row in rows)
-
     async def add(self, reservations: Sequence[Reservation]) -> None:
         """See UnitOfWork."""
-        # Sorted, so that two batches that share reservations wait for each other in one order.
-        unique = [r for _, r in sorted({r.appointment.reservation_id: r for r in reservations}.items())]
+        # Of two decisions about one request the later one counts. Sorted by id, so that two batches that share new ones
+        # wait for each other in one order.
+        latest = {
+            r.appointment.reservation_id: r for r in sorted(reservations, key=lambda r: r.appointment.decide_time)
+        }
+        unique = [r for _, r in sorted(latest.items())]
         events = [outgoing(event) for r in unique for event in r.events]
-        added = await self._transaction.write(
+        added = await self._transaction.write_returning(
             ADD,
             *columns(events, *OUTBOX_COLUMNS),
             *columns([r.appointment for r in unique], *APPOINTMENT),
             *columns(unique, "status", "rejection"),
         )
-        if added == len(events):  # else nobody knows which of them are new, and the relay finds these in the outbox
-            self._transaction.events += events
+        new = {str(row["id"]) for row in added}
+        self._transaction.events += [event for event in events if event.id in new]
 
     async def held(self, ids: Sequence[ReservationId]) -> Sequence[Reservation]:
         """See UnitOfWork."""
