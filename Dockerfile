@@ -20,6 +20,7 @@ RUN cd /build && PATH=/tools/bin:$PATH python -m mesh.contracts \
  && rm -r vaccination/.stamp vaccination/third_party.binpb && find vaccination buf -name '*.pyi' -delete \
  && mv vaccination buf /app/
 COPY services /app/services
+COPY web/dist /app/web/dist
 # Where there is no Istio, this makes the gateway's configuration from the Istio objects.
 COPY mesh/__init__.py mesh/gateway.py /app/mesh/
 COPY mesh/istio /app/mesh/istio
@@ -47,7 +48,7 @@ ENV PATH=/app/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp
 COPY --from=build /app /app
 # Every service is started once and ends with code 2, because its settings are missing. That compiles the modules of
 # Python's own library that the services use, since Python's image has no bytecode for them.
-RUN for service in reservation approval vaccinemgmt mypage; do \
+RUN for service in reservation approval vaccinemgmt mypage web; do \
       python -m services.$service 2>/dev/null; [ $? = 2 ] || exit 1; done
 ENV PYTHONDONTWRITEBYTECODE=1
 WORKDIR /app

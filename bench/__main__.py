@@ -90,10 +90,11 @@ def measured(mesh: Mesh, measure: Callable[[psutil.Process], float]) -> dict[str
     found: dict[str, float] = defaultdict(float)
     for name in mesh.components:
         if running := mesh.processes.find(name):
-            parent = psutil.Process(running.pid)
-            for process in [parent, *parent.children(recursive=True)]:
-                with contextlib.suppress(psutil.NoSuchProcess):  # Postgres' helpers come and go
-                    found[name] += measure(process)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it is about to end
+                parent = psutil.Process(running.pid)
+                for process in [parent, *parent.children(recursive=True)]:
+                    with contextlib.suppress(psutil.NoSuchProcess):  # Postgres' helpers come and go
+                        found[name] += measure(process)
     return found
 
 

@@ -153,11 +153,24 @@ class _Document:
 
     def _query(self, method: MethodDescriptor, without: set[str]) -> list[Json]:
         """The query parameters: the fields that are neither in the path nor in the body."""
-        fields = [field for field in method.input_type.fields if field.name not in without]
-        for field in fields:
-            if field.message_type and field.message_type.full_name not in _WELL_KNOWN:
-                raise ValueError(f"{field.full_name}: a message in the query")
-        return [{"name": field.json_name, "in": "query", **self._parameter(field)} for field in fields]
+        return [
+            {"name": name, "in": "query", **self._parameter(field)}
+            for outer in method.input_type.fields
+            if outer.name not in without
+            for name, field in self._flat(outer)
+        ]
+
+    def _flat(self, field: FieldDescriptor) -> Iterator[tuple[str, FieldDescriptor]]:
+        """The field, or for a message those in it, as a.b."""
+        inside = field.message_type
+        if inside is None or inside.full_name in _WELL_KNOWN:
+            yield field.json_name, field
+        elif field.is_repeated:
+            raise ValueError(f"{field.full_name}: repeated messages in the query")
+        else:
+            for part in inside.fields:
+                for name, leaf in self._flat(part):
+                    yield f"{field.json_name}.{name}", leaf
 
     def _parameter(self, field: FieldDescriptor) -> Json:
         schema = self._field(field)

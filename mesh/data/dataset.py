@@ -8,6 +8,7 @@ Whether a file's ending is in capitals does not matter. What else is in the dire
 - A Location is a hospital. FHIR R4 gives it no time zone, so it comes from the extension `timezone` (valueCode), else
   from `address.state` if that is a US state with one zone, else from `--time-zone`, else it is the contract's default,
   Asia/Seoul, unless the address says that the place is somewhere else.
+- The hospital is where its Location's `position` says. Without one nobody finds it by how near it is.
 - A Slot adds its `slot-capacity` (1 when absent) to the day on which it starts at the hospital. One that is busy adds
   0: a day of nothing but busy slots has the capacity 0.
 - A hospital offers the vaccines that its Schedules name, if each of them names some: of one that names none, or one in
@@ -104,13 +105,14 @@ class Day:
 class Hospital:
     """A Location, the days of its slots, and the CVX codes of its schedules, without leading zeros.
 
-    `all_named`: no schedule of the hospital's leaves open what it offers.
+    `all_named`: no schedule of the hospital's leaves open what it offers. `position` are its latitude and longitude.
     """
 
     row: Row
     hospital_id: str
     name: str
     time_zone: str
+    position: tuple[float, float] | None = None
     days: dict[date, Day] = field(default_factory=dict)
     vaccines: set[str] = field(default_factory=set)
     all_named: bool = True
@@ -291,8 +293,12 @@ class _Reader:
 
     def location(self, row: Row, location: Resource) -> None:
         key, name, zone = _text(location, "id"), _text(location, "name"), self.zone(location)
-        if self.is_new("Location", "id", key, (name, zone)):
-            self.data.hospitals[key] = Hospital(row, key, name, zone)
+        told = location.get("position")
+        position = _position(told)
+        if self.is_new("Location", "id", key, (name, zone, position)):
+            self.data.hospitals[key] = Hospital(row, key, name, zone, position)
+        if told is not None and position is None:  # checked last, since the hospital is kept whatever it is
+            raise Invalid("position", f"{_show(told)} has no latitude and longitude in degrees")
 
     def zone(self, location: Resource) -> str:
         for extension in _extensions(location, "timezone"):
@@ -445,6 +451,15 @@ def _day(values: dict[str, str], name: str) -> date:
     except ValueError:
         pass
     raise Invalid(name, f"{_show(text)} is not a day written YYYY-MM-DD")
+
+
+def _position(value: object) -> tuple[float, float] | None:
+    """FHIR's position as latitude and longitude; None if it is no point on the earth."""
+    found = [value.get(name) for name in ("latitude", "longitude")] if isinstance(value, dict) else []
+    degrees = [float(one) for one in found if isinstance(one, int | float) and not isinstance(one, bool)]
+    if len(degrees) == 2 and abs(degrees[0]) <= 90 and abs(degrees[1]) <= 180:
+        return degrees[0], degrees[1]
+    return None
 
 
 def _whole(name: str, value: object, least: int) -> int:

@@ -227,6 +227,8 @@ class Sender:
                 time_zone=hospitals[0].time_zone,
                 vaccine_codes=hospitals[0].offered(),
             )
+            if position := hospitals[0].position:
+                message.location.latitude, message.location.longitude = position
             request = approval.UpsertHospitalRequest(hospital=message)
             return int((await self.call(self.hospitals.UpsertHospital, request)).changed)
 

@@ -427,14 +427,20 @@ class RouteConfigurationMatch(Part):
     vhost: VhostMatch
 
 
+class ClusterMatch(Part):
+    service: str
+    port_number: int
+
+
 class PatchMatch(Part):
     context: Literal["GATEWAY", "SIDECAR_INBOUND", "SIDECAR_OUTBOUND"]
     listener: ListenerMatch | None = None
     route_configuration: RouteConfigurationMatch | None = None
+    cluster: ClusterMatch | None = None
 
     @model_validator(mode="after")
     def _one_place(self) -> "PatchMatch":
-        self.only_one_of("listener", "route_configuration")
+        self.only_one_of("listener", "route_configuration", "cluster")
         return self
 
 
@@ -444,20 +450,27 @@ class Patch(Part):
 
 
 class ConfigPatch(Part):
-    apply_to: Literal["NETWORK_FILTER", "HTTP_FILTER", "HTTP_ROUTE"]
+    apply_to: Literal["NETWORK_FILTER", "HTTP_FILTER", "HTTP_ROUTE", "CLUSTER"]
     match: PatchMatch
     patch: Patch
 
     @model_validator(mode="after")
     def _fits(self) -> "ConfigPatch":
-        listener = self.match.listener
-        filtered = listener.filter_chain.filter.sub_filter if listener else None
-        if (self.apply_to == "HTTP_ROUTE") != (listener is None) or (self.apply_to == "HTTP_FILTER") != bool(filtered):
+        match, value = self.match, self.patch.value
+        beside = match.listener and match.listener.filter_chain.filter.sub_filter
+        of_listener = "HTTP_FILTER" if beside else "NETWORK_FILTER"
+        if self.apply_to != (
+            "HTTP_ROUTE" if match.route_configuration else "CLUSTER" if match.cluster else of_listener
+        ):
             raise Untranslatable(f"match does not fit {self.apply_to}")
         if self.apply_to != "HTTP_FILTER" and self.patch.operation != "MERGE":
             raise Untranslatable(f"{self.patch.operation} of {self.apply_to} is not translated")
-        if self.apply_to == "NETWORK_FILTER" and self.patch.value.keys() != {"typed_config"}:
+        if self.apply_to == "NETWORK_FILTER" and value.keys() != {"typed_config"}:
             raise Untranslatable("patch.value: nothing but typed_config is translated for a NETWORK_FILTER")
+        if self.apply_to == "CLUSTER" and value.keys() != {"typed_extension_protocol_options"}:
+            raise Untranslatable(
+                "patch.value: nothing but typed_extension_protocol_options is translated for a CLUSTER"
+            )
         return self
 
 

@@ -73,3 +73,7 @@ class Objects:
     def patch(self, context: str, labels: Mapping[str, str], manager: Json) -> None:
         """Applies EnvoyFilters to a connection manager, its filters and its routes."""
         patches.patch(self.of(kinds.EnvoyFilter), context, labels, manager)
+
+    def patch_cluster(self, context: str, labels: Mapping[str, str], service: str, port: int, cluster: Json) -> None:
+        """Applies EnvoyFilters to the cluster of a service's port."""
+        patches.patch_cluster(self.of(kinds.EnvoyFilter), context, labels, service, port, cluster)

@@ -1,17 +1,36 @@
-"""EnvoyFilters, applied to a connection manager."""
+"""EnvoyFilters, applied to a connection manager or a cluster."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from mesh.istio.kinds import ConfigPatch, EnvoyFilter, Object, Untranslatable
 from mesh.istio.writing import Json, merged
 
+Filters = Sequence[Object[EnvoyFilter]]
 
-def patch(filters: Sequence[Object[EnvoyFilter]], context: str, labels: Mapping[str, str], manager: Json) -> None:
+
+def patch(filters: Filters, context: str, labels: Mapping[str, str], manager: Json) -> None:
+    for change, where in _changes(filters, context, labels):
+        if not change.match.cluster:
+            _patch(change, manager, where)
+
+
+def patch_cluster(
+    filters: Filters, context: str, labels: Mapping[str, str], service: str, port: int, cluster: Json
+) -> None:
+    for change, _ in _changes(filters, context, labels):
+        if (at := change.match.cluster) and (at.service, at.port_number) == (service, port):
+            # Istio merges a map entry by entry and replaces each, whatever is in it.
+            key = "typed_extension_protocol_options"
+            cluster[key] = cluster[key] | change.patch.value[key]
+
+
+def _changes(filters: Filters, context: str, labels: Mapping[str, str]) -> Iterator[tuple[ConfigPatch, str]]:
+    """The patches for a workload, each with where it stands."""
     for item in filters:
         if item.spec.workload_selector.labels.items() <= labels.items():
             for i, change in enumerate(item.spec.config_patches):
                 if change.match.context == context:
-                    _patch(change, manager, f"{item}: spec.configPatches[{i}]")
+                    yield change, f"{item}: spec.configPatches[{i}]"
 
 
 def _patch(change: ConfigPatch, manager: Json, where: str) -> None:

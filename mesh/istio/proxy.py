@@ -114,7 +114,7 @@ class Proxy:
         if self.istio.logs_access(labels):
             made["access_log"] = [_access_log(log)]
         self.istio.patch("GATEWAY", labels, made)
-        self.calls(GATEWAY, made)
+        self.calls(GATEWAY, made, "GATEWAY", labels)
         self._fetches_keys(made)
         socket = self.ends_tls(gateway.name, server) if server.tls else None
         self.listeners.append(listener(GATEWAY, address, port, made, socket, server.hosts))
@@ -123,7 +123,7 @@ class Proxy:
         """The transport socket of a gateway's server that has a certificate."""
         raise Untranslatable(f"Gateway {gateway}: spec.servers[0].tls is not translated: nobody has a certificate here")
 
-    def calls(self, caller: str, manager: Json) -> None:
+    def calls(self, caller: str, manager: Json, context: str, labels: dict[str, str]) -> None:
         """Gives a caller clusters of its own, and so breakers, as its own proxy in a cluster would have them.
 
         Many queries through the gateway then do not open the breaker between reservation and Approve.
@@ -137,7 +137,9 @@ class Proxy:
             _, port, subset, host = name.split("|")
             unique = f"{caller}>{name}"
             cluster = self.istio.cluster(host, int(port), subset) | {"name": unique, "alt_stat_name": f"{unique};"}
-            self.clusters.append(cluster | self.replicas(caller, unique, host, int(port)))
+            cluster |= self.replicas(caller, unique, host, int(port))
+            self.istio.patch_cluster(context, labels, host, int(port), cluster)
+            self.clusters.append(cluster)
 
     def replicas(self, caller: str, cluster: str, host: str, port: int) -> Json:
         """Where a component's replicas are, and how a caller reaches them."""
@@ -177,6 +179,8 @@ def _access_log(path: str | None) -> Json:
         "time": "%START_TIME%",
         "method": "%REQ(:METHOD)%",
         "path": "%PATH(NQ:ORIG_OR_PATH)%",
+        # As Istio's own format has the path of a REST request, so that a test sees what a cluster's log would tell.
+        "original_path": "%REQ(X-ENVOY-ORIGINAL-PATH)%",
         "status": "%RESPONSE_CODE%",
         "grpc_status": "%GRPC_STATUS%",
         "details": "%RESPONSE_CODE_DETAILS%",

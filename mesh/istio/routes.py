@@ -65,9 +65,16 @@ def _retry_policy(retries: Retries) -> Json:
     predicate = named(
         "envoy.retry_host_predicates.previous_hosts", "retry.host.previous_hosts.v3.PreviousHostsPredicate"
     )
-    policy: Json = {"retry_on": retries.retry_on, "num_retries": retries.attempts}
+    conditions = (retries.retry_on or "").split(",")
+    statuses = [int(condition) for condition in conditions if condition.isdigit()]
+    policy: Json = {
+        "retry_on": ",".join(condition for condition in conditions if not condition.isdigit()),
+        "num_retries": retries.attempts,
+    }
     if retries.per_try_timeout:
         policy["per_try_timeout"] = retries.per_try_timeout
+    if statuses:
+        policy["retriable_status_codes"] = statuses
     policy |= {"retry_host_predicate": [predicate], "host_selection_retry_max_attempts": "5"}
     if retries.backoff:
         policy["retry_back_off"] = {"base_interval": retries.backoff}

@@ -53,7 +53,7 @@ class Chart:
         for name, service in self._of("Service").items():
             host = f"{name}.{service['metadata']['namespace']}.svc.cluster.local"
             for port in service["spec"]["ports"]:
-                if port.get("appProtocol") == "grpc":
+                if port.get("appProtocol") in ("grpc", "http2"):
                     yield name, host, port["port"]
 
     def labels(self, component: str) -> dict[str, str]:
@@ -104,11 +104,11 @@ class Machine(Proxy):
         log = str(self.home.path / "logs" / "access.log")
         self.gateway(self.chart.labels(GATEWAY), "127.0.0.1", self.home.port(GATEWAY), log)
         hosts = {f"{host}:{port}": name for name, host, port in self.chart.hosts()}
-        for name in hosts.values():
+        for name, host, _ in self.chart.hosts():
             for variable, target in self.chart.env(name).items():
                 if variable.endswith("_TARGET") and target in hosts:
                     self._way_out(name, hosts[target], target)
-            self._ways_in(name)
+            self._ways_in(name, host)
         return {
             "admin": {
                 "address": {"socket_address": {"address": "127.0.0.1", "port_value": self.home.port("envoy-admin")}}
@@ -122,8 +122,9 @@ class Machine(Proxy):
         name = f"to-{callee}"
         host = target.rpartition(":")[0]
         made = manager(f"outbound_{name};", self.chart.istio.routes("mesh", host), [], use_remote_address=False)
-        self.chart.istio.patch("SIDECAR_OUTBOUND", self.chart.labels(caller), made)
-        self.calls(caller, made)
+        context, labels = "SIDECAR_OUTBOUND", self.chart.labels(caller)
+        self.chart.istio.patch(context, labels, made)
+        self.calls(caller, made, context, labels)
         self.listeners.append(listener(name, "127.0.0.1", self.home.port(name), made))
 
     def replicas(self, caller: str, cluster: str, host: str, port: int) -> Json:
@@ -142,7 +143,7 @@ class Machine(Proxy):
         common: Json = {"tls_params": {"tls_minimum_protocol_version": "TLSv1_2"}, "alpn_protocols": ["h2", "http/1.1"]}
         return _tls_socket("DownstreamTlsContext", certificate, common)
 
-    def _ways_in(self, component: str) -> None:
+    def _ways_in(self, component: str, host: str) -> None:
         labels = self.chart.labels(component)
         if self.chart.istio.logs_access(labels):
             raise Untranslatable(f"a Telemetry is about {component}: access logs are translated for the gateway only")
@@ -159,18 +160,15 @@ class Machine(Proxy):
                 "upstreams.http.v3.HttpProtocolOptions", explicit_http_config={"http2_protocol_options": {}}
             )
             limits = ("max_connections", "max_pending_requests", "max_requests", "max_retries")
-            self.clusters.append(
-                {
-                    "name": name,
-                    "alt_stat_name": f"{name};",
-                    "connect_timeout": "10s",
-                    "circuit_breakers": {"thresholds": [dict.fromkeys(limits, NO_LIMIT)]},
-                    "typed_extension_protocol_options": {
-                        "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options
-                    },
-                }
-                | endpoints(name, "STATIC", [("127.0.0.1", port)])
-            )
+            cluster = {
+                "name": name,
+                "alt_stat_name": f"{name};",
+                "connect_timeout": "10s",
+                "circuit_breakers": {"thresholds": [dict.fromkeys(limits, NO_LIMIT)]},
+                "typed_extension_protocol_options": {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": options},
+            } | endpoints(name, "STATIC", [("127.0.0.1", port)])
+            self.chart.istio.patch_cluster("SIDECAR_INBOUND", labels, host, CALLS, cluster)
+            self.clusters.append(cluster)
 
     def _is(self, component: str) -> Json:
         return {"san_type": "URI", "matcher": {"exact": self.chart.principal(component)}}

@@ -12,6 +12,7 @@ from typing import Any
 DEFAULT_HOME = Path(__file__).resolve().parents[2] / ".mesh"
 DEFAULT_BASE_PORT = 18080
 SERVICES = ("reservation", "approval", "vaccinemgmt", "mypage")
+WEB, ISSUER = "web", "issuer"  # the page, and the identity provider that is here only; one process each
 STORES = ("postgres", "mongo", "nats")
 STORE_OF = {"reservation": "postgres", "approval": "postgres", "vaccinemgmt": "mongo", "mypage": "postgres"}
 MAX_REPLICAS = 5
@@ -26,6 +27,7 @@ PORTS = (
     | {"postgres-2": 33, "mongo-2": 34, "mongo-3": 35, "nats-2": 36, "nats-3": 37}
     | {"nats-monitor": 72, "nats-2-monitor": 73, "nats-3-monitor": 74}
     | {"nats-routes": 75, "nats-2-routes": 76, "nats-3-routes": 77}
+    | {WEB: 14, ISSUER: 15, f"{WEB}-metrics": 24}
     | {service: 10 + i for i, service in enumerate(SERVICES)}
     | {f"{service}-metrics": 20 + i for i, service in enumerate(SERVICES)}
     | {f"{service}-{r}": 24 + 8 * r + i for i, service in enumerate(SERVICES) for r in range(2, MAX_REPLICAS + 1)}
@@ -73,6 +75,8 @@ class Home:
 
     def processes_of(self, service: str) -> list[str]:
         """Names of a service's processes: SERVICE, SERVICE-2 and so on."""
+        if service == WEB:
+            return [WEB]
         return [service, *(f"{service}-{r}" for r in range(2, self.replicas + 1))]
 
     def members(self, store: str) -> list[str]:

@@ -30,7 +30,7 @@ from mesh.istio import merged
 from mesh.istio.kinds import Server
 from mesh.istio.proxy import GATEWAY
 from mesh.machine import chart, envoy, identity
-from mesh.machine.home import DEFAULT_HOME, SERVICES, STORE_OF, Home
+from mesh.machine.home import DEFAULT_HOME, ISSUER, SERVICES, STORE_OF, WEB, Home
 from mesh.machine.processes import MeshError, Processes, holder_of, package_file
 from mesh.machine.stores import Store, Stores
 from services.chassis.version import version
@@ -94,7 +94,13 @@ class Mesh:
     @cached_property
     def chart(self) -> envoy.Chart:
         """The chart, rendered for this machine and its issuer of tokens."""
-        issuer = {"issuer": identity.ISSUER, "audiences": [identity.AUDIENCE], "jwks": identity.jwks(self.home.path)}
+        issuer: dict[str, Any] = {
+            "issuer": identity.ISSUER,
+            "audiences": [identity.AUDIENCE],
+            "jwks": identity.jwks(self.home.path),
+        }
+        paths = {"authorizationEndpoint": "authorize", "tokenEndpoint": "token", "endSessionEndpoint": "end-session"}
+        issuer["signIn"] = {name: f"http://{self.home.address(ISSUER)}/{path}" for name, path in paths.items()}
         # All callers on this machine have one address, and in tests one customer makes fifty calls at once.
         gateway = {
             "limits": {"perCustomer": 1000, "perAddress": 100_000},
@@ -122,6 +128,15 @@ class Mesh:
     def gateway_name(self) -> str:
         """A host's name by which the gateway may be called. With TLS its certificate has this name too."""
         return envoy.own_host(self.gateway_server.hosts[0])
+
+    @property
+    def origins(self) -> list[str]:
+        """The addresses by which a browser on this machine reaches the gateway's page, without a slash at the end."""
+        scheme = "https" if self.gateway_server.tls else "http"
+        names = [self.gateway_name]
+        if "*" in self.gateway_server.hosts:
+            names = ["127.0.0.1", "localhost"] if scheme == "http" else ["localhost"]
+        return [f"{scheme}://{name}:{self.home.port('gateway')}" for name in names]
 
     def connect(self) -> "grpc.Channel":
         """A channel to the gateway, by the name and with the trust that it needs."""
@@ -173,8 +188,37 @@ class Mesh:
         return [
             *(self._store(store, member) for store in self.stores.kinds.values() for member in store.members),
             *(self._service(s, name) for s in SERVICES for name in self.home.processes_of(s)),
+            self._without_store(WEB, (WEB, f"{WEB}-metrics"), "services.web", lambda: self.chart.env(WEB)),
+            self._without_store(ISSUER, (ISSUER,), "mesh.machine.issuer", self._issuer_env),
             proxy,
         ]
+
+    def _without_store(
+        self, name: str, listens: tuple[str, ...], module: str, env: Callable[[], dict[str, str]]
+    ) -> Component:
+        """A component that speaks plain HTTP and needs nobody."""
+        own = {
+            "LISTEN": self.home.address(name),
+            "METRICS_LISTEN": self.home.address(listens[1]) if len(listens) > 1 else "127.0.0.1:0",
+            "LOG_LEVEL": os.environ.get("LOG_LEVEL", "INFO"),
+            "DRAIN_SECONDS": "0",
+            "PYTHONUNBUFFERED": "1",
+        }
+        return Component(
+            name,
+            listens,
+            tuple,
+            lambda: _answers(f"http://{self.home.address(name)}/readyz"),
+            lambda: [sys.executable, "-m", module],
+            env=lambda: env() | own,
+        )
+
+    def _issuer_env(self) -> dict[str, str]:
+        env = {
+            "MESH_HOME": str(self.home.path), "ORIGINS": " ".join(self.origins),
+            "GATEWAY": self.gateway, "GATEWAY_NAME": self.gateway_name,
+        }  # fmt: skip
+        return env | ({"GATEWAY_CERTIFICATE": str(self.home.root_certificate)} if self.gateway_server.tls else {})
 
     def _store(self, store: Store, member: str) -> Component:
         return Component(
@@ -231,9 +275,7 @@ class Mesh:
             raise MeshError("its readiness is NOT_SERVING")
 
     def _check_envoy(self) -> None:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(f"http://{self.home.address('envoy-admin')}/ready", timeout=2):
-            pass  # any status but 200 raises
+        _answers(f"http://{self.home.address('envoy-admin')}/ready")
 
     # Starting
 
@@ -484,7 +526,8 @@ or, the same reservation once more, by REST:
   {curl} {url}/my/reservations
   {curl} -N {url}/my/reservations:watch
   {curl} {url}/reservations/RESERVATION_ID:cancel -d '{{}}'
-Then: {dev} status | logs NAME | down"""
+Then: {dev} status | logs NAME | down
+[bold]The page: {self.origins[0]}/[/]"""
 
     # Repairing
 
@@ -541,3 +584,10 @@ Then: {dev} status | logs NAME | down"""
                 report(service, f"{answer.accounts} accounts, {found} differences{told}")
                 agree = agree and not found
         return agree
+
+
+def _answers(url: str) -> None:
+    """Returns if a GET is answered with 200, and raises otherwise."""
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(url, timeout=2):
+        pass

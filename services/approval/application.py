@@ -17,6 +17,7 @@ from .domain import (
     Decision,
     Hospital,
     Ledger,
+    Location,
     Request,
     ReservationId,
     UnknownHospital,
@@ -49,8 +50,8 @@ class UnitOfWork(Protocol):
     async def forget(self, decisions: Sequence[Decision]) -> None:
         """Deletes them, and the bookings that hold a place by them."""
 
-    async def put_hospital(self, hospital: Hospital) -> bool:
-        """Writes the hospital; returns whether that changed anything."""
+    async def put_hospital(self, hospital: Hospital) -> tuple[Hospital, bool]:
+        """Writes the hospital, without a location all but that; returns it as it is now, and whether it changed."""
 
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
         """Every day from first to last, also without places; nobody else changes them until the end."""
@@ -83,8 +84,13 @@ class Books(Protocol):
     async def hospital(self, hospital_id: str) -> Hospital | None:
         """Reads one."""
 
-    async def hospitals(self, after: str, limit: int) -> Sequence[Hospital]:
-        """Reads a page, by id."""
+    async def hospitals(self, after: str, limit: int, query: str) -> Sequence[Hospital]:
+        """Reads a page, by id, of those whose name or id has every word of the query."""
+
+    async def hospitals_near(
+        self, near: Location, after: tuple[int, str], limit: int, query: str
+    ) -> Sequence[tuple[int, Hospital]]:
+        """Reads a page of the same, by distance and id, each with its distance in metres; without a location last."""
 
     async def days(self, hospital_id: str, first: date, last: date) -> Sequence[Day]:
         """Reads the days that have capacity or bookings or are called off, in one snapshot."""
@@ -134,18 +140,26 @@ class Approval:
         return len(decisions)
 
     async def put_hospital(self, hospital: Hospital) -> tuple[Hospital, bool]:
-        """Creates or changes a hospital; returns it as it is now, and whether that changed anything."""
+        """Creates or changes a hospital; returns it as it is now, and whether that changed anything.
+
+        Without a location it keeps the one that it has.
+        """
         codes = tuple(sorted({canonical_code(code) for code in hospital.vaccine_codes}, key=int))
         hospital = replace(hospital, time_zone=hospital.time_zone or DEFAULT_TIME_ZONE, vaccine_codes=codes)
         if hospital.time_zone not in available_timezones():
             raise UnknownTimeZone(f"no IANA time zone {hospital.time_zone!r}")
         async with self._books.unit_of_work() as work:
-            changed = await work.put_hospital(hospital)
-        return hospital, changed
+            return await work.put_hospital(hospital)
 
-    async def hospitals(self, after: str, limit: int) -> Sequence[Hospital]:
-        """A page of hospitals, by id."""
-        return await self._books.hospitals(after, limit)
+    async def hospitals(self, after: str, limit: int, query: str = "") -> Sequence[Hospital]:
+        """A page of the hospitals that a query finds, by id."""
+        return await self._books.hospitals(after, limit, query)
+
+    async def hospitals_near(
+        self, near: Location, after: tuple[int, str], limit: int, query: str = ""
+    ) -> Sequence[tuple[int, Hospital]]:
+        """A page of them, the nearest first, each with its distance in metres."""
+        return await self._books.hospitals_near(near, after, limit, query)
 
     async def delivered(self, codes: Sequence[tuple[str, str]]) -> None:
         """Doses of these (hospital, vaccine code) came: the vaccines are offered there from now on."""

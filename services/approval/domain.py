@@ -107,11 +107,19 @@ def canonical_code(vaccine_code: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Location:
+    """A point on the earth, in degrees: north of the equator, and east of Greenwich."""
+
+    latitude: float
+    longitude: float
+
+
+@dataclass(frozen=True, slots=True)
 class Hospital:
     """A place that vaccinates; its days are calendar days in its own time zone.
 
     `vaccine_codes` are the vaccines that it says it offers, `delivered_codes` those that ever came to it; both are
-    canonical.
+    canonical. `location` is None where nobody has told it, or it was not read.
     """
 
     hospital_id: str
@@ -119,6 +127,7 @@ class Hospital:
     time_zone: str
     vaccine_codes: Sequence[str] = ()
     delivered_codes: Sequence[str] = ()
+    location: Location | None = None
 
     def today(self, now: datetime) -> date:
         """The day it is at the hospital."""

@@ -16,15 +16,37 @@ HORIZON = 366
 Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
 
 
-class Settings(BaseSettings):
-    """What every service needs. A field's variable is its name in capitals; secrets are files in SECRETS_DIR."""
+class Process(BaseSettings):
+    """What every process needs. A field's variable is its name in capitals; secrets are files in SECRETS_DIR."""
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
     listen: Address = "0.0.0.0:8080"
-    """Address of the gRPC server, host:port."""
+    """Address of the server, host:port."""
     metrics_listen: Address = "0.0.0.0:9090"
     """Address of the Prometheus endpoint, host:port."""
+    log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error|critical)$")] = "INFO"
+    drain_seconds: float = 0.0
+    """From readiness off to the server's stop: time for load balancers to notice."""
+    shutdown_seconds: float = 25.0
+    """Bound of the whole drain; less than the pod's terminationGracePeriodSeconds."""
+
+    @classmethod
+    def load(cls) -> Self:
+        """Reads the settings, or ends the process with a line per wrong one, naming it and never its value."""
+        try:
+            return cls(_secrets_dir=os.environ.get("SECRETS_DIR") or None)  # type: ignore[call-arg]
+        except ValidationError as error:
+            for problem in error.errors(include_input=False, include_url=False):
+                name = str(problem["loc"][0]) if problem["loc"] else ""  # none: it is about several settings
+                where = f"setting {name.upper()} (or the file {name} in SECRETS_DIR)" if name else "settings"
+                print(f"{where}: {problem['msg']}", file=sys.stderr)  # noqa: T201
+            raise SystemExit(2) from None
+
+
+class Settings(Process):
+    """What every service of the domain needs beside that."""
+
     database_url: SecretStr
     """The service's own store; a file in SECRETS_DIR. Of several hosts the one that takes writes is used."""
     nats_url: str
@@ -36,7 +58,6 @@ class Settings(BaseSettings):
     """What the identity provider calls a claim, where that is not our name for it: {"roles": "groups"}."""
     stream_replicas: int = 1
     """Copies of each stream: 1 on one machine, 3 in a cluster."""
-    log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error|critical)$")] = "INFO"
     otel_exporter_otlp_endpoint: Annotated[str, Field(pattern="^(https?://.+)?$")] = ""
     """Where traces go: an OpenTelemetry collector's base URL, for OTLP over HTTP; empty: nowhere."""
     max_calls: Annotated[int, Field(gt=0)] = 128
@@ -48,10 +69,6 @@ class Settings(BaseSettings):
     """Streams in hand at once: they stay, almost idle, and cost memory rather than time."""
     max_connection_age: Annotated[float, Field(gt=0)] = 1800.0
     """Seconds that a client may stay on one connection: who stays for ever would never see new replicas."""
-    drain_seconds: float = 0.0
-    """From readiness off to the server's stop: time for load balancers to notice."""
-    shutdown_seconds: float = 25.0
-    """Bound of the whole drain; less than the pod's terminationGracePeriodSeconds."""
 
     retention_refused_days: Days = 30
     """Days from the decision for which what was refused is kept. 0: for ever."""
@@ -81,15 +98,3 @@ class Settings(BaseSettings):
         if not whole:
             raise ValueError("should be scheme://user:password@host:port,host:port/database")
         return value
-
-    @classmethod
-    def load(cls) -> Self:
-        """Reads the settings, or ends the process with a line per wrong one, naming it and never its value."""
-        try:
-            return cls(_secrets_dir=os.environ.get("SECRETS_DIR") or None)  # type: ignore[call-arg]
-        except ValidationError as error:
-            for problem in error.errors(include_input=False, include_url=False):
-                name = str(problem["loc"][0]) if problem["loc"] else ""  # none: it is about several settings
-                where = f"setting {name.upper()} (or the file {name} in SECRETS_DIR)" if name else "settings"
-                print(f"{where}: {problem['msg']}", file=sys.stderr)  # noqa: T201
-            raise SystemExit(2) from None

@@ -4,11 +4,12 @@ import logging
 import re
 import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
 
 import structlog
-from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
+from prometheus_client.samples import Sample
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
@@ -34,6 +35,8 @@ batch_size = Histogram(
 outbox_seconds = Histogram(
     "outbox_seconds", "From an event's writing to its acknowledgement by the stream, in seconds.", buckets=_BUCKETS
 )
+REPLICA = secrets.token_hex(8)
+"""Names this process, for whoever compares what it has measured now with what it had measured before."""
 component_ready = Gauge("component_ready", "1 while the process serves, else 0.", ["component"])
 
 
@@ -56,6 +59,12 @@ def start(service: str, level: str, metrics_listen: str) -> None:
     host, port = metrics_listen.rsplit(":", 1)
     start_http_server(int(port), host)
     component_ready.labels(service).set(0)
+
+
+def measured(names: Sequence[str]) -> Iterator[Sample]:
+    """The present samples that have one of the names."""
+    for metric in REGISTRY.restricted_registry(names).collect():
+        yield from metric.samples
 
 
 def without_row_values(text: str) -> str:

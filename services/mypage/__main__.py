@@ -31,7 +31,7 @@ async def mypage() -> None:
         close_store=database.close,
         consumer=consumer,
         eraser=erasure.eraser(database, service.bus),
-        background=[changes.run, lambda: retention.keep(service.name, rules)],
+        background=[changes.run, lambda: server.end_watches(changes), lambda: retention.keep(service.name, rules)],
     )
 
 

@@ -3,7 +3,7 @@
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -113,11 +113,18 @@ class Watch:
     """What one watcher has to be told of a customer's reservations.
 
     The position is enough to miss nothing. A transaction that stays open keeps it back, so the watch also remembers
-    which of the rows behind it were told already.
+    which of the rows behind it were told already. It looks when it has its `turn`.
     """
 
-    def __init__(self, database: Database, customer_id: str, since: Position | None = None) -> None:
+    def __init__(
+        self,
+        database: Database,
+        customer_id: str,
+        since: Position | None = None,
+        turn: AbstractAsyncContextManager[Any] | None = None,
+    ) -> None:
         self._database, self._customer_id, self._since = database, customer_id, since
+        self._turn = turn or nullcontext()
         self._told: dict[UUID, tuple[str, int]] = {}
 
     async def news(self) -> AsyncGenerator[Sequence[my_reservation_pb2.MyReservation], None]:
@@ -126,7 +133,7 @@ class Watch:
         first, begin = self._since is None, None
         after: tuple[datetime, UUID] | tuple[None, None] = (None, None)
         while True:
-            async with self._database.connection() as connection:
+            async with self._turn, self._database.connection() as connection:
                 since = self._since or (None, None)
                 rows = await connection.fetch(CHANGED, self._customer_id, *since, *after, WATCHED)
             # Where the next call goes on: what changes while these pages are read is behind it.
@@ -169,6 +176,12 @@ async def _answers(connection: Connection) -> None:
 SCREENS = 10
 
 
+# Watches of a replica that look at the same time; it has ten connections. When a replica ends, thousands come to
+# another at once. Reads and events must not wait behind all of them, and no watch may wait for a connection so long
+# that its store counts as absent.
+LOOKS = 4
+
+
 class TooManyScreens(Exception):
     """The customer has as many watches open at this replica as one customer may have."""
 
@@ -179,6 +192,7 @@ class Changes:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._watchers: dict[str, set[asyncio.Event]] = defaultdict(set)
+        self.turn = asyncio.Semaphore(LOOKS)
 
     async def run(self) -> None:
         """Listens for ever. Each time it begins to listen, it wakes everybody, since something may have been missed."""
@@ -188,7 +202,7 @@ class Changes:
                     lost = asyncio.Event()
                     connection.add_termination_listener(lambda *_, lost=lost: lost.set())
                     await connection.add_listener(CHANNEL, self._heard)
-                    self._wake(*self._watchers)
+                    self.wake_all()
                     try:
                         while not lost.is_set():
                             try:
@@ -216,6 +230,10 @@ class Changes:
             self._watchers[customer_id].discard(changed)
             if not self._watchers[customer_id]:
                 del self._watchers[customer_id]
+
+    def wake_all(self) -> None:
+        """Lets everybody look: something may have been missed, or the replica is about to stop."""
+        self._wake(*self._watchers)
 
     def _heard(self, _connection: object, _pid: int, _channel: str, customer_id: object) -> None:
         self._wake(*([str(customer_id)] if customer_id else self._watchers))

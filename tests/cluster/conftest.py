@@ -217,9 +217,9 @@ class Release:
         return seen
 
     @contextlib.contextmanager
-    def forwarded(self, target: str, port: int) -> Iterator[int]:
-        """A port of this machine that leads to the target's, for as long as that pod lives."""
-        command = ["kubectl", "--namespace", self.namespace, "port-forward", target, f":{port}"]
+    def forwarded(self, target: str, port: int, local: int | None = None) -> Iterator[int]:
+        """A port of this machine, `local` or any, that leads to the target's, for as long as that pod lives."""
+        command = ["kubectl", "--namespace", self.namespace, "port-forward", target, f"{local or ''}:{port}"]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
             try:
                 assert process.stdout

@@ -147,7 +147,7 @@ class Client:
         request = mypage_service_pb2.ListMyReservationsRequest(page_size=100)
         return (await self.call(self.mypage.ListMyReservations, request)).reservations  # type: ignore[no-any-return]
 
-    async def reaches(self, reservation_id: str, status: int, within: float = 20.0) -> my_reservation_pb2.MyReservation:
+    async def reaches(self, reservation_id: str, status: int, within: float = 60.0) -> my_reservation_pb2.MyReservation:
         """Waits until MyPage shows the reservation with the status."""
 
         async def look() -> my_reservation_pb2.MyReservation | None:
@@ -285,7 +285,7 @@ class World:
         """Starts every process of a service, and waits until they are ready."""
         await asyncio.to_thread(self.mesh.up, self.mesh.home.processes_of(service))
 
-    async def quiet(self, within: float = 20.0) -> None:
+    async def quiet(self, within: float = 60.0) -> None:
         """Waits until no event is on its way: every outbox is empty and every consumer is at the stream's end."""
         stores = self.mesh.stores
 

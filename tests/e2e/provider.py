@@ -19,10 +19,13 @@ import jwt
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 CALLBACK = "http://app.example/callback"
+PAGE = "vaccination-page"  # as auth.signIn.clientId says
 PASSWORD = "correct horse battery staple"
 # Canaille's names of the claims that a token needs. It has no custom claims. It has groups, and a standard claim that
 # can be configured to hold the organization that an administrator entered for the person.
 CLAIMS = {"roles": "groups", "hospital": "website"}
+# What has to be asked for, so that these claims are in the token.
+SCOPE = "openid profile groups"
 
 Jwk = dict[str, str]
 Json = dict[str, Any]
@@ -39,7 +42,8 @@ class Canaille:
     """One running provider. `people` are its users: the name, the group and the organization of each.
 
     Every application is a public client (PKCE), whose access tokens are for one audience and signed by one algorithm.
-    `applications` are the client id, audience and algorithm of each.
+    `applications` are the client id, audience and algorithm of each. One more is the page, if `page` is its origin:
+    scripts of that origin may then read the provider's answers, which is CORS.
     """
 
     def __init__(
@@ -48,21 +52,24 @@ class Canaille:
         port: int,
         people: Sequence[tuple[str, str, str]],
         applications: Sequence[tuple[str, str, str]],
+        *,
+        host: str = "127.0.0.1",
+        page: str = "",
     ) -> None:
-        self._folder, self._port = folder, port
+        self._folder, self._address, self.page = folder, f"{host}:{port}", page
         self._process: subprocess.Popen[bytes] | None = None
-        self.issuer = f"http://127.0.0.1:{port}"
+        self.issuer = f"http://{self._address}"
         self.signing, self.published = [new_key("RS256"), new_key("ES256")], list[Jwk]()
         folder.mkdir(parents=True)
         self._secret = secrets.token_hex()
         self.start()
-        self._restore(_models(people, applications))
+        self._restore(_models(people, applications, page))
 
     def start(self) -> None:
         """Starts the process, with the keys that are set now."""
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._command("run", "--bind", f"127.0.0.1:{self._port}"),
+                self._command("run", "--bind", self._address),
                 cwd=self._folder, env=self._env(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + 120
@@ -88,8 +95,9 @@ class Canaille:
     def _env(self) -> dict[str, str]:
         settings = {
             "SECRET_KEY": self._secret,
-            "SERVER_NAME": f"127.0.0.1:{self._port}",
+            "SERVER_NAME": self._address,
             "PREFERRED_URL_SCHEME": "http",
+            "AUTHLIB_INSECURE_TRANSPORT": "1",  # else an address that is not this machine's alone needs TLS
             "CANAILLE_SQL": json.dumps({"DATABASE_URI": f"sqlite:///{self._folder}/canaille.sqlite"}),
             "CANAILLE_OIDC": json.dumps(
                 {
@@ -119,7 +127,7 @@ class Canaille:
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
         wish = {
             "response_type": "code", "client_id": application, "redirect_uri": CALLBACK,
-            "scope": "openid profile groups", "state": state, "nonce": nonce,
+            "scope": SCOPE, "state": state, "nonce": nonce,
             "code_challenge": challenge, "code_challenge_method": "S256",
         }  # fmt: skip
         with httpx.Client(timeout=60) as http:
@@ -140,9 +148,14 @@ class Canaille:
         return answer
 
 
-def _models(people: Sequence[tuple[str, str, str]], applications: Sequence[tuple[str, str, str]]) -> Json:
+def _models(people: Sequence[tuple[str, str, str]], applications: Sequence[tuple[str, str, str]], page: str) -> Json:
     """People and applications in the form of Canaille's own dump."""
     audiences = {audience for _, audience, _ in applications}
+    clients = [_client(application, audience, algorithm, CALLBACK) for application, audience, algorithm in applications]
+    if page:
+        # Canaille's id_tokens have the same audience as its access tokens, and an id_token has to be for its client.
+        its = {"client_uri": page, "post_logout_redirect_uris": [f"{page}/"], "audience": [PAGE, "vaccination"]}
+        clients.append(_client(PAGE, "vaccination", "ES256", f"{page}/signed-in") | its)
     return {
         "user": [
             {
@@ -157,16 +170,18 @@ def _models(people: Sequence[tuple[str, str, str]], applications: Sequence[tuple
         ],
         "client": [
             *({"id": audience, "client_id": audience, "client_name": audience} for audience in audiences),
-            *(
-                {
-                    "id": application, "client_id": application, "client_name": application,
-                    "redirect_uris": [CALLBACK], "grant_types": ["authorization_code"], "response_types": ["code"],
-                    "scope": ["openid", "profile", "groups"], "token_endpoint_auth_method": "none",
-                    "audience": [audience], "id_token_signed_response_alg": algorithm,
-                }
-                for application, audience, algorithm in applications
-            ),
+            *clients,
         ],
+    }  # fmt: skip
+
+
+def _client(application: str, audience: str, algorithm: str, back: str) -> Json:
+    """A public client in the same form; `back` is where people are sent back to."""
+    return {
+        "id": application, "client_id": application, "client_name": application,
+        "redirect_uris": [back], "grant_types": ["authorization_code"], "response_types": ["code"],
+        "scope": SCOPE.split(), "token_endpoint_auth_method": "none",
+        "audience": [audience], "id_token_signed_response_alg": algorithm,
     }  # fmt: skip
 
 

@@ -41,6 +41,31 @@ async def test_everybody_can_read_the_description_of_rest(ways: Ways) -> None:
 
 
 @pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web", "grpcurl"])
+async def test_hospitals_are_found_by_name_and_the_nearest_come_first_by(way: str, world: World, ways: Ways) -> None:
+    mark, token = uuid.uuid4().hex[:8], world.customer().token
+    for name, latitude in (("far", 37.9), ("near", 37.51), ("nowhere", None)):
+        hospital: dict[str, Any] = {"hospital_id": f"{mark}-{name}", "name": f"Clinic {mark} 100%"}
+        if latitude:
+            hospital["location"] = {"latitude": latitude, "longitude": -127.5}
+        assert not isinstance(await ways.grpc(world.operator.token, "UpsertHospital", {"hospital": hospital}), Refusal)
+
+    async def listed(**request: Any) -> list[str]:
+        found: list[str] = []
+        page: Any = None
+        while page is None or page.next_page_token:
+            more = {"page_size": 1, "page_token": page.next_page_token} if page else {"page_size": 1}
+            page = await getattr(ways, way)(token, "ListHospitals", request | more)
+            assert not isinstance(page, Refusal)
+            found += [one.hospital_id.removeprefix(f"{mark}-") for one in page.hospitals]
+        return found
+
+    here = {"latitude": 37.5, "longitude": -127.5}
+    assert await listed(query=f"{mark.upper()} clinic 100%") == ["far", "near", "nowhere"]
+    assert await listed(query=f"{mark}", near=here) == ["near", "far", "nowhere"]
+    assert await listed(query=f"{mark}_", near=here) == []
+
+
+@pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web", "grpcurl"])
 async def test_every_public_rpc_can_be_called_by(way: str, world: World, ways: Ways) -> None:
     hospital, day = await world.new_hospital(days_ahead=0, time_zone=zone_at_noon())
     customer, manager, called = world.customer(), world.manager(hospital), set()

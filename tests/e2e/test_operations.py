@@ -7,7 +7,7 @@ import re
 import subprocess
 import uuid
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import nats
 import pymongo
@@ -21,6 +21,7 @@ from vaccination.mypage.v1 import view_service_pb2
 from vaccination.vaccinemgmt.v1 import vaccinemgmt_events_pb2
 
 from .conftest import Status, World, eventually
+from .ways import ways_into
 
 CANCELLED = "vaccination.vaccinemgmt.v1.CancellationCompleted"
 
@@ -114,6 +115,31 @@ async def test_a_lot_is_recalled_and_a_day_called_off_as_the_runbooks_say(world:
     assert told.startswith("The heating has failed.")
     again = await world.customer().create(hospital, day)  # it is reopened in the end
     assert again.status == Status.RESERVATION_STATUS_APPROVED
+
+
+async def test_a_replica_tells_what_it_has_measured_and_which_one_it_is(world: World) -> None:
+    granted = {"subject": "vaccination.approval.v1.ApprovalGranted"}
+    asked = "GET", "/v1/operations/approval/metrics?names=events_published_total&names=nobody_counts_this"
+
+    async def published() -> tuple[str, float]:
+        """Who answers, and how often it has published that approval was granted."""
+        async with ways_into(world) as ways:
+            answer = json.loads(cast(str, await ways.send(*asked, world.operator.token)))
+        assert {sample["name"] for sample in answer["samples"]} <= {"events_published_total"}
+        [value] = [sample["value"] for sample in answer["samples"] if sample["labels"] == granted] or [0.0]
+        return answer["replica"], value
+
+    await world.quiet()  # nothing of other tests is published from now on
+    replica, before = await published()
+    hospital, day = await world.new_hospital(capacity=1)
+    await world.customer().create(hospital, day)
+    assert await eventually(published, lambda told: told[1] > before) == (replica, before + 1)
+    [ready] = (await ops(world, "approval", "GetMetrics", names=["component_ready"]))["samples"]
+    assert ready == {"name": "component_ready", "labels": {"component": "approval"}, "value": 1}
+    await world.stop("approval")
+    await world.start("approval")
+    another, counted = await published()
+    assert (another != replica, counted) == (True, 0)
 
 
 @pytest.mark.usefixtures("clean")

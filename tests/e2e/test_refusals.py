@@ -343,6 +343,8 @@ NOT_CODES: list[Any] = ["2070", "-1", "20 ", "\uff12\uff10\uff17", "20\n", "\0",
 NOT_LOTS: list[Any] = ["", " L", "L L", "L\n", "L\0", "-L", "로트", "L" * 65, "L" * MB]
 NOT_MAKERS: list[Any] = ["", "M", "MODERNA", "mod", "MO\n", "M\0", "M" * MB]
 NOT_TOKENS: list[Any] = ["A" * 1025, "A" * MB]
+NOT_LATITUDES: list[Any] = [90.001, -91, 1e300]
+NOT_LONGITUDES: list[Any] = [180.001, -181, -1e300]
 HUGE = [2**31 - 1, -(2**31)]
 
 
@@ -369,8 +371,14 @@ BAD: dict[str, dict[str, list[Any]]] = {
         "hospital.name": ["", "n" * 201, "예" * 201, "a\0b", "a\nb", "a\x1b[31mb", "a\x7f", "a\x85", "n" * MB],
         "hospital.time_zone": ["z" * 65, "z" * MB],
         "hospital.vaccine_codes": [["207"] * 101, ["207", ""], ["mRNA"]],
+        "hospital.location": [], "hospital.location.latitude": NOT_LATITUDES,
+        "hospital.location.longitude": NOT_LONGITUDES,
     },
-    "ListHospitals": {"page_size": not_sizes(1000), "page_token": NOT_TOKENS},
+    "ListHospitals": {
+        "page_size": not_sizes(1000), "page_token": NOT_TOKENS,
+        "query": ["q" * 101, "예" * 101, "a\0b", "a\nb", "q" * MB],
+        "near": [], "near.latitude": NOT_LATITUDES, "near.longitude": NOT_LONGITUDES,
+    },
     "SetDailyCapacity": {
         "hospital_id": NOT_HOSPITALS, "first_date": NOT_DAYS, "last_date": NOT_DAYS,
         "capacity": [-1, 1_000_001, *HUGE],
@@ -432,7 +440,7 @@ def spoilt(good: Request, field: str, value: Any) -> tuple[Request, str]:
         items = value if isinstance(value, list) else []
         index = next((f"[{i}]" for i, item in enumerate(items) if not item.isdigit()), "")  # of the item that is wrong
         told = field + index
-        return good | {outer: good[outer] | {name: value}}, told
+        return good | {outer: spoilt(good.get(outer, {}), name, value)[0]}, told
     return {k: v for k, v in good.items() if k != field} if value is None else good | {field: value}, field
 
 
@@ -462,7 +470,16 @@ async def test_every_field_is_checked_and_named_and_nothing_is_stored(world: Wor
 
 async def test_all_missing_fields_are_named(world: World, ways: Ways) -> None:
     everybody = world.token("everybody", ["customer", "operator"])
-    may_be_empty = {"page_size", "page_token", "capacity", "production_date", "expiry_date", "received"}
+    may_be_empty = {
+        "page_size",
+        "page_token",
+        "query",
+        "near",
+        "capacity",
+        "production_date",
+        "expiry_date",
+        "received",
+    }
     may_be_empty |= {"CreateReservation.vaccine_code", "MoveReservation.vaccine_code"}
     may_be_empty |= {"RecallLot.hospital_id", "WriteOffDoses.note", "Administer.lot_id"}
     for rpc, fields in BAD.items():

@@ -46,7 +46,7 @@ ASKED: dict[str, Any] = {
     "GetStatus": {}, "ListDeadLetters": {}, "GetDeadLetter": {"sequence": 1}, "RedriveDeadLetters": {"sequence": 1},
     "DiscardDeadLetter": {"sequence": 1, "reason": "none"}, "PauseConsumer": {"until": "2020-01-01T00:00:00Z"},
     "ResumeConsumer": {}, "RedriveAllDeadLetters": {}, "ErasePerson": {"subject": "nobody"},
-    "CheckBooks": {},
+    "CheckBooks": {}, "GetMetrics": {"names": ["component_ready"]},
 }  # fmt: skip
 
 

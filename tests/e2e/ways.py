@@ -5,7 +5,7 @@ import base64
 import json
 import re
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -134,8 +134,9 @@ class Rpc:
                 return None
             path = path.replace(f"{{{variable}}}", quote(value, safe=""))
         if verb == "GET":
-            too_long = any(len(str(value)) > MOST_IN_URL for value in content.values())
-            return None if too_long else (verb, f"{path}?{urlencode(content)}", None)
+            query = dict(_flat(content))
+            too_long = any(len(str(value)) > MOST_IN_URL for value in query.values())
+            return None if too_long else (verb, f"{path}?{urlencode(query)}", None)
         return verb, path, content["hospital"] if "{hospital." in ROUTES[self.method.name] else content
 
 
@@ -271,14 +272,23 @@ def _as_described(rpc: Rpc, request: Request, answer: str) -> None:
     for parameter in form.get("parameters", ()):
         inner, (*outer, name) = content, re.sub(r"_(.)", lambda m: m[1].upper(), parameter["name"]).split(".")
         for part in outer:
-            inner = inner[part]
+            inner = inner.get(part, {})
         if parameter.get("required") or name in inner:
             _conforms(json.dumps(inner.pop(name)), parameter["schema"])
     if "requestBody" in form:
         body = content["hospital"] if "{hospital." in path else content
         _conforms(json.dumps(body), form["requestBody"]["content"]["application/json"]["schema"])
     else:
-        assert not content
+        assert not dict(_flat(content))
+
+
+def _flat(content: Request, path: str = "") -> Iterator[tuple[str, Any]]:
+    """A request's fields as a URL has them: those of a message in it as a.b."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(dict(value), f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def _json(content: Any) -> bytes:

@@ -4,9 +4,11 @@ import asyncio
 import base64
 import itertools
 import json
+import math
 import random
 import re
 import time
+import unicodedata
 import uuid
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
@@ -32,6 +34,7 @@ from services.approval.domain import (
     Decision,
     Denial,
     Hospital,
+    Location,
     NothingToCallOff,
     NothingToMove,
     Request,
@@ -711,7 +714,7 @@ async def test_a_hospitals_own_list_decides_what_it_offers(office: Office) -> No
     assert (stored.vaccine_codes, changed) == (("9", "10", "207"), True)
     assert not (await office.replicas[1].put_hospital(replace(hospital, vaccine_codes=["10", "9", "0207"])))[1]
     [shown] = await office.replicas[1].hospitals("", 9)
-    assert shown.vaccine_codes == ["9", "10", "207"]
+    assert shown.vaccine_codes == ("9", "10", "207")
     answers = await office.answers(*(asks(i, code=code) for i, code in enumerate(["010", "8", ""])))
     assert answers == [None, Denial.VACCINE_NOT_OFFERED, None]
     await office.replicas[0].put_hospital(replace(hospital, vaccine_codes=[]))
@@ -811,6 +814,96 @@ async def test_a_hospital_written_once_more_changes_nothing(office: Office) -> N
     assert [h.name for h in await office.replicas[0].hospitals("h1", 10)] == ["Renamed"]
     with pytest.raises(UnknownTimeZone):
         await office.replicas[0].put_hospital(replace(seoul, time_zone="Asia/Atlantis"))
+
+
+async def test_a_hospital_keeps_its_location_until_it_is_told_another(office: Office) -> None:
+    there, [one, two] = Location(37.57, 126.98), office.replicas
+    known = Hospital("h2", "Clinic", "Asia/Seoul", location=there)
+    assert await one.put_hospital(known) == (known, True)
+    assert await two.put_hospital(known) == (known, False)
+    assert await two.put_hospital(replace(known, location=None)) == (known, False)
+    assert await two.put_hospital(replace(known, name="Renamed", location=None)) == (
+        replace(known, name="Renamed"),
+        True,
+    )
+    moved = replace(known, location=Location(-33.0, 0.0))
+    assert await one.put_hospital(moved) == (moved, True)
+    with pytest.raises(asyncpg.CheckViolationError, match="a_location_is_whole"):
+        await office.rows("UPDATE hospitals SET latitude = NULL")
+
+
+async def test_hospitals_are_found_by_every_word_of_a_query_whatever_its_case_and_spaces(office: Office) -> None:
+    for hospital_id, name in (
+        ("mapo", "서울 마포 의원 (Mapo Clinic)"),
+        ("50%-a", "100% Vax_Center"),
+        ("b-5", r"Back\slash"),
+    ):
+        await office.replicas[0].put_hospital(Hospital(hospital_id, name, ""))
+
+    async def found(query: str) -> list[str]:
+        return [h.hospital_id for h in await office.replicas[1].hospitals("", 9, query)]
+
+    assert await found("") == ["50%-a", "b-5", "h1", "mapo"]
+    assert await found("CLINIC") == ["h1", "mapo"]
+    assert await found("clinic  mapo") == await found("마포의원") == await found(" 의원 서울 ") == ["mapo"]
+    assert await found(unicodedata.normalize("NFD", "마포")) == ["mapo"]
+    assert [await found(one) for one in ("%", "_", "\\", "0% vax", "a_b", "B-5")] == [
+        ["50%-a"], ["50%-a"], ["b-5"], ["50%-a"], [], ["b-5"],
+    ]  # fmt: skip
+    assert [h.hospital_id for h in await office.replicas[1].hospitals("h1", 9, "clinic")] == ["mapo"]
+
+
+async def test_the_nearest_hospitals_come_first_page_by_page_and_those_of_unknown_place_last(office: Office) -> None:
+    places = {
+        "busan": Location(35.16, 129.16), "pole": Location(90, 0), "mapo": Location(37.55, 126.91),
+        "twin": Location(37.55, 126.91), "here": Location(37.57, 126.98), "antipode": Location(-37.57, -53.02),
+    }  # fmt: skip
+    for hospital_id, location in places.items():
+        await office.replicas[0].put_hospital(Hospital(hospital_id, "Clinic", "", location=location))
+    await office.replicas[0].put_hospital(Hospital("zz", "Clinic", ""))
+    after, found = (-1, ""), list[tuple[int, str]]()
+    while page := await office.replicas[1].hospitals_near(Location(37.57, 126.98), after, 2, "clinic"):
+        found += [(metres, hospital.hospital_id) for metres, hospital in page]
+        after = found[-1]
+    assert [hospital_id for _, hospital_id in found] == [
+        "here", "mapo", "twin", "busan", "pole", "antipode", "h1", "zz",
+    ]  # fmt: skip
+    kilometres = [round(metres / 1000) for metres, _ in found[:6]]
+    assert kilometres == [0, 7, 7, 332, 5830, 20015]
+    across = await office.replicas[0].hospitals_near(Location(90, 179), (-1, ""), 1)
+    assert [(metres, hospital.hospital_id) for metres, hospital in across] == [(0, "pole")]
+
+
+async def test_a_search_near_a_place_is_paged_over_grpc_and_its_tokens_are_good_for_no_other(office: Office) -> None:
+    async with stubs(office) as (hospital, _):
+        for hospital_id, latitude in (("h3", 37.5), ("h2", 37.6)):
+            clinic = hospital_pb2.Hospital(
+                hospital_id=hospital_id, name="Clinic", location=hospital_pb2.Location(latitude=latitude)
+            )
+            request = pb.UpsertHospitalRequest(hospital=clinic)
+            upserted = await hospital.UpsertHospital(request, metadata=bearer("operator"))
+            assert upserted.hospital.location.latitude == latitude
+
+        async def listed(**request: Any) -> pb.ListHospitalsResponse:
+            default: dict[str, Any] = {"page_size": 1, "query": "clinic", "near": {"latitude": 37.0}}
+            answer: pb.ListHospitalsResponse = await hospital.ListHospitals(
+                pb.ListHospitalsRequest(**default | request), metadata=bearer("customer")
+            )
+            return answer
+
+        ids, token = list[str](), ""
+        while not ids or token:
+            answer = await listed(page_token=token)
+            ids += [one.hospital_id for one in answer.hospitals]
+            token = answer.next_page_token
+        assert ids == ["h3", "h2", "h1"]
+        token = (await listed()).next_page_token
+        for other in ({"query": "Clinic"}, {"near": None}, {"near": {"latitude": 37.1}}):
+            with pytest.raises(grpc.aio.AioRpcError, match="page_token"):
+                await listed(page_token=token, **other)
+        for near in ({"latitude": 90.1}, {"longitude": -181}, {"latitude": math.nan}, {"longitude": math.inf}):
+            with pytest.raises(grpc.aio.AioRpcError, match=r"near\.l"):
+                await listed(near=near)
 
 
 DECISION = "'h1', 'Clinic', 'Asia/Seoul', '2027-03-10', '', now()"

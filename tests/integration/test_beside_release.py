@@ -18,7 +18,7 @@ import pytest
 
 from services.approval.adapters.postgres import PostgresBooks
 from services.approval.application import Approval
-from services.approval.domain import Decision, Denial, Hospital, Request, ReservationId
+from services.approval.domain import Decision, Denial, Hospital, Location, Request, ReservationId
 from services.chassis.postgres import Database, Transaction
 from services.reservation.adapters import postgres as reservation_store
 from services.reservation.adapters.postgres import PostgresReservations
@@ -188,11 +188,12 @@ async def test_a_day_with_fewer_places_than_bookings_is_full_for_both_versions(o
     assert [(await office.ask(f"last{old}", old=old)).denial for old in (True, False)] == [None, Denial.DAY_FULL]
 
 
-async def test_0_3_0_renames_a_hospital_and_keeps_its_vaccines(office: Office) -> None:
-    await office.new.put_hospital(Hospital("h1", "Han River Clinic", "Asia/Seoul", ["207"]))
+async def test_0_3_0_renames_a_hospital_and_keeps_its_vaccines_and_location(office: Office) -> None:
+    there = Location(37.57, 126.98)
+    await office.new.put_hospital(Hospital("h1", "Han River Clinic", "Asia/Seoul", ["207"], location=there))
     await office.old.put_hospital(office.released.Hospital("h1", "Renamed", "Asia/Seoul"))
-    [hospital] = await office.new.hospitals("", 9)
-    assert (hospital.name, list(hospital.vaccine_codes)) == ("Renamed", ["207"])
+    [hospital] = await office.new.hospitals("", 9, "renamed")
+    assert (hospital.name, hospital.vaccine_codes, hospital.location) == ("Renamed", ("207",), Location(37.57, 126.98))
     assert (await office.ask("a", code="8", old=True)).denial is None
     assert (await office.ask("b", code="8")).denial is Denial.VACCINE_NOT_OFFERED
 

@@ -403,6 +403,20 @@ class TestGateway:
         assert token not in log.read_text()
         assert "a-page" not in log.read_text()
 
+    def test_a_rest_requests_query_gets_into_no_log_not_even_in_istios_own_format(self, proxy: Mesh) -> None:
+        token = identity.token(proxy.home.path, subject="C1", roles=["customer"])
+        url = f"http://{proxy.gateway}/v1/hospitals?near.latitude=37.57&near.longitude=126.98&query=a-name"
+        httpx.get(url, headers={"authorization": f"Bearer {token}"})
+        log = proxy.processes.log("access")
+        _eventually(lambda: '"original_path":"/v1/hospitals"' in log.read_text(), within=15)
+        assert not [told for told in ("37.57", "126.98", "a-name") if told in log.read_text()]
+
+    def test_the_code_of_a_sign_in_gets_into_no_log(self, proxy: Mesh) -> None:
+        httpx.get(f"http://{proxy.gateway}/signed-in?code=a-secret-code&state=of-a-tab")
+        log = proxy.processes.log("access")
+        _eventually(lambda: '"original_path":"/signed-in"' in log.read_text(), within=15)
+        assert not [told for told in ("a-secret-code", "of-a-tab") if told in log.read_text()]
+
 
 class TestGatewayWithTls:
     """Production's gateway answers its own host only, and only by TLS."""

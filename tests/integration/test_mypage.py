@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -624,12 +624,14 @@ def token(valid_for: float = 2**31) -> tuple[tuple[str, str], ...]:
 
 
 @asynccontextmanager
-async def watching(view: Database, changes: Changes, valid_for: float = 2**31) -> AsyncIterator[Any]:
+async def watching(
+    view: Database, changes: Changes, valid_for: float = 2**31, options: Sequence[tuple[str, int]] = ()
+) -> AsyncIterator[Any]:
     grpc_server = grpc.aio.server(interceptors=[Edge(server.ERRORS, max_calls=100, max_streams=100)])
     server.register(grpc_server, view, changes)
     port = grpc_server.add_insecure_port("127.0.0.1:0")
     await grpc_server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options) as channel:
         stub = mypage_service_pb2_grpc.MypageServiceStub(channel)
         yield stub.WatchMyReservations(mypage_service_pb2.WatchMyReservationsRequest(), metadata=token(valid_for))
     await grpc_server.stop(None)
@@ -655,7 +657,7 @@ async def test_a_watcher_gets_everything_then_each_change_and_an_end_without_err
     changes = Changes(view)
     first, second = appointment(1), appointment(2)
     await project(view, [event(journey(a)["granted"]) for a in (first, second)])
-    with running(changes.run()):
+    with running(changes.run()), running(server.end_watches(changes)):
         async with watching(view, changes) as call:
             everything = await asyncio.wait_for(call.read(), 10)
             assert {r.reservation_id for r in everything.reservations} == {first.reservation_id, second.reservation_id}
@@ -806,6 +808,42 @@ async def test_a_watcher_that_does_not_read_for_a_while_is_told_only_the_latest_
         await project(view, [told])
     [[shown]] = [message async for message in watch.news()]
     assert (shown.lot_number, len(shown.timeline)) == ("L2", 5)
+
+
+@pytest.mark.usefixtures("never_draining")
+async def test_nothing_piles_up_for_a_watcher_that_does_not_read(view: Database) -> None:
+    mine = [appointment(n, seconds=n) for n in range(1, queries.WATCHED + 1)]
+    changes, rounds = Changes(view), 25
+    # A client that receives and does not read may have as large a buffer of its own as it likes. This one has none.
+    options = [("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+    with running(changes.run()):
+        async with watching(view, changes, options=options) as call:
+            assert await told(call) == {}
+            for version in range(1, rounds + 1):  # each is a message of 30 to 180 kB
+                told_of = [
+                    vaccinemgmt.ReservationCompleted(appointment=a, dose=DOSE, quantity=1, version=version)
+                    for a in mine
+                ]
+                await project(view, list(map(event, told_of)))
+            lengths = [0]
+            while lengths[-1] < rounds:
+                lengths.append(max(len(r.timeline) for r in (await told(call)).values()))
+            assert len(lengths) < 10, lengths
+
+
+@pytest.mark.usefixtures("never_draining")
+async def test_watches_that_all_look_at_once_leave_connections_to_the_others(view: Database) -> None:
+    changes = Changes(view)
+    async with AsyncExitStack() as looking:
+        for _ in range(queries.LOOKS):
+            await looking.enter_async_context(changes.turn)
+        async with watching(view, changes) as call:
+            first = asyncio.create_task(told(call))
+            await within(10, lambda: bool(changes._watchers))
+            assert await queries.page(view, "c1", None, 1) == ([], None)
+            assert not first.done()
+            await looking.aclose()
+            assert await first == {}
 
 
 @pytest.mark.usefixtures("never_draining")

@@ -345,6 +345,8 @@ async def test_a_recall_withdraws_the_lot_everywhere_and_everybody_on_it_gets_an
     begun, repeated = await asyncio.gather(*(replica.recall() for replica in store.replicas))
     assert (repeated.recall, repeated.lots) == (begun.recall, begun.lots)
     assert (begun.lots, begun.written_off, begun.bookings_to_go) == (3, 6, 6)
+    named = {(lot["lot_number"], lot["recall_id"]) for lot in await store.rows("lots")}
+    assert named == {("L1", begun.recall.recall_id), ("L2", "")}
     await store.look()
     done = await store.one.recalls.progress(begun.recall.recall_id, anybody)
     assert (done.lots, done.written_off, done.reassigned, done.waiting, done.bookings_to_go) == (3, 12, 2, 4, 0)

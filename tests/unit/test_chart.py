@@ -19,7 +19,8 @@ import yaml
 
 from mesh import CHART, ROOT
 from mesh.istio import Objects
-from mesh.machine.home import SERVICES
+from mesh.machine.home import SERVICES, WEB
+from mesh.machine.issuer import CLIENT
 from tests.releases import extract
 
 GOLDEN = ROOT / "helm" / "golden"
@@ -143,6 +144,12 @@ def test_names_are_unique_and_every_pod_is_restricted(file: Path) -> None:
         ("components.reservation.deadlines.approval=soon", "components.reservation.deadlines.approval"),
         ("components.approval.callers.reservation[0].retries=-1", "components.approval.callers.reservation.0"),
         ("components.approval.callers.nobody[0].name=x", "components.approval.callers.nobody.0: path is required"),
+        ("components.approval.pages={/}", "components.approval"),
+        ("components.web.store=postgres", "components.web"),
+        ("components.web.pages={customer}", "components.web.pages.0: Does not match pattern"),
+        ("components.web.pages={/*/x}", "components.web.pages.0: Does not match pattern"),
+        ("auth.signIn.clientId=", "auth.signIn.clientId"),
+        ("auth.signIn.scope=profile", "auth.signIn.scope: Does not match pattern"),
     ],
 )
 def test_a_mistake_in_the_values_is_refused_with_its_path(setting: str, path: str) -> None:
@@ -195,7 +202,7 @@ def test_every_caller_has_a_longer_deadline_than_the_component_it_calls_and_time
 
 
 def test_the_components_are_the_services() -> None:
-    assert set(values()["components"]) == set(SERVICES)
+    assert set(values()["components"]) == {*SERVICES, WEB}
 
 
 def test_a_new_version_of_the_chart_alone_restarts_nothing(tmp_path: Path) -> None:
@@ -349,7 +356,7 @@ def test_nothing_is_rendered_for_a_component_that_is_not_enabled() -> None:
         values={"istio.enabled": True, "components.mypage.enabled": False},
     )  # fmt: skip
     gone = {"Deployment", "ServiceAccount", "ConfigMap", "Service", "Secret", "PodDisruptionBudget", "NetworkPolicy"}
-    gone |= {"AuthorizationPolicy", "DestinationRule"}
+    gone |= {"AuthorizationPolicy", "DestinationRule", "EnvoyFilter"}
     assert everything.keys() - found.keys() == {f"{kind} mypage" for kind in gone} | {"Job mypage-migrate"}
     filters = json.dumps(found["EnvoyFilter gateway"]["spec"])
     assert "vaccination.reservation.v1.ReservationService" in filters
@@ -362,6 +369,85 @@ def test_nothing_is_rendered_for_a_component_that_is_not_enabled() -> None:
         assert "mypage" not in json.dumps(item_without_description), name
     # Any enabled component can answer reflection. If there is none, `helm test` does not ask for it.
     assert not [a for a in found["Pod check"]["spec"]["containers"][0]["args"] if a.startswith("vaccination.")]
+
+
+# The page
+
+
+def its_routes(found: Mapping[str, Json], component: str = WEB) -> dict[str, Json]:
+    """The gateway's routes to a component, by the paths that they match."""
+    routes = Objects(found.values()).routes("gateway")
+    host = f"{component}.vaccination.svc.cluster.local"
+    ours = [route for route in routes if "route" in route and route["route"]["cluster"].endswith(host)]
+    return {r["match"].get("path") or f"{r['match']['prefix']}*": r for r in ours}
+
+
+@pytest.mark.parametrize("istio", [True, False], ids=["istio", "without"])
+def test_the_page_is_for_everybody_and_its_server_has_no_secret_and_calls_nobody(istio: bool) -> None:
+    found = objects(values={"istio.enabled": istio, "telemetry.otlpEndpoint": "http://collector:4318"})
+    component = values()["components"][WEB]
+    policies = objects()
+    assert its_routes(policies).keys() == {*component["pages"], *component["assets"]}
+    # The gateway's policy lets everybody call what is no public RPC, and the server's lets nobody in but the gateway.
+    public = policies["AuthorizationPolicy gateway"]["spec"]["rules"][-1]["to"][0]["operation"]["notPaths"]
+    assert not set(public) & its_routes(policies).keys()
+    rules = policies["AuthorizationPolicy web"]["spec"]["rules"]
+    allowed = {
+        r["from"][0]["source"]["principals"][0].rpartition("/")[2]: r["to"][0]["operation"]["paths"] for r in rules
+    }
+    assert allowed == {"gateway": component["pages"] + component["assets"], "check": ["/readyz"]}
+
+    pod = found["Deployment web"]["spec"]["template"]["spec"]
+    assert "volumes" not in pod
+    assert "env" not in pod["containers"][0]
+    assert not [name for name in found if name in ("Secret web", "Job web-migrate")]
+    settings = found["ConfigMap web"]["data"]
+    assert not [name for name in settings if "NATS" in name or "RETENTION" in name]
+    egress = found["NetworkPolicy web"]["spec"]["egress"]
+    ports = {port["port"] for rule in egress for port in rule["ports"]}
+    assert ports == ({53, 15012} if istio else set()), "the proxy needs DNS and istiod, the server nobody"
+    assert f"http://{WEB}." in " ".join(found["Pod check"]["spec"]["containers"][0]["args"])
+
+
+def test_a_file_that_one_replica_does_not_have_is_asked_for_at_another_one() -> None:
+    routes = its_routes(objects())
+    policy = routes["/assets/*"]["route"]["retry_policy"]
+    assert policy["retriable_status_codes"] == [404]
+    assert "retriable-status-codes" in policy["retry_on"].split(",")
+    assert "404" not in policy["retry_on"]
+    assert policy["retry_host_predicate"][0]["name"] == "envoy.retry_host_predicates.previous_hosts"
+    assert "retriable_status_codes" not in routes["/"]["route"]["retry_policy"]
+
+
+def test_the_page_is_told_where_people_sign_in() -> None:
+    found = objects(
+        values={
+            "auth.claims": {"roles": "groups"},
+            "auth.signIn.clientId": "booking",
+            "auth.signIn.tokenEndpoint": "https://id.example.org/token",
+        }
+    )["ConfigMap web"]["data"]
+    auth = values()["auth"]
+    assert found["ISSUER"] == auth["issuer"]
+    assert auth["signIn"]["clientId"] == CLIENT
+    assert auth["signIn"]["clientId"] not in auth["audiences"], "an id_token would pass for an access token"
+    assert found["CLIENT_ID"] == "booking"
+    assert json.loads(found["CLAIM_NAMES"]) == {"roles": "groups"}
+    assert found["TOKEN_ENDPOINT"] == "https://id.example.org/token"
+    assert "AUTHORIZATION_ENDPOINT" not in found
+
+
+def test_without_the_page_the_gateway_has_no_routes_to_it_and_everything_else_is_the_same() -> None:
+    evaluation = ("--values", CHART / "values-evaluation.yaml")
+    everything = objects(*evaluation, values={"istio.enabled": True})
+    found = objects(*evaluation, values={"istio.enabled": True, "components.web.enabled": False})
+    kinds = ["Deployment", "ServiceAccount", "ConfigMap", "Service", "PodDisruptionBudget", "NetworkPolicy"]
+    kinds += ["AuthorizationPolicy", "DestinationRule"]
+    assert everything.keys() - found.keys() == {f"{kind} web" for kind in kinds}
+    assert its_routes(found) == {}
+    for name, item in found.items():
+        text = json.dumps(item["spec"]) if "spec" in item else ""
+        assert "web." not in text.replace("grpc_web.", ""), name
 
 
 PLACEMENT: Json = {

@@ -96,6 +96,13 @@ def test_a_hospitals_time_zone(tmp_path: Path, changes: dict[str, Any], option: 
     assert read(given(tmp_path, location(**changes)), option).hospitals["h1"].time_zone == zone
 
 
+def test_a_hospital_is_where_its_position_says_and_is_kept_without_a_good_one(tmp_path: Path) -> None:
+    there = location(position={"latitude": 37.5, "longitude": -127})
+    data = read(given(tmp_path, there, location("h2", position={"latitude": 37.5}), location("h3")))
+    assert {key: one.position for key, one in data.hospitals.items()} == {"h1": (37.5, -127.0), "h2": None, "h3": None}
+    assert errors(data) == ["x.ndjson:2: position: {'latitude': 37.5} has no latitude and longitude in degrees"]
+
+
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
@@ -105,6 +112,9 @@ def test_a_hospitals_time_zone(tmp_path: Path, changes: dict[str, Any], option: 
         ([{"resourceType": 5}], "x.ndjson:1: resourceType: is missing"),
         ([location(id=None)], "x.ndjson:1: id: is missing"),
         ([location(name="")], "x.ndjson:1: name: is missing"),
+        ([location(position={"latitude": 91, "longitude": 127})], "x.ndjson:1: position: {'latitude': 91"),
+        ([location(position={"latitude": float("nan"), "longitude": True})], "x.ndjson:1: position: {'latitude': nan"),
+        ([location(position="here")], "x.ndjson:1: position: 'here' has no latitude and longitude"),
         ([location(name=["a"])], "x.ndjson:1: name: ['a'] is not text"),
         (['{"resourceType":"Location","id":"h","name":"\\ud800"}'], "x.ndjson:1: name: '\\ud800' is not text"),
         ([location(extension=[{**ZONE, "valueCode": "Mars/Base"}])], "timezone: 'Mars/Base' is not an IANA time zone"),

@@ -276,6 +276,17 @@ def test_a_telemetry_about_a_component_is_refused(rendered: list[Json], tmp_path
         envoy.Machine(Home(tmp_path), envoy.Chart([*everything, logging])).config()
 
 
+def test_no_proxy_takes_more_of_an_endless_stream_than_its_reader_has_room_for(tmp_path: Path) -> None:
+    made = envoy.Machine(Home(tmp_path), envoy.Chart(chart.render({"auth": {"jwks": "{}"}}))).config()
+    bounded = {
+        found["name"]
+        for found in made["static_resources"]["clusters"]
+        for options in found["typed_extension_protocol_options"].values()
+        if options["explicit_http_config"].get("http2_protocol_options", {}).get("initial_stream_window_size") == 65536
+    }
+    assert bounded == {"gateway>outbound|8080||mypage.vaccination.svc.cluster.local", "inbound|mypage"}
+
+
 def test_a_gateway_answers_for_its_hosts_and_ends_tls_where_somebody_has_a_certificate(
     rendered: list[Json], tmp_path: Path
 ) -> None:

@@ -1,10 +1,11 @@
 """`helm test`: asks whether components are ready, and whether the gateway describes the public services.
 
-Arguments are the gateway's HOST:PORT and then, in any order, HOST:PORT/COMPONENT for each component and the name of each
-service that the gateway has to describe.
+Arguments are the gateway's HOST:PORT and then, in any order, HOST:PORT/COMPONENT for each component, a URL for each that
+has pages, and the name of each service that the gateway has to describe.
 """
 
 import sys
+import urllib.request
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -22,7 +23,8 @@ def found(ok: bool, what: str) -> None:
     print("ok    " if ok else "FAILED", what, flush=True)  # noqa: T201
 
 
-components = [one for one in wanted if "/" in one]
+urls = [one for one in wanted if one.startswith("http://")]
+components = [one for one in wanted if "/" in one and one not in urls]
 services = [one for one in wanted if "/" not in one]
 for where in components:
     address, component = where.split("/")
@@ -33,6 +35,12 @@ for where in components:
             found(answer.status == answer.SERVING, f"{component} is ready")
         except grpc.RpcError as error:
             found(False, f"{component} is ready: {error.code().name}, {error.details()}")
+for url in urls:
+    try:
+        with urllib.request.urlopen(url, timeout=PATIENCE):  # noqa: S310 - any status but 200 raises
+            found(True, f"{url} answers")
+    except OSError as error:
+        found(False, f"{url} answers: {error}")
 if services:
     with grpc.insecure_channel(gateway) as channel:
         try:

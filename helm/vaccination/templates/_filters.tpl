@@ -41,10 +41,35 @@ typed_config:
         fill_interval: 1s
 {{- end }}
 
+{{- /* A patch of what a proxy takes from a component that has endless streams, before the reader of a stream has it. A
+slow reader would else have megabytes of old news in each proxy. When its share is full the component has to wait, and
+then tells the newest state. A connection has a place for every stream's share: a few slow readers must not keep those
+waiting who share it. A patch replaces all that Istio has written of the protocol for this cluster.
+Keys: context, host, window. */ -}}
+{{- define "vaccination.taken" }}
+    - applyTo: CLUSTER
+      match:
+        context: {{ .context }}
+        cluster:
+          service: {{ .host }}
+          portNumber: 8080
+      patch:
+        operation: MERGE
+        value:
+          typed_extension_protocol_options:
+            envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+              "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+              explicit_http_config:
+                http2_protocol_options:
+                  initial_stream_window_size: {{ .window }}
+                  initial_connection_window_size: 1073741824
+{{- end }}
+
 {{- define "vaccination.istio.filters" }}
 {{- $gateway := .Values.gateway }}
 {{- $components := include "vaccination.components" . | fromJson }}
 {{- $limits := $gateway.limits }}
+{{- $window := 65536 }}
 apiVersion: networking.istio.io/v1alpha3
 kind: EnvoyFilter
 metadata:
@@ -83,7 +108,7 @@ spec:
             http2_protocol_options:
               max_concurrent_streams: {{ $limits.streams }}
               # How much a client may have sent that nobody has read yet.
-              initial_stream_window_size: 65536
+              initial_stream_window_size: {{ $window }}
               initial_connection_window_size: 1048576
               connection_keepalive:
                 interval: 30s
@@ -100,7 +125,7 @@ spec:
                     - remove: x-forwarded-client-cert
             local_reply_config: {{ .Files.Get "files/local-replies.json" }}
     {{- range $name, $component := $components }}
-    {{- range $rpc := concat ($component.endless | default list) ($.Values.operations.endless | default list) }}
+    {{- range $rpc := ternary (concat ($component.endless | default list) ($.Values.operations.endless | default list)) list (hasKey $component "store") }}
     - applyTo: HTTP_ROUTE
       match:
         context: GATEWAY
@@ -113,6 +138,12 @@ spec:
         value:
           route:
             idle_timeout: 0s
+    {{- end }}
+    {{- end }}
+    {{- range $name, $component := $components }}
+    {{- if $component.endless }}
+    {{- $host := include "vaccination.host" (dict "root" $ "name" $name) }}
+    {{- include "vaccination.taken" (dict "context" "GATEWAY" "host" $host "window" $window) }}
     {{- end }}
     {{- end }}
     {{- range $name, $component := $components }}
@@ -148,14 +179,23 @@ spec:
     {{- end }}
     {{- end }}
     {{- end }}
-    # The filter that makes gRPC of REST refuses every path that is not in the contracts, so it is off for this one.
+    # The filter that makes gRPC of REST refuses every path that is not in the contracts, so it is off for these.
+    {{- $others := list "description" }}
+    {{- range $name, $component := $components }}
+    {{- range $kind := list "pages" "assets" }}
+    {{- if hasKey $component $kind }}
+    {{- $others = append $others (printf "%s.%s" $name $kind) }}
+    {{- end }}
+    {{- end }}
+    {{- end }}
+    {{- range $others }}
     - applyTo: HTTP_ROUTE
       match:
         context: GATEWAY
         routeConfiguration:
           vhost:
             route:
-              name: description
+              name: {{ . }}
       patch:
         operation: MERGE
         value:
@@ -163,6 +203,17 @@ spec:
             envoy.filters.http.grpc_json_transcoder:
               "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
               disabled: true
+            {{- if hasSuffix ".pages" . }}
+            # The query of a page may have the code of a sign-in. This is what logs tell of the path, as of a REST request.
+            header_mutation.without_query:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute
+              mutations:
+                request_mutations:
+                  - append:
+                      header: {key: x-envoy-original-path, value: "%PATH(NQ)%"}
+                      append_action: OVERWRITE_IF_EXISTS_OR_ADD
+            {{- end }}
+    {{- end }}
     {{- /* These filters stand in this order, and before the one that checks the token: a browser's preflight has no
     token, and the policies behind it know the paths of gRPC only. */}}
     {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
@@ -202,10 +253,23 @@ spec:
             print_options:
               always_print_primitive_fields: true
               stream_newline_delimited: true
+            # As forms and most clients write a space in a query.
+            query_param_unescape_plus: true
             request_validation_options:
               reject_unknown_method: true
               reject_unknown_query_parameters: true
               reject_binding_body_field_collisions: true
+    {{- /* Of a REST request the query may tell where somebody is, and Istio's own format of the access log has all of
+    the path that was asked for. So the path is kept without it. Routes have it only as a prefix. */}}
+    {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
+          name: header_mutation.without_query
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
+            mutations:
+              request_mutations:
+                - append:
+                    header: {key: x-envoy-original-path, value: "%PATH(NQ:ORIG)%"}
+                    append_action: OVERWRITE_IF_EXISTS
     {{- /* This limit is off except on routes that set one. It stands behind the policies, so that callers who may not
     book do not use up the places of those who may. */}}
     {{- include "vaccination.before" "envoy.filters.http.router" }}
@@ -228,4 +292,38 @@ spec:
                           - key: payload
                           - key: sub
     {{- end }}
+{{- range $name, $component := $components }}
+{{- if $component.endless }}
+---
+apiVersion: networking.istio.io/v1alpha3
+kind: EnvoyFilter
+metadata:
+  name: {{ $name }}
+  labels:
+    {{- include "vaccination.labels" $ | nindent 4 }}
+spec:
+  workloadSelector:
+    labels:
+      app.kubernetes.io/name: {{ $name }}
+  configPatches:
+    {{- $host := include "vaccination.host" (dict "root" $ "name" $name) }}
+    {{- include "vaccination.taken" (dict "context" "SIDECAR_INBOUND" "host" $host "window" $window) }}
+    - applyTo: NETWORK_FILTER
+      match:
+        context: SIDECAR_INBOUND
+        listener:
+          filterChain:
+            filter:
+              name: envoy.filters.network.http_connection_manager
+      patch:
+        operation: MERGE
+        value:
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
+            # It bounds what waits for the gateway to take it, too.
+            http2_protocol_options:
+              initial_stream_window_size: {{ $window }}
+              initial_connection_window_size: 1048576
+{{- end }}
+{{- end }}
 {{- end }}

@@ -74,6 +74,24 @@ Keys: root, name, component. */ -}}
 {{- end }}
 {{- end }}
 
+{{- /* Routes to a component's pages. Keys: root, name, component. */ -}}
+{{- define "vaccination.pages" -}}
+{{- $retries := dict "attempts" 2 "perTryTimeout" .root.Values.budget.gatewayTry "backoff" .root.Values.retries.pause }}
+{{- $retryOn := dict "pages" .root.Values.gateway.retryOn }}
+{{- $_ := set $retryOn "assets" (printf "%s,retriable-status-codes,404" $retryOn.pages) }}
+{{- range $kind := list "pages" "assets" }}
+{{- with get $.component $kind }}
+{{- $matches := list }}
+{{- range . }}
+{{- $uri := ternary (dict "prefix" (trimSuffix "*" .)) (dict "exact" .) (hasSuffix "*" .) }}
+{{- $matches = append $matches (dict "uri" $uri) }}
+{{- end }}
+{{ include "vaccination.route" (dict "root" $.root "name" (printf "%s.%s" $.name $kind) "to" $.name "match" $matches
+     "timeout" $.root.Values.budget.gateway "retries" (merge (dict "retryOn" (get $retryOn $kind)) $retries)) }}
+{{- end }}
+{{- end }}
+{{- end }}
+
 {{- define "vaccination.istio.gateway" }}
 {{- $gateway := .Values.gateway }}
 {{- $paths := include "vaccination.publicPaths" . | fromJson }}
@@ -115,7 +133,8 @@ spec:
   http:
     {{- $components := include "vaccination.components" . | fromJson }}
     {{- range $name, $component := $components }}
-    {{- include "vaccination.publicRoutes" (dict "root" $ "name" $name "component" $component) | nindent 4 }}
+    {{- include (ternary "vaccination.publicRoutes" "vaccination.pages" (hasKey $component "store"))
+          (dict "root" $ "name" $name "component" $component) | nindent 4 }}
     {{- end }}
     # A call in REST finds this route first. Then the filter that makes gRPC of it asks for the route again, or refuses
     # the call. So the route is there for the browsers' policy alone. It names a component because Envoy answers no

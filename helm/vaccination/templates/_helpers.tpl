@@ -185,9 +185,31 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{ (get .root.Values.components .name).existingSecret | default .name }}
 {{- end }}
 
+{{- /* Where the page signs people in. The argument is `auth`. */ -}}
+{{- define "vaccination.signIn" -}}
+ISSUER: {{ .issuer | quote }}
+CLIENT_ID: {{ .signIn.clientId | quote }}
+SCOPE: {{ .signIn.scope | quote }}
+{{- with .signIn.audience }}
+AUDIENCE: {{ . | quote }}
+{{- end }}
+{{- with .signIn.authorizationEndpoint }}
+AUTHORIZATION_ENDPOINT: {{ . | quote }}
+{{- end }}
+{{- with .signIn.tokenEndpoint }}
+TOKEN_ENDPOINT: {{ . | quote }}
+{{- end }}
+{{- with .signIn.endSessionEndpoint }}
+END_SESSION_ENDPOINT: {{ . | quote }}
+{{- end }}
+{{- end }}
+
 {{- /* A component's settings, without the secret ones. Keys: root; name; component, its values. */ -}}
 {{- define "vaccination.settings" -}}
 {{- $values := .root.Values }}
+{{- if .component.pages }}
+{{ include "vaccination.signIn" $values.auth }}
+{{- end }}
 {{- range $callee, $calls := include "vaccination.callees" . | fromJson }}
 {{ upper $callee }}_TARGET: {{ include "vaccination.host" (dict "root" $.root "name" $callee) }}:8080
 {{ upper $callee }}_TIMEOUT: {{ tpl (get $.component.deadlines $callee) $.root | trimSuffix "s" | quote }}
@@ -195,6 +217,7 @@ imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{ upper $callee }}_SERVICE_CONFIG: {{ include "vaccination.serviceConfig" (dict "root" $.root "calls" $calls) | fromYaml | toJson | quote }}
 {{- end }}
 {{- end }}
+{{- if .component.store }}
 NATS_URL: {{ $values.nats.url | quote }}
 NATS_USER: {{ .name }}
 STREAM_REPLICAS: {{ $values.nats.streamReplicas | quote }}
@@ -203,6 +226,7 @@ RETENTION_PASSED_DAYS: {{ $values.retention.passedDays | quote }}
 RETENTION_STREAM_DAYS: {{ $values.retention.streamDays | quote }}
 RETENTION_ACCESSES_DAYS: {{ $values.retention.accessesDays | quote }}
 MISSED_AFTER_HOURS: {{ $values.counter.missedAfterHours | quote }}
+{{- end }}
 DRAIN_SECONDS: {{ $values.lifecycle.drain | trimSuffix "s" | quote }}
 SHUTDOWN_SECONDS: {{ $values.lifecycle.shutdown | trimSuffix "s" | quote }}
 {{- if and (not $values.istio.enabled) .component.callers }}

@@ -124,10 +124,15 @@ spec:
       to:
         - operation:
             paths:
+              {{- range concat ($component.pages | default list) ($component.assets | default list) }}
+              - {{ . | quote }}
+              {{- end }}
+              {{- if $component.store }}
               {{- range $service, $_ := $component.public }}
               - /{{ $service }}/*
               {{- end }}
               - /{{ $.Values.operations.service }}/*
+              {{- end }}
               {{- if $component.reflection }}
               - /grpc.reflection.*
               {{- end }}
@@ -137,7 +142,7 @@ spec:
             principals: [{{ include "vaccination.principal" (dict "root" $ "name" "check") | quote }}]
       to:
         - operation:
-            paths: [/grpc.health.v1.Health/Check]
+            paths: [{{ ternary "/grpc.health.v1.Health/Check" "/readyz" (hasKey $component "store") }}]
     {{- range $caller, $calls := $component.callers }}
     - from:
         - source:
@@ -257,7 +262,7 @@ spec:
             principals:
               - {{ include "vaccination.principal" (dict "root" $ "name" "migrate") }}
               {{- range $name, $component := $components }}
-              {{- if has $store (list $component.store "nats") }}
+              {{- if and $component.store (has $store (list $component.store "nats")) }}
               - {{ include "vaccination.principal" (dict "root" $ "name" $name) }}
               {{- end }}
               {{- end }}

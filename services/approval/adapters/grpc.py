@@ -1,5 +1,6 @@
 """Approval over gRPC."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from grpc import StatusCode
@@ -8,7 +9,7 @@ from grpc.aio import Server, ServicerContext
 from services.chassis import paging
 from services.chassis.batch import Batcher
 from services.chassis.caller import allow, caller, internal
-from services.chassis.convert import calendar_day, canonical_id, to_message
+from services.chassis.convert import calendar_day, canonical_id, from_message, to_message
 from services.chassis.errors import Answer, Errors
 from vaccination.approval.v1 import appointment_pb2, approval_service_pb2_grpc, hospital_pb2, hospital_service_pb2_grpc
 from vaccination.approval.v1 import approval_service_pb2 as approval_pb
@@ -16,7 +17,7 @@ from vaccination.approval.v1 import hospital_service_pb2 as pb
 
 from .. import domain
 from ..application import Approval
-from ..domain import Day, Decision, Hospital, Request, ReservationId
+from ..domain import Day, Decision, Hospital, Location, Request, ReservationId
 
 ERRORS = Errors(
     "vaccination.approval",
@@ -71,20 +72,36 @@ class HospitalServicer(hospital_service_pb2_grpc.HospitalServiceServicer):
     async def UpsertHospital(self, request: pb.UpsertHospitalRequest, context: Context) -> pb.UpsertHospitalResponse:
         h = request.hospital
         hospital, changed = await self._approval.put_hospital(
-            Hospital(h.hospital_id, h.name, h.time_zone, list(h.vaccine_codes))
+            Hospital(
+                h.hospital_id,
+                h.name,
+                h.time_zone,
+                list(h.vaccine_codes),
+                location=from_message(h.location, Location) if h.HasField("location") else None,
+            )
         )
-        return pb.UpsertHospitalResponse(hospital=to_message(hospital, hospital_pb2.Hospital), changed=changed)
+        return pb.UpsertHospitalResponse(hospital=_hospital(hospital), changed=changed)
 
     @allow(*ANYBODY)
     async def ListHospitals(self, request: pb.ListHospitalsRequest, context: Context) -> pb.ListHospitalsResponse:
+        hospitals, token = await (self._nearest if request.HasField("near") else self._by_id)(request)
+        return pb.ListHospitalsResponse(hospitals=map(_hospital, hospitals), next_page_token=token)
+
+    async def _by_id(self, request: pb.ListHospitalsRequest) -> tuple[Sequence[Hospital], str]:
+        listing = f"hospitals with {request.query}" if request.query else "hospitals"
         limit = request.page_size or 100
-        [after] = paging.decode("hospitals", request.page_token, str) or [""]
-        found = await self._approval.hospitals(after, limit + 1)
-        hospitals, token = paging.cut("hospitals", found, limit, lambda h: (h.hospital_id,))
-        return pb.ListHospitalsResponse(
-            hospitals=[to_message(h, hospital_pb2.Hospital) for h in hospitals],
-            next_page_token=token,
-        )
+        [after] = paging.decode(listing, request.page_token, str) or [""]
+        found = await self._approval.hospitals(after, limit + 1, request.query)
+        return paging.cut(listing, found, limit, lambda hospital: (hospital.hospital_id,))
+
+    async def _nearest(self, request: pb.ListHospitalsRequest) -> tuple[Sequence[Hospital], str]:
+        near = from_message(request.near, Location)
+        listing = f"hospitals near {near.latitude} {near.longitude} with {request.query}"
+        limit = request.page_size or 100
+        metres, after = paging.decode(listing, request.page_token, _metres, str) or (-1, "")
+        found = await self._approval.hospitals_near(near, (metres, after), limit + 1, request.query)
+        page, token = paging.cut(listing, found, limit, lambda one: (str(one[0]), one[1].hospital_id))
+        return [hospital for _, hospital in page], token
 
     @allow("manager", "operator")
     async def SetDailyCapacity(
@@ -135,6 +152,24 @@ def _request(message: approval_pb.ApproveRequest, replaces: ReservationId | None
 
 def _id(text: str) -> ReservationId:
     return ReservationId(canonical_id(text))
+
+
+def _metres(text: str) -> int:
+    metres = int(text)
+    if not 0 <= metres < 2**31:
+        raise ValueError("no distance on the earth")
+    return metres
+
+
+def _hospital(hospital: Hospital) -> hospital_pb2.Hospital:
+    where = to_message(hospital.location, hospital_pb2.Location) if hospital.location else None
+    return hospital_pb2.Hospital(
+        hospital_id=hospital.hospital_id,
+        name=hospital.name,
+        time_zone=hospital.time_zone,
+        vaccine_codes=hospital.vaccine_codes,
+        location=where,
+    )
 
 
 def _day(day: Day) -> hospital_pb2.DayAvailability:

@@ -21,7 +21,7 @@ from .. import paging
 from ..caller import allow, caller
 from ..errors import Answer, Errors, Stopping
 from ..lifecycle import draining
-from ..telemetry import log
+from ..telemetry import REPLICA, log, measured
 from .books import Check
 from .consumer import Consumer
 from .erasure import Eraser, PersonActive
@@ -107,6 +107,12 @@ class OperationsServicer(rpc.OperationsServiceServicer):
         if info.paused and info.config.pause_until:
             status.consumer_paused_until.FromJsonString(info.config.pause_until)
         return status
+
+    @OPERATOR
+    async def GetMetrics(self, request: pb.GetMetricsRequest, context: Context) -> pb.GetMetricsResponse:
+        self._check(request)
+        samples = [pb.Sample(name=s.name, labels=s.labels, value=s.value) for s in measured(request.names)]
+        return pb.GetMetricsResponse(replica=REPLICA, samples=samples)
 
     @OPERATOR
     async def ListDeadLetters(self, request: pb.ListDeadLettersRequest, context: Context) -> pb.ListDeadLettersResponse:

@@ -541,6 +541,7 @@ def _lot_document(lot: Lot) -> Document:
         "administered": balance.administered,
         "written_off": balance.written_off,
         "withdrawn": lot.withdrawn,
+        "recall_id": lot.recall_id,
         "to_look_at": lot.to_look_at,
         "reassigned": lot.reassigned,
         "left_waiting": lot.left_waiting,
@@ -558,6 +559,7 @@ def _lot(row: Document) -> Lot:
             row["received"], row["free"], row["used"] - administered - written_off, administered, written_off
         ),
         withdrawn=row.get("withdrawn", ""),
+        recall_id=row.get("recall_id", ""),
         to_look_at=row.get("to_look_at", False),
         reassigned=row.get("reassigned", 0),
         left_waiting=row.get("left_waiting", 0),

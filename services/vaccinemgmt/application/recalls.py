@@ -172,7 +172,7 @@ class Recalls:
         async with self._stock.unit_of_work() as work:
             lots = [lot for lot in (await work.lots(ids)).values() if not lot.withdrawn]
             for lot in lots:
-                lot.withdraw(recall.note, self._clock(), recall.by)
+                lot.withdraw(recall.note, self._clock(), recall.by, recall.recall_id)
             await work.save([], lots)
 
     async def _look_at(self, lot_id: LotId, ids: Sequence[ReservationId]) -> tuple[int, bool]:

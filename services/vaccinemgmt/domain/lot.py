@@ -177,6 +177,8 @@ class Lot:
     balance: Balance = field(default_factory=Balance)
     withdrawn: str = ""
     """Why nobody may be given a dose of it any more; empty while they may."""
+    recall_id: str = ""
+    """The recall that withdrew it."""
     to_look_at: bool = False
     """Whether bookings on it may have to get another dose, or other dates of their dose."""
     reassigned: int = 0
@@ -331,11 +333,11 @@ class Lot:
             )
         )
 
-    def withdraw(self, note: str, at: datetime, by: str) -> None:
+    def withdraw(self, note: str, at: datetime, by: str, recall_id: str = "") -> None:
         """Nobody may be given a dose of it any more. Bookings on it have to be looked at. A repeat changes nothing."""
         if self.withdrawn:
             return
-        self.withdrawn, self.to_look_at = note, True
+        self.withdrawn, self.recall_id, self.to_look_at = note, recall_id, True
         if self.free:
             self._write_off(self.free, WriteOffReason.RECALLED, at, by)
 

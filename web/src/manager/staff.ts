@@ -1,0 +1,29 @@
+import { createClient } from "@connectrpc/connect";
+import type { Hospital } from "../../gen/vaccination/approval/v1/hospital_pb.js";
+import { CounterService } from "../../gen/vaccination/vaccinemgmt/v1/counter_service_pb.js";
+import { RecallService } from "../../gen/vaccination/vaccinemgmt/v1/recall_service_pb.js";
+import { VaccinemgmtService } from "../../gen/vaccination/vaccinemgmt/v1/vaccinemgmt_service_pb.js";
+import type { Lot } from "../../gen/vaccination/vaccinemgmt/v1/lot_pb.js";
+import { allPages, transport } from "../api.ts";
+import { type Loaded, useLoaded } from "../hooks.ts";
+
+export const counter = createClient(CounterService, transport);
+export const stock = createClient(VaccinemgmtService, transport);
+export const recalls = createClient(RecallService, transport);
+
+/** The hospital that the screens are about. */
+export interface Here {
+  hospital: Hospital;
+}
+
+/** All lots of a hospital, first to expire first. */
+export function useLots(hospitalId: string): Loaded<Lot[]> {
+  return useLoaded(
+    (signal) =>
+      allPages(async (pageToken) => {
+        const page = await stock.listLots({ hospitalId, pageSize: 1000, pageToken }, { signal });
+        return { items: page.lots, next: page.nextPageToken };
+      }),
+    [hospitalId],
+  );
+}
