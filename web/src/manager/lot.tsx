@@ -346,7 +346,9 @@ function Recalled({ lot, zone, onMoved }: { lot: Lot; zone: string; onMoved: () 
   const read = () => {
     recalls.getRecall({ recallId }).then(
       (response) => {
-        if (recall && recall.bookingsToGo !== response.recall?.bookingsToGo) onMoved();
+        // The lot on the screen may be from the middle of a recall that is over by now.
+        const shown = recall?.bookingsToGo ?? lot.reserved;
+        if (shown !== response.recall?.bookingsToGo) onMoved();
         setRecall(response.recall);
       },
       // A recall everywhere is the operator's. Else it is read again soon.
