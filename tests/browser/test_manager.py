@@ -253,7 +253,7 @@ async def test_a_recall_that_is_over_before_its_progress_is_read_is_shown_as_it_
 
     async def once_over() -> lot_pb2.Lot:
         [over] = await eventually(
-            lambda: world.operator.lots(counter.hospital), lambda lots: lots[0].withdrawn and not lots[0].reserved
+            lambda: world.operator.lots(counter.hospital), lambda lots: bool(lots[0].withdrawn) and not lots[0].reserved
         )
         return over
 
