@@ -434,6 +434,28 @@ def show_against(result: Json, rows: Table, console: Console) -> None:
     console.print(rows)
 
 
+def in_meshes(console: Console, meshes: Sequence[Mesh], work: Callable[[Callable[[str], None]], Json]) -> Json:
+    """Returns what `work` has found, and brings the meshes down. `work` starts them; it gets a way to say what it does.
+
+    Ends the program after an error of a mesh (exit code 1) and after an interruption (130).
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    try:
+        with console.status("starting a mesh") as status:
+            return work(status.update)
+    except MeshError as error:
+        console.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=False)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        console.print("interrupted")
+        raise SystemExit(130) from None
+    finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on nothing keeps it from cleaning up
+        for mesh in meshes:
+            mesh.down()
+
+
 def main() -> int:
     """Returns the exit code."""
     parser = argparse.ArgumentParser("bench", description="Measures reservations through the gateway.")
@@ -443,29 +465,18 @@ def main() -> int:
     parser.add_argument("--against", metavar="REV", help="a revision of this repository that takes turns with this one")
     arguments = parser.parse_args()
     console = Console(highlight=False)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         real = Mesh(folder / "real", BASE_PORT)
         null = null_mesh(folder / "null", real)
-        try:
-            with console.status("starting a mesh") as status, contextlib.ExitStack() as stack:
-                real.up()
-                null.up(only=("reservation", "approval", "envoy"))
-                against = arguments.against
-                other = stack.enter_context(revision(against, folder)) if against else None
-                result = asyncio.run(run(real, null, other, arguments, folder, status.update))
-        except MeshError as error:
-            console.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=False)
-            return 1
-        except KeyboardInterrupt:
-            console.print("interrupted")
-            return 130
-        finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on nothing keeps it from cleaning up
-            null.down()
-            real.down()
+
+        def work(say: Callable[[str], None]) -> Json:
+            real.up()
+            null.up(only=("reservation", "approval", "envoy"))
+            with revision(arguments.against, folder) if arguments.against else contextlib.nullcontext() as other:
+                return asyncio.run(run(real, null, other, arguments, folder, say))
+
+        result = in_meshes(console, (null, real), work)
     file = ROOT / "bench" / "results" / "latest.json"
     file.parent.mkdir(exist_ok=True)
     file.write_text(json.dumps(result, indent=1))

@@ -18,7 +18,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -36,7 +35,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from rich.console import Console
 from rich.markdown import Markdown
 
-from bench.__main__ import DAYS, HOSPITALS, Bench, memory
+from bench.__main__ import DAYS, HOSPITALS, Bench, in_meshes, memory
 from mesh import ROOT
 from mesh.machine import Mesh
 from mesh.machine.home import SERVICES
@@ -361,6 +360,16 @@ def beside(mesh: Mesh, cores: list[int]) -> None:
         os.sched_setaffinity(int(thread.name), cores)
 
 
+def keep(name: str, result: Json, text: str, console: Console) -> Path:
+    """Writes a result and its tables to bench/results, and shows the tables; returns the files' path without an end."""
+    file = ROOT / "bench" / "results" / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.with_suffix(".json").write_text(json.dumps(result, indent=1))
+    file.with_suffix(".md").write_text(text + "\n")
+    console.print(Markdown(text), width=220)
+    return file
+
+
 def main() -> int:
     """Returns the exit code: 0 if all goals are reached."""
     parser = argparse.ArgumentParser("overload", description="Offers up to ten times what can be served.")
@@ -371,39 +380,24 @@ def main() -> int:
     parser.add_argument("--one-host", action="store_true", help="Envoy shares the services' core, not the generator's")
     arguments = parser.parse_args()
     console = Console(highlight=False)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     cores = sorted(os.sched_getaffinity(0))
     arguments.mesh_cores, arguments.load_cores = cores[:-1] or cores, cores[-1:]
     with tempfile.TemporaryDirectory(prefix="overload-") as name:
         crowd = {"CreateReservation": {"inFlight": arguments.in_flight, "perSecond": arguments.per_second}}
         mesh = Mesh(Path(name) / "mesh", BASE_PORT, values={"components": {"reservation": {"crowded": crowd}}})
-        try:
-            with console.status("starting a mesh") as status:
-                os.sched_setaffinity(0, arguments.mesh_cores)  # what is started inherits it
-                mesh.up()
-                if not arguments.one_host:
-                    beside(mesh, arguments.load_cores)
-                os.sched_setaffinity(0, arguments.load_cores)
-                result = asyncio.run(run(mesh, arguments, Path(name), status.update))
-        except MeshError as error:
-            console.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=False)
-            return 1
-        except KeyboardInterrupt:
-            console.print("interrupted")
-            return 130
-        finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on nothing keeps it from cleaning up
-            mesh.down()
+
+        def work(say: Callable[[str], None]) -> Json:
+            os.sched_setaffinity(0, arguments.mesh_cores)  # what is started inherits it
+            mesh.up()
+            if not arguments.one_host:
+                beside(mesh, arguments.load_cores)
+            os.sched_setaffinity(0, arguments.load_cores)
+            return asyncio.run(run(mesh, arguments, Path(name), say))
+
+        result = in_meshes(console, [mesh], work)
     for step in result["steps"]:
         step["seconds"] = arguments.seconds
-    folder = ROOT / "bench" / "results"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "overload.json").write_text(json.dumps(result, indent=1))
-    text = table(result)
-    (folder / "overload.md").write_text(text + "\n")
-    plot(result, folder / "overload.png")
-    console.print(Markdown(text), width=220)
+    plot(result, keep("overload", result, table(result), console).with_suffix(".png"))
     console.print("written to bench/results/overload.{md,png,json}")
     return 0 if all(reached for *_, reached in goals(result)) else 1
 

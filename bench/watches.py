@@ -12,7 +12,6 @@ late. All processes share the machine's cores. Times are in milliseconds.
 
 import argparse
 import asyncio
-import json
 import multiprocessing
 import os
 import random
@@ -35,11 +34,9 @@ from typing import Any
 import asyncpg
 import grpc.aio
 from rich.console import Console
-from rich.markdown import Markdown
 
-from bench.__main__ import cpu, memory
-from bench.overload import Times, regularly, spread
-from mesh import ROOT
+from bench.__main__ import cpu, in_meshes, memory
+from bench.overload import Times, keep, regularly, spread
 from mesh.machine import Mesh, identity
 from mesh.machine.processes import MeshError
 from services.chassis.events import Bus
@@ -501,29 +498,15 @@ def main() -> int:
     parser.add_argument("--slow-seconds", type=float, default=20.0, help="for so long (20)")
     arguments = parser.parse_args()
     console = Console(highlight=False)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     with tempfile.TemporaryDirectory(prefix="watches-") as folder:
         mesh = Mesh(Path(folder) / "mesh", BASE_PORT, replicas=2)
-        try:
-            with console.status("starting a mesh") as status:
-                mesh.up(only=("postgres", "nats", *REPLICAS, "envoy"))
-                result = asyncio.run(measure(mesh, arguments, status.update))
-        except MeshError as error:
-            console.print(f"[bold red]error:[/] {error}", soft_wrap=True, markup=False)
-            return 1
-        except KeyboardInterrupt:
-            console.print("interrupted")
-            return 130
-        finally:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # from here on nothing keeps it from cleaning up
-            mesh.down()
-    file = ROOT / "bench" / "results" / "watches"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.with_suffix(".json").write_text(json.dumps(result, indent=1))
-    text = table(result)
-    file.with_suffix(".md").write_text(text + "\n")
-    console.print(Markdown(text), width=220)
+
+        def work(say: Callable[[str], None]) -> Json:
+            mesh.up(only=("postgres", "nats", *REPLICAS, "envoy"))
+            return asyncio.run(measure(mesh, arguments, say))
+
+        result = in_meshes(console, [mesh], work)
+    keep("watches", result, table(result), console)
     console.print("written to bench/results/watches.{md,json}")
     return 0
 

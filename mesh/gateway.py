@@ -1,6 +1,6 @@
 """The gateway in a cluster without Istio. Before Envoy starts, the pod makes its configuration from the Istio objects:
 
-    python -m mesh.gateway OBJECTS.json ENVOY.json
+    python -m mesh.gateway OBJECTS.json [MORE-OBJECTS.json] ENVOY.json
 
 Envoy listens at the Gateway's port, finds replicas by DNS (headless Services) and calls them in plain text. It serves
 :15021/ready for probes and :15021/stats/prometheus for Prometheus. Released charts know this module's name.
@@ -48,7 +48,7 @@ def config(objects: Sequence[Json]) -> Json:
 
 if __name__ == "__main__":
     try:
-        made = config(json.loads(Path(sys.argv[1]).read_text()))
+        made = config([item for part in sys.argv[1:-1] for item in json.loads(Path(part).read_text())])
     except Untranslatable as error:
         sys.exit(f"error: {error}")
-    Path(sys.argv[2]).write_text(json.dumps(made))
+    Path(sys.argv[-1]).write_text(json.dumps(made))

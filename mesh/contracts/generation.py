@@ -101,7 +101,8 @@ def chart_files() -> dict[str, bytes]:
         if RULES in file.dependency:
             file.dependency.remove(RULES)
             _without_rules(file.message_type)
-    description = json.dumps(openapi.document(image), indent=1, ensure_ascii=False) + "\n"
+    # Without spaces: the gateway's configuration has it as text in a text, and an object of Kubernetes has a limit.
+    description = json.dumps(openapi.document(image), ensure_ascii=False, separators=(",", ":")) + "\n"
     return {
         "files/contracts.binpb": files.SerializeToString(),
         "files/openapi.json": description.encode(),

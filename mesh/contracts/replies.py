@@ -164,4 +164,4 @@ def reasons() -> dict[str, str]:
 
 def text() -> str:
     """The file's content."""
-    return json.dumps(local_replies(), indent=1, sort_keys=True) + "\n"
+    return json.dumps(local_replies(), separators=(",", ":"), sort_keys=True) + "\n"

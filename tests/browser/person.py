@@ -16,10 +16,11 @@ expect.set_options(timeout=60_000)
 
 
 async def launched(playwright: Playwright) -> Browser:
-    """Debian's Chromium, which `./dev test` installs. As root, as in a container, it has no sandbox of its own."""
+    """Debian's Chromium, which `./dev test` installs. As root, as in a container, it has no sandbox of its own; and a
+    container may have little shared memory."""
     program = shutil.which("chromium")
     assert program, "the tests need Debian's package chromium"
-    return await playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    return await playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-dev-shm-usage"])
 
 
 async def opened(

@@ -101,7 +101,7 @@ async def _booked(
     status: int = STATUS.RESERVATION_STATUS_COMPLETED,
 ) -> list[tuple[str, str]]:
     """Customers with a booking each; (customer's id, reservation's id)."""
-    few, tag = asyncio.Semaphore(8), uuid.uuid4().hex[:3]
+    few, tag = asyncio.Semaphore(8), uuid.uuid4().hex[:8]
 
     async def one(number: int) -> tuple[str, str]:
         name = f"{GIVEN[number % 10]}.{FAMILY[number // 10 % 10]}-{tag}{number:03}"
@@ -123,7 +123,9 @@ async def _patiently(customer: Client, hospital: str, day: date, code: str) -> s
     request_id = str(uuid.uuid4())
     while True:
         try:
-            return (await customer.create(hospital, day, request_id, code)).reservation_id
+            made = await customer.create(hospital, day, request_id, code)
+            assert made.status != STATUS.RESERVATION_STATUS_REJECTED, made
+            return made.reservation_id
         except grpc.aio.AioRpcError as error:
             if (wait := refusal(error).retry_after) is None:
                 raise
@@ -162,7 +164,7 @@ async def _signed_out(person: Person, stage: Stage) -> AsyncIterator[str]:
 
 async def _customer(person: Person, stage: Stage) -> AsyncIterator[str]:
     page, book = person.page, 'a.button.main[href="/customer/book"]'
-    customer = f"{GIVEN[0]}.{FAMILY[0]}-{uuid.uuid4().hex[:6]}"
+    customer = f"{GIVEN[0]}.{FAMILY[0]}-{uuid.uuid4().hex[:8]}"
     await person.context.clock.install()
     await page.goto("/")
     await expect(page.locator(".welcome")).to_be_visible()

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import struct
 import uuid
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -11,6 +12,7 @@ import pytest_asyncio
 from playwright.async_api import Locator, Route, expect
 
 from tests.e2e.conftest import Client, Status, World, delivery, eventually, zone_at_noon
+from vaccination.vaccinemgmt.v1 import lot_pb2, vaccinemgmt_service_pb2
 
 from .conftest import Opens
 from .person import PHONE, TABLET, Person
@@ -240,6 +242,39 @@ async def test_doses_are_written_off_counted_anew_and_recalled_each_as_was_said_
     assert shown.timeline[-1].note == "The cold chain was interrupted."
     assert (await had.screen())[0].status == Status.RESERVATION_STATUS_ADMINISTERED
     await expect(person.page.locator("tbody").last.locator("tr").first).to_be_visible()  # the ledger
+
+
+async def test_a_recall_that_is_over_before_its_progress_is_read_is_shown_as_it_ended(counter: Counter) -> None:
+    person, world = counter.person, counter.world
+    [lot] = await world.operator.lots(counter.hospital)
+    await counter.booked()
+    await counter.open_lot(lot.lot_number)
+    await counter.tally(free=9, reserved=1)
+
+    async def once_over() -> lot_pb2.Lot:
+        [over] = await eventually(
+            lambda: world.operator.lots(counter.hospital), lambda lots: bool(lots[0].withdrawn) and not lots[0].reserved
+        )
+        return over
+
+    async def as_it_was_in_the_middle(route: Route) -> None:
+        middle = lot_pb2.Lot()
+        middle.CopyFrom(await once_over())
+        middle.reserved, middle.written_off = 1, 9
+        message = vaccinemgmt_service_pb2.ListLotsResponse(lots=[middle]).SerializeToString()
+        frames = [struct.pack(">BI", kind, len(part)) + part for kind, part in ((0, message), (128, b"grpc-status:0"))]
+        await route.fulfill(headers={"content-type": "application/grpc-web+proto"}, body=b"".join(frames))
+
+    async def when_it_is_over(route: Route) -> None:
+        await once_over()
+        await route.continue_()
+
+    await person.page.route("**/ListLots", as_it_was_in_the_middle, times=1)
+    await person.page.route("**/GetRecall", when_it_is_over)
+    await person.press("Recall")
+    await person.dialog.get_by_label("What customers are told").fill("The cold chain was interrupted.")
+    await person.confirm()
+    await counter.tally(free=0, reserved=0, written_off=10)
 
 
 async def test_a_day_is_called_off_and_reopened_each_as_was_said_before(counter: Counter) -> None:

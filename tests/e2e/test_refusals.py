@@ -830,7 +830,7 @@ async def test_rest_that_cannot_be_understood_is_refused(world: World, ways: Way
         ("customer", "GET /V1/Reservations", None, unknown, ""),
         ("customer", "GET /v1%2Freservations", None, unknown, ""),
         ("customer", "GET /v1/reservations/a/b", None, unknown, ""),
-        ("customer", "GET /", None, unknown, ""),
+        ("customer", "GET /nothing", None, unknown, ""),
         ("customer", "GET /stats", None, unknown, ""),
         ("customer", "GET /metrics", None, unknown, ""),
         ("customer", "GET /.well-known/jwks.json", None, unknown, ""),

@@ -135,7 +135,8 @@ async def test_a_replica_that_fails_now_and_then_is_noticed_by_nobody(trouble: T
     print(f"{people} bookings, {attempts} attempts, {spent['upstream_rq_retry']} retries")
     assert spent["upstream_rq_retry"] > 0
     assert attempts == people + spent["upstream_rq_retry"]
-    assert spent["upstream_rq_retry_success"] == spent["upstream_rq_retry"]
+    # One call may be tried a third time, and then both retries led to one success.
+    assert 0 < spent["upstream_rq_retry_success"] <= spent["upstream_rq_retry"]
 
 
 async def test_when_all_replicas_fail_the_retry_budget_limits_the_retries(trouble: Trouble) -> None:

@@ -259,7 +259,9 @@ async def test_inside_nobody_is_heard_without_an_identity_of_the_mesh(world: Wor
     for service in SERVICES:
         url = f"https://127.0.0.2:{world.mesh.home.port(service)}/grpc.health.v1.Health/Check"
         async with _inside(world.mesh, None, tmp_path) as client:
-            with pytest.raises(httpx.TransportError):
+            # By TLS 1.3 the server refuses the missing certificate after the client's handshake is over. When that
+            # reaches a read, the client's library hands on the alert as it is.
+            with pytest.raises((httpx.TransportError, ssl.SSLError)):
                 await client.post(url)
         async with httpx.AsyncClient(http1=False, http2=True, trust_env=False) as plain:
             with pytest.raises(httpx.TransportError):

@@ -106,6 +106,13 @@ def test_the_chart_renders_the_golden_files(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_kubectl_apply_can_note_down_every_object(file: Path) -> None:
+    for item in yaml.load_all(rendered(file), yaml.CSafeLoader):
+        if item:  # the annotation may be as long, and there should be room to grow
+            assert len(json.dumps(item, ensure_ascii=False)) < 200_000, (item["kind"], item["metadata"]["name"])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
 def test_names_are_unique_and_every_pod_is_restricted(file: Path) -> None:
     items = [item for item in yaml.load_all(rendered(file), yaml.CSafeLoader) if item]
     names = [(item["apiVersion"], item["kind"], item["metadata"]["name"]) for item in items]

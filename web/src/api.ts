@@ -67,14 +67,23 @@ export const hospitals = createClient(HospitalService, transport);
 export const mypage = createClient(MypageService, transport);
 export const reservations = createClient(ReservationService, transport);
 
-/** All pages of a listing, one after the other. */
-export async function allPages<T>(page: (token: string) => Promise<{ items: T[]; next: string }>): Promise<T[]> {
+/** Which page of a listing is asked for. */
+export interface Paging {
+  pageSize: number;
+  pageToken: string;
+}
+
+/** All pages of a listing, one after the other; `items` takes out of a page what it lists. */
+export async function allPages<P extends { nextPageToken: string }, T>(
+  read: (which: Paging) => Promise<P>,
+  items: (page: P) => T[],
+): Promise<T[]> {
   const all: T[] = [];
-  let token = "";
+  let pageToken = "";
   do {
-    const { items, next } = await page(token);
-    all.push(...items);
-    token = next;
-  } while (token);
+    const page = await read({ pageSize: 1000, pageToken });
+    all.push(...items(page));
+    pageToken = page.nextPageToken;
+  } while (pageToken);
   return all;
 }

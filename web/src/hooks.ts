@@ -1,4 +1,5 @@
 import { useCallback, useEffect, useRef, useState } from "preact/hooks";
+import { allPages, type Paging } from "./api.ts";
 import { refusal, type Refusal } from "./refusal.ts";
 import type { Value } from "./value.ts";
 
@@ -45,6 +46,15 @@ export function useLoaded<T>(read: (signal: AbortSignal) => Promise<T>, keys: re
     return () => running.current?.abort();
   }, [reload]);
   return { ...state, reload };
+}
+
+/** Reads all pages of a listing, as `useLoaded` does. */
+export function useAll<P extends { nextPageToken: string }, T>(
+  read: (which: Paging, signal: AbortSignal) => Promise<P>,
+  items: (page: P) => T[],
+  keys: readonly unknown[],
+): Loaded<T[]> {
+  return useLoaded((signal) => allPages((which) => read(which, signal), items), keys);
 }
 
 /** Calls `work` every so many milliseconds, with up to a fifth more by chance, while the page can be seen. */

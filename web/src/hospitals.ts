@@ -13,10 +13,10 @@ const seen = new Map<string, Hospital>();
 /** All hospitals, for those who work at any of them. */
 async function allHospitals(signal: AbortSignal): Promise<Hospital[]> {
   if (kept && Date.now() - kept.at < FRESH) return kept.hospitals;
-  const all = await allPages(async (pageToken) => {
-    const page = await hospitals.listHospitals({ pageSize: 1000, pageToken }, { signal });
-    return { items: page.hospitals, next: page.nextPageToken };
-  });
+  const all = await allPages(
+    (which) => hospitals.listHospitals(which, { signal }),
+    (page) => page.hospitals,
+  );
   kept = { hospitals: all, at: Date.now() };
   return all;
 }

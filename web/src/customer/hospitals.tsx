@@ -6,7 +6,7 @@ import { explain, type Key, shortDay, t } from "../i18n.ts";
 import { kilometres, roughly, type Spot } from "../near.ts";
 import { refusal } from "../refusal.ts";
 import { go, place } from "../router.ts";
-import { Button, Empty, Field, Heading, Link, Read } from "../ui/parts.tsx";
+import { Button, Empty, Heading, Input, Link, Read } from "../ui/parts.tsx";
 import { say } from "../ui/toast.tsx";
 import { Value } from "../value.ts";
 import { mine } from "./mine.ts";
@@ -43,19 +43,15 @@ export function Hospitals({ insteadOf }: { insteadOf: string }) {
         {t(insteadOf ? "moveTitle" : "chooseHospital")}
       </Heading>
       {before && <p class="notice info">{t("moveNow", before.hospitalName, shortDay(before.date))}</p>}
-      <Field label={t("searchHospital")}>
-        {(id) => (
-          <input
-            id={id}
-            type="search"
-            autocomplete="off"
-            enterkeyhint="search"
-            maxLength={100}
-            value={query}
-            onInput={(event) => search(event.currentTarget.value)}
-          />
-        )}
-      </Field>
+      <Input
+        label={t("searchHospital")}
+        type="search"
+        autocomplete="off"
+        enterkeyhint="search"
+        maxLength={100}
+        value={query}
+        onText={search}
+      />
       <NearMe spot={spot} />
       <Read from={found}>
         {(data) => <Results found={data} insteadOf={insteadOf} before={before?.hospitalId ?? ""} />}

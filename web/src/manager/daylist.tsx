@@ -2,10 +2,9 @@ import { useMemo, useState } from "preact/hooks";
 import { type Vaccination, VaccinationStatus } from "../../gen/vaccination/vaccinemgmt/v1/vaccination_pb.js";
 import { CounterService } from "../../gen/vaccination/vaccinemgmt/v1/counter_service_pb.js";
 import type { Lot } from "../../gen/vaccination/vaccinemgmt/v1/lot_pb.js";
-import { allPages } from "../api.ts";
 import { dayIn, isDay, plusDays } from "../days.ts";
 import { perform } from "../doing.ts";
-import { useLoaded, useValue } from "../hooks.ts";
+import { useAll, useLoaded, useValue } from "../hooks.ts";
 import { explain, hour, longDay, nameOf, number, t, vaccinationName, vaccineName } from "../i18n.ts";
 import { go, place } from "../router.ts";
 import { Act } from "../ui/act.tsx";
@@ -53,15 +52,9 @@ export function DayList({ hospital }: Here) {
   const [who, setWho] = useState<string | null>(null);
   const lots = useLots(hospital.hospitalId);
   // It is not read by itself again and again: every reading of this list is recorded as an access to personal data.
-  const list = useLoaded(
-    (signal) =>
-      allPages(async (pageToken) => {
-        const page = await counter.listDay(
-          { hospitalId: hospital.hospitalId, date: day, pageSize: 1000, pageToken },
-          { signal },
-        );
-        return { items: page.vaccinations, next: page.nextPageToken };
-      }),
+  const list = useAll(
+    (which, signal) => counter.listDay({ hospitalId: hospital.hospitalId, date: day, ...which }, { signal }),
+    (page) => page.vaccinations,
     [hospital.hospitalId, day],
   );
   const [changed, setChanged] = useState<Record<string, Vaccination>>({});

@@ -6,7 +6,7 @@ import { VaccinemgmtService } from "../../gen/vaccination/vaccinemgmt/v1/vaccine
 import { perform } from "../doing.ts";
 import { plainDay, t, vaccineName } from "../i18n.ts";
 import { Act } from "../ui/act.tsx";
-import { Field } from "../ui/parts.tsx";
+import { Field, Input } from "../ui/parts.tsx";
 import { effectsOf } from "./effects.ts";
 import { lotNumberOf, onAdminister, onAssign, unusable } from "./stock.ts";
 
@@ -68,17 +68,14 @@ export function Administer({ booking, lots, onDone, onClose }: Props) {
       </fieldset>
       {other && (
         <div class="form">
-          <Field label={t("lotNumber")} hint={t("scan")} {...(wrong ? { error: wrong } : {})}>
-            {(id, described) => (
-              <input
-                id={id}
-                aria-describedby={described}
-                autocomplete="off"
-                value={scan}
-                onInput={(event) => setScan(event.currentTarget.value)}
-              />
-            )}
-          </Field>
+          <Input
+            label={t("lotNumber")}
+            hint={t("scan")}
+            error={wrong}
+            autocomplete="off"
+            value={scan}
+            onText={setScan}
+          />
           <Field label={t("chooseLot")}>
             {(id) => (
               <select

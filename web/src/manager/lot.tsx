@@ -3,10 +3,9 @@ import { useEffect, useState } from "preact/hooks";
 import { type Lot, type Movement, MovementKind, WriteOffReason } from "../../gen/vaccination/vaccinemgmt/v1/lot_pb.js";
 import { RecallService, type Recall } from "../../gen/vaccination/vaccinemgmt/v1/recall_service_pb.js";
 import { VaccinemgmtService } from "../../gen/vaccination/vaccinemgmt/v1/vaccinemgmt_service_pb.js";
-import { allPages } from "../api.ts";
 import { dayIn, isDay } from "../days.ts";
 import { perform } from "../doing.ts";
-import { useEvery, useLoaded } from "../hooks.ts";
+import { useAll, useEvery } from "../hooks.ts";
 import {
   manufacturerName,
   moment,
@@ -19,7 +18,7 @@ import {
   writeOffName,
 } from "../i18n.ts";
 import { Act } from "../ui/act.tsx";
-import { AsOf, Button, Empty, Facts, Field, Heading, Link, Read, Table } from "../ui/parts.tsx";
+import { AsOf, Button, Empty, Facts, Field, Heading, Input, Link, Read, Table, Words } from "../ui/parts.tsx";
 import { say } from "../ui/toast.tsx";
 import { Bar, Expiry } from "./lots.tsx";
 import { type Here, recalls, stock, useLots } from "./staff.ts";
@@ -29,12 +28,9 @@ type Doing = "correct" | "writeOff" | "recall";
 /** One lot: its doses, its ledger, and what can be done about it. */
 export function LotPage({ hospital, lotId }: Here & { lotId: string }) {
   const lots = useLots(hospital.hospitalId);
-  const ledger = useLoaded(
-    (signal) =>
-      allPages(async (pageToken) => {
-        const page = await stock.listMovements({ lotId, pageSize: 1000, pageToken }, { signal });
-        return { items: page.movements, next: page.nextPageToken };
-      }),
+  const ledger = useAll(
+    (which, signal) => stock.listMovements({ lotId, ...which }, { signal }),
+    (page) => page.movements,
     [lotId],
   );
   const [act, setAct] = useState<Doing | null>(null);
@@ -211,50 +207,34 @@ function Correct({ lot, onDone, onClose }: Props) {
       onClose={onClose}
     >
       <div class="form">
-        <Field label={t("productionDate")}>
-          {(id) => (
-            <input
-              id={id}
-              type="date"
-              value={form.production}
-              onInput={(event) => setForm({ ...form, production: event.currentTarget.value })}
-            />
-          )}
-        </Field>
-        <Field label={t("expiryDate")} {...(form.expiry < form.production ? { error: t("expiresFirst") } : {})}>
-          {(id, described) => (
-            <input
-              id={id}
-              type="date"
-              aria-describedby={described}
-              value={form.expiry}
-              onInput={(event) => setForm({ ...form, expiry: event.currentTarget.value })}
-            />
-          )}
-        </Field>
-        <Field label={t("receivedInAll")}>
-          {(id) => (
-            <input
-              id={id}
-              type="number"
-              min="0"
-              value={form.received}
-              onInput={(event) => setForm({ ...form, received: event.currentTarget.value })}
-            />
-          )}
-        </Field>
+        <Input
+          label={t("productionDate")}
+          type="date"
+          value={form.production}
+          onText={(production) => setForm({ ...form, production })}
+        />
+        <Input
+          label={t("expiryDate")}
+          error={form.expiry < form.production ? t("expiresFirst") : undefined}
+          type="date"
+          value={form.expiry}
+          onText={(expiry) => setForm({ ...form, expiry })}
+        />
+        <Input
+          label={t("receivedInAll")}
+          type="number"
+          min="0"
+          value={form.received}
+          onText={(received) => setForm({ ...form, received })}
+        />
         <div class="whole">
-          <Field label={t("noteWhy")}>
-            {(id) => (
-              <input
-                id={id}
-                maxLength={500}
-                required
-                value={form.note}
-                onInput={(event) => setForm({ ...form, note: event.currentTarget.value })}
-              />
-            )}
-          </Field>
+          <Input
+            label={t("noteWhy")}
+            maxLength={500}
+            required
+            value={form.note}
+            onText={(note) => setForm({ ...form, note })}
+          />
         </div>
       </div>
     </Act>
@@ -294,23 +274,16 @@ function WriteOff({ lot, onDone, onClose }: Props) {
       onClose={onClose}
     >
       <div class="form">
-        <Field
+        <Input
           label={t("howMany")}
           hint={`${t("free")} ${number(lot.free)} · ${t("reserved")} ${number(lot.reserved)}`}
-        >
-          {(id, described) => (
-            <input
-              id={id}
-              type="number"
-              aria-describedby={described}
-              min="1"
-              max={lot.free + lot.reserved}
-              required
-              value={form.quantity}
-              onInput={(event) => setForm({ ...form, quantity: event.currentTarget.value })}
-            />
-          )}
-        </Field>
+          type="number"
+          min="1"
+          max={lot.free + lot.reserved}
+          required
+          value={form.quantity}
+          onText={(quantity) => setForm({ ...form, quantity })}
+        />
         <Field label={t("reason")}>
           {(id) => (
             <select
@@ -327,16 +300,12 @@ function WriteOff({ lot, onDone, onClose }: Props) {
           )}
         </Field>
         <div class="whole">
-          <Field label={t("note")}>
-            {(id) => (
-              <input
-                id={id}
-                maxLength={500}
-                value={form.note}
-                onInput={(event) => setForm({ ...form, note: event.currentTarget.value })}
-              />
-            )}
-          </Field>
+          <Input
+            label={t("note")}
+            maxLength={500}
+            value={form.note}
+            onText={(note) => setForm({ ...form, note })}
+          />
         </div>
       </div>
     </Act>
@@ -361,17 +330,7 @@ function RecallIt({ lot, onDone, onClose }: Props) {
       onDone={({ recall }) => onDone(t("bookingsToGo", recall?.bookingsToGo ?? 0))}
       onClose={onClose}
     >
-      <Field label={t("noteToCustomers")}>
-        {(id) => (
-          <textarea
-            id={id}
-            maxLength={500}
-            required
-            value={note}
-            onInput={(event) => setNote(event.currentTarget.value)}
-          />
-        )}
-      </Field>
+      <Words label={t("noteToCustomers")} value={note} onText={setNote} />
     </Act>
   );
 }
@@ -387,7 +346,9 @@ function Recalled({ lot, zone, onMoved }: { lot: Lot; zone: string; onMoved: () 
   const read = () => {
     recalls.getRecall({ recallId }).then(
       (response) => {
-        if (recall && recall.bookingsToGo !== response.recall?.bookingsToGo) onMoved();
+        // The lot on the screen may be from the middle of a recall that is over by now.
+        const shown = recall?.bookingsToGo ?? lot.reserved;
+        if (shown !== response.recall?.bookingsToGo) onMoved();
         setRecall(response.recall);
       },
       // A recall everywhere is the operator's. Else it is read again soon.
@@ -420,12 +381,9 @@ function Recalled({ lot, zone, onMoved }: { lot: Lot; zone: string; onMoved: () 
 }
 
 function Vaccinated({ recallId, zone }: { recallId: string; zone: string }) {
-  const list = useLoaded(
-    (signal) =>
-      allPages(async (pageToken) => {
-        const page = await recalls.listVaccinated({ recallId, pageSize: 1000, pageToken }, { signal });
-        return { items: page.vaccinated, next: page.nextPageToken };
-      }),
+  const list = useAll(
+    (which, signal) => recalls.listVaccinated({ recallId, ...which }, { signal }),
+    (page) => page.vaccinated,
     [recallId],
   );
   return (

@@ -6,7 +6,7 @@ import { perform } from "../doing.ts";
 import { manufacturerName, number, plainDay, t, vaccineName } from "../i18n.ts";
 import { manufacturers, vaccines } from "../texts.ts";
 import { Act } from "../ui/act.tsx";
-import { AsOf, Badge, Button, Empty, Field, Heading, Link, Read, Table } from "../ui/parts.tsx";
+import { AsOf, Badge, Button, Empty, Field, Heading, Input, Link, Read, Table } from "../ui/parts.tsx";
 import { say } from "../ui/toast.tsx";
 import { type Here, useLots } from "./staff.ts";
 import { lotNumberOf, sameCode } from "./stock.ts";
@@ -183,8 +183,7 @@ function Delivery({
         t("deliveryWaiting"),
       ]
     : [];
-  const set = (name: keyof typeof form) => (event: { currentTarget: HTMLInputElement | HTMLSelectElement }) =>
-    setForm({ ...form, [name]: event.currentTarget.value });
+  const set = (name: keyof typeof form) => (text: string) => setForm({ ...form, [name]: text });
   const title = t("delivery");
   return (
     <Act
@@ -203,100 +202,103 @@ function Delivery({
       onClose={onClose}
     >
       <div class="form">
-        <Field label={t("lotNumber")} hint={t("scan")}>
-          {(id, described) => (
-            <input
-              id={id}
-              aria-describedby={described}
-              autocomplete="off"
-              required
-              value={form.lotNumber}
-              onInput={set("lotNumber")}
-            />
-          )}
-        </Field>
-        <Field label={t("deliveryId")} hint={t("deliveryIdHint")}>
-          {(id, described) => (
-            <input
-              id={id}
-              aria-describedby={described}
-              autocomplete="off"
-              required
-              value={form.deliveryId}
-              onInput={set("deliveryId")}
-            />
-          )}
-        </Field>
-        <Field label={t("vaccine")}>
-          {(id) => (
-            <>
-              <input
-                id={id}
-                list={`${id}-list`}
-                inputMode="numeric"
-                autocomplete="off"
-                required
-                value={filled.vaccineCode}
-                onInput={set("vaccineCode")}
-              />
-              <datalist id={`${id}-list`}>
-                {Object.keys(vaccines).map((code) => (
-                  <option key={code} value={code} label={vaccineName(code)} />
-                ))}
-              </datalist>
-              {vaccines[filled.vaccineCode] && <p class="hint">{vaccineName(filled.vaccineCode)}</p>}
-            </>
-          )}
-        </Field>
-        <Field label={t("manufacturer")}>
-          {(id) => (
-            <>
-              <input
-                id={id}
-                list={`${id}-list`}
-                autocomplete="off"
-                required
-                value={filled.manufacturer}
-                onInput={set("manufacturer")}
-              />
-              <datalist id={`${id}-list`}>
-                {Object.keys(manufacturers).map((code) => (
-                  <option key={code} value={code} label={manufacturerName(code)} />
-                ))}
-              </datalist>
-              {manufacturers[filled.manufacturer] && <p class="hint">{manufacturerName(filled.manufacturer)}</p>}
-            </>
-          )}
-        </Field>
-        <Field label={t("productionDate")}>
-          {(id) => <input id={id} type="date" required value={filled.productionDate} onInput={set("productionDate")} />}
-        </Field>
-        <Field label={t("expiryDate")} {...(backwards ? { error: t("expiresFirst") } : {})}>
-          {(id, described) => (
-            <input
-              id={id}
-              type="date"
-              aria-describedby={described}
-              required
-              value={filled.expiryDate}
-              onInput={set("expiryDate")}
-            />
-          )}
-        </Field>
-        <Field label={t("howMany")}>
-          {(id) => (
-            <input
-              id={id}
-              type="number"
-              min="1"
-              max="1000000"
-              required
-              value={form.quantity}
-              onInput={set("quantity")}
-            />
-          )}
-        </Field>
+        <Input
+          label={t("lotNumber")}
+          hint={t("scan")}
+          autocomplete="off"
+          required
+          value={form.lotNumber}
+          onText={set("lotNumber")}
+        />
+        <Input
+          label={t("deliveryId")}
+          hint={t("deliveryIdHint")}
+          autocomplete="off"
+          required
+          value={form.deliveryId}
+          onText={set("deliveryId")}
+        />
+        <Code
+          label={t("vaccine")}
+          known={vaccines}
+          nameOf={vaccineName}
+          inputMode="numeric"
+          value={filled.vaccineCode}
+          onText={set("vaccineCode")}
+        />
+        <Code
+          label={t("manufacturer")}
+          known={manufacturers}
+          nameOf={manufacturerName}
+          value={filled.manufacturer}
+          onText={set("manufacturer")}
+        />
+        <Input
+          label={t("productionDate")}
+          type="date"
+          required
+          value={filled.productionDate}
+          onText={set("productionDate")}
+        />
+        <Input
+          label={t("expiryDate")}
+          error={backwards ? t("expiresFirst") : undefined}
+          type="date"
+          required
+          value={filled.expiryDate}
+          onText={set("expiryDate")}
+        />
+        <Input
+          label={t("howMany")}
+          type="number"
+          min="1"
+          max="1000000"
+          required
+          value={form.quantity}
+          onText={set("quantity")}
+        />
       </div>
     </Act>
+  );
+}
+
+/** A code to type, or to choose by its name. */
+function Code({
+  label,
+  known,
+  nameOf,
+  inputMode,
+  value,
+  onText,
+}: {
+  label: string;
+  known: Readonly<Record<string, unknown>>;
+  nameOf: (code: string) => string;
+  inputMode?: "numeric";
+  value: string;
+  onText: (code: string) => void;
+}) {
+  return (
+    <Field label={label}>
+      {(id) => (
+        <>
+          <input
+            id={id}
+            list={`${id}-list`}
+            {...(inputMode ? { inputMode } : {})}
+            autocomplete="off"
+            required
+            value={value}
+            onInput={(event) => onText(event.currentTarget.value)}
+          />
+          <datalist id={`${id}-list`}>
+            {Object.keys(known).map((code) => (
+              <option key={code} value={code} label={nameOf(code)} />
+            ))}
+          </datalist>
+          {known[value] !== undefined && <p class="hint">{nameOf(value)}</p>}
+        </>
+      )}
+    </Field>
   );
 }

@@ -7,7 +7,7 @@ import { perform } from "../doing.ts";
 import { useEvery, useLoaded } from "../hooks.ts";
 import { longDay, number, shortDay, t } from "../i18n.ts";
 import { Act } from "../ui/act.tsx";
-import { AsOf, Badge, Button, Empty, Field, Heading, Link, Read, Table } from "../ui/parts.tsx";
+import { AsOf, Badge, Button, Empty, Heading, Input, Link, Read, Table, Words } from "../ui/parts.tsx";
 import { say } from "../ui/toast.tsx";
 import type { Here } from "./staff.ts";
 
@@ -162,42 +162,28 @@ function Capacity({
       onClose={onClose}
     >
       <div class="form">
-        <Field label={t("firstDay")}>
-          {(id) => (
-            <input
-              id={id}
-              type="date"
-              value={form.first}
-              onInput={({ currentTarget: { value } }) =>
-                setForm({ ...form, first: value, last: form.last < value ? value : form.last })
-              }
-            />
-          )}
-        </Field>
-        <Field label={t("lastDay")} {...(length < 1 ? { error: t("badRange") } : {})}>
-          {(id, described) => (
-            <input
-              id={id}
-              type="date"
-              aria-describedby={described}
-              value={form.last}
-              onInput={(event) => setForm({ ...form, last: event.currentTarget.value })}
-            />
-          )}
-        </Field>
-        <Field label={t("perDay")}>
-          {(id) => (
-            <input
-              id={id}
-              type="number"
-              min="0"
-              max="1000000"
-              required
-              value={form.capacity}
-              onInput={(event) => setForm({ ...form, capacity: event.currentTarget.value })}
-            />
-          )}
-        </Field>
+        <Input
+          label={t("firstDay")}
+          type="date"
+          value={form.first}
+          onText={(first) => setForm({ ...form, first, last: form.last < first ? first : form.last })}
+        />
+        <Input
+          label={t("lastDay")}
+          error={length < 1 ? t("badRange") : undefined}
+          type="date"
+          value={form.last}
+          onText={(last) => setForm({ ...form, last })}
+        />
+        <Input
+          label={t("perDay")}
+          type="number"
+          min="0"
+          max="1000000"
+          required
+          value={form.capacity}
+          onText={(capacity) => setForm({ ...form, capacity })}
+        />
       </div>
     </Act>
   );
@@ -230,18 +216,7 @@ function CallOff({ hospital, day, onDone, onClose }: Props & { day: DayAvailabil
       onDone={(response) => setToGo(response.bookingsToGo)}
       onClose={onClose}
     >
-      <Field label={t("noteToCustomers")}>
-        {(id) => (
-          <textarea
-            id={id}
-            maxLength={500}
-            required
-            value={note}
-            readOnly={toGo !== null}
-            onInput={(event) => setNote(event.currentTarget.value)}
-          />
-        )}
-      </Field>
+      <Words label={t("noteToCustomers")} value={note} readOnly={toGo !== null} onText={setNote} />
     </Act>
   );
 }

@@ -4,8 +4,8 @@ import { CounterService } from "../../gen/vaccination/vaccinemgmt/v1/counter_ser
 import { RecallService } from "../../gen/vaccination/vaccinemgmt/v1/recall_service_pb.js";
 import { VaccinemgmtService } from "../../gen/vaccination/vaccinemgmt/v1/vaccinemgmt_service_pb.js";
 import type { Lot } from "../../gen/vaccination/vaccinemgmt/v1/lot_pb.js";
-import { allPages, transport } from "../api.ts";
-import { type Loaded, useLoaded } from "../hooks.ts";
+import { transport } from "../api.ts";
+import { type Loaded, useAll } from "../hooks.ts";
 
 export const counter = createClient(CounterService, transport);
 export const stock = createClient(VaccinemgmtService, transport);
@@ -18,12 +18,9 @@ export interface Here {
 
 /** All lots of a hospital, first to expire first. */
 export function useLots(hospitalId: string): Loaded<Lot[]> {
-  return useLoaded(
-    (signal) =>
-      allPages(async (pageToken) => {
-        const page = await stock.listLots({ hospitalId, pageSize: 1000, pageToken }, { signal });
-        return { items: page.lots, next: page.nextPageToken };
-      }),
+  return useAll(
+    (which, signal) => stock.listLots({ hospitalId, ...which }, { signal }),
+    (page) => page.lots,
     [hospitalId],
   );
 }

@@ -1,7 +1,6 @@
 import { useState } from "preact/hooks";
 import type { Vaccination } from "../../gen/vaccination/vaccinemgmt/v1/vaccination_pb.js";
-import { allPages } from "../api.ts";
-import { useLoaded } from "../hooks.ts";
+import { useAll } from "../hooks.ts";
 import { moment, number, shortDay, t, vaccineName } from "../i18n.ts";
 import { AsOf, Button, Empty, Heading, Read, Table } from "../ui/parts.tsx";
 import { AssignLot } from "./dose.tsx";
@@ -11,15 +10,9 @@ import { type Here, stock, useLots } from "./staff.ts";
 export function Waiting({ hospital }: Here) {
   const lots = useLots(hospital.hospitalId);
   const [booking, setBooking] = useState<Vaccination | null>(null);
-  const list = useLoaded(
-    (signal) =>
-      allPages(async (pageToken) => {
-        const page = await stock.listWaiting(
-          { hospitalId: hospital.hospitalId, pageSize: 1000, pageToken },
-          { signal },
-        );
-        return { items: page.vaccinations, next: page.nextPageToken };
-      }),
+  const list = useAll(
+    (which, signal) => stock.listWaiting({ hospitalId: hospital.hospitalId, ...which }, { signal }),
+    (page) => page.vaccinations,
     [hospital.hospitalId],
   );
   const onDone = () => {

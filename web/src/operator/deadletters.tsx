@@ -3,12 +3,12 @@ import type {
   DeadLetter,
   RedriveAllDeadLettersResponse,
 } from "../../gen/vaccination/operations/v1/operations_service_pb.js";
-import { allPages, NO_LIMIT } from "../api.ts";
-import { useLoaded, useValue } from "../hooks.ts";
+import { NO_LIMIT } from "../api.ts";
+import { useAll, useLoaded, useValue } from "../hooks.ts";
 import { moment, number, t } from "../i18n.ts";
 import { refusal, type Refusal } from "../refusal.ts";
 import { go, place } from "../router.ts";
-import { AsOf, Button, Dialog, Effects, Empty, Facts, Field, Heading, Problem, Read, Table } from "../ui/parts.tsx";
+import { AsOf, Button, Dialog, Effects, Empty, Facts, Heading, Input, Problem, Read, Table } from "../ui/parts.tsx";
 import { say } from "../ui/toast.tsx";
 import { samples } from "./flow.ts";
 import { at, operations, SERVICES, type Service } from "./services.ts";
@@ -23,12 +23,9 @@ export function DeadLetters() {
   const last = useValue(samples).at(-1);
   const [open, setOpen] = useState<bigint | null>(null);
   const [all, setAll] = useState(false);
-  const list = useLoaded(
-    (signal) =>
-      allPages(async (pageToken) => {
-        const page = await operations.listDeadLetters({ service, pageSize: 1000, pageToken }, at(service, signal));
-        return { items: page.deadLetters, next: page.nextPageToken };
-      }),
+  const list = useAll(
+    (which, signal) => operations.listDeadLetters({ service, ...which }, at(service, signal)),
+    (page) => page.deadLetters,
     [service],
   );
   const closed = () => {
@@ -169,16 +166,7 @@ function One({ service, sequence, onClose }: { service: Service; sequence: bigin
               </details>
               <Effects of={[t(discarding ? "discardEffect" : "redriveOneEffect")]} />
               {discarding && (
-                <Field label={t("noteWhy")}>
-                  {(id) => (
-                    <input
-                      id={id}
-                      maxLength={500}
-                      value={reason}
-                      onInput={(event) => setReason(event.currentTarget.value)}
-                    />
-                  )}
-                </Field>
+                <Input label={t("noteWhy")} maxLength={500} value={reason} onText={setReason} />
               )}
             </>
           )

@@ -97,8 +97,8 @@ export function Field({
   children,
 }: {
   label: string;
-  hint?: string;
-  error?: string;
+  hint?: string | undefined;
+  error?: string | undefined;
   children: (id: string, described: string) => ComponentChildren;
 }) {
   const id = useId();
@@ -110,6 +110,59 @@ export function Field({
         {error ?? hint ?? ""}
       </p>
     </div>
+  );
+}
+
+interface Text {
+  label: string;
+  value: string;
+  onText: (text: string) => void;
+}
+
+interface Line extends Text {
+  hint?: string;
+  error?: string | undefined;
+  type?: "date" | "number" | "search";
+  min?: string;
+  max?: string | number;
+  maxLength?: number;
+  required?: boolean;
+  autocomplete?: "off";
+  enterkeyhint?: "search";
+}
+
+/** A field with one line to fill in; `onText` is told at each key what it holds. */
+export function Input({ label, hint, error, onText, ...rest }: Line) {
+  return (
+    <Field label={label} hint={hint} error={error}>
+      {(id, described) => (
+        <input
+          id={id}
+          {...(hint || error ? { "aria-describedby": described } : {})}
+          onInput={(event) => onText(event.currentTarget.value)}
+          // Preact's types tell the inputs of each type apart; here the type is the caller's.
+          {...(rest as JSX.IntrinsicElements["input"])}
+        />
+      )}
+    </Field>
+  );
+}
+
+/** A field for words that have to be there. */
+export function Words({ label, value, onText, readOnly }: Text & { readOnly?: boolean }) {
+  return (
+    <Field label={label}>
+      {(id) => (
+        <textarea
+          id={id}
+          maxLength={500}
+          required
+          readOnly={readOnly ?? false}
+          value={value}
+          onInput={(event) => onText(event.currentTarget.value)}
+        />
+      )}
+    </Field>
   );
 }
 
