@@ -11,7 +11,7 @@ from .telemetry import batch_size, traceparent, traces_by_key
 T = TypeVar("T")
 R = TypeVar("R")
 
-INTERVAL = 0.01  # seconds from batch to batch under load; the callers wait for it
+LONGEST = 0.1  # seconds from batch to batch under load, at most; the callers wait for it
 
 
 class Batcher(Generic[T, R]):
@@ -32,7 +32,7 @@ class Batcher(Generic[T, R]):
         self._name, self._write, self._key, self._limit = name, write, key, limit
         self._waiting: list[tuple[T, str, asyncio.Future[R]]] = []
         self._writer: asyncio.Task[None] | None = None
-        self._pace = Pace(INTERVAL)
+        self._pace = Pace(LONGEST)
 
     async def __call__(self, item: T) -> R:
         """The item's own result, or raises its own exception."""
@@ -45,8 +45,7 @@ class Batcher(Generic[T, R]):
     async def _run(self) -> None:
         try:
             while self._waiting:
-                if pause := self._pace.pause():
-                    await asyncio.sleep(pause)
+                await self._pace.gather(lambda: len(self._waiting))
                 batch, self._waiting = self._waiting[: self._limit], self._waiting[self._limit :]
                 self._pace.begin(len(batch))
                 batch_size.labels(self._name).observe(len(batch))

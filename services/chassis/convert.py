@@ -26,13 +26,12 @@ def to_message(value: Any, cls: type[M], **others: Any) -> M:
 
     Dates become text, enums their numbers (the domain's enums have the contract's), None stays unset.
     """
-    known = cls.DESCRIPTOR.fields_by_name
-    content = {}
-    for field in fields(value):
-        item = getattr(value, field.name)
-        if item is not None and field.name in known:
-            content[field.name] = _plain(item)
-    return cls(**content, **others)
+    content = others
+    for name in _shared(type(value), cls):  # type: ignore[arg-type] # a class is hashable
+        item = getattr(value, name)
+        if item is not None:
+            content[name] = _plain(item)
+    return cls(**content)
 
 
 def from_message(message: Message, cls: type[D]) -> D:
@@ -56,6 +55,12 @@ def calendar_day(field: str, text: str) -> date:
     if day in (date.min, date.max):
         raise InvalidFields([(field, f"{text} is out of range")])
     return day
+
+
+@lru_cache
+def _shared(dataclass: Any, message: Any) -> list[str]:
+    """The fields that both have."""
+    return [field.name for field in fields(dataclass) if field.name in message.DESCRIPTOR.fields_by_name]
 
 
 @lru_cache

@@ -1,6 +1,8 @@
-"""Batches follow each other at once while there is little to do, and at intervals under load."""
+"""Batches follow each other at once while there is little to do, and the later the more there is to do."""
 
-from services.chassis.pace import BUSY, Pace
+import pytest
+
+from services.chassis.pace import CALM, ENOUGH, GROWTH, Pace
 
 
 class Clock:
@@ -11,9 +13,18 @@ class Clock:
         return self.now
 
 
+def under(rate: float, clock: Clock, longest: float = 10.0) -> Pace:
+    """A pace that has seen so many items a second, one by one, for some time."""
+    pace = Pace(longest, clock)
+    for _ in range(round(5 * rate)):
+        clock.now += 1 / rate
+        pace.begin(1)
+    return pace
+
+
 def test_who_comes_alone_waits_for_nobody() -> None:
     clock = Clock()
-    pace = Pace(0.01, clock)
+    pace = Pace(0.1, clock)
     assert pace.pause() == 0
     for _ in range(3):  # a booking's events
         pace.begin(1)
@@ -21,30 +32,38 @@ def test_who_comes_alone_waits_for_nobody() -> None:
         assert pace.pause() == 0
 
 
-def test_under_load_a_batch_waits_for_the_rest_of_the_interval() -> None:
+def test_up_to_some_dozens_a_second_nobody_waits() -> None:
+    assert under(0.9 * CALM, Clock()).pause() == 0
+
+
+@pytest.mark.parametrize("rate", [100, 200, 400])
+def test_the_more_come_the_longer_they_gather(rate: int) -> None:
     clock = Clock()
-    pace = Pace(0.01, clock)
-    pace.begin(round(2 * BUSY))
-    clock.now += 0.004
-    assert abs(pace.pause() - 0.006) < 1e-9
-    clock.now += 0.006
-    assert pace.pause() < 1e-9
+    pace = under(rate, clock)
+    interval = rate * GROWTH
+    assert pace.pause() == pytest.approx(interval, rel=0.05)
+    clock.now += interval / 2
+    assert pace.pause() == pytest.approx(interval / 2, rel=0.2)
+    clock.now += interval / 2
+    assert pace.pause() < 0.05 * interval
+
+
+def test_nobody_waits_longer_than_the_longest_interval() -> None:
+    assert under(1000, Clock(), longest=0.1).pause() == pytest.approx(0.1)
 
 
 def test_when_the_load_is_over_nobody_waits_any_more() -> None:
     clock = Clock()
-    pace = Pace(0.01, clock)
-    pace.begin(round(2 * BUSY))
-    clock.now += 1.0
+    pace = under(200, clock)
+    clock.now += 2.0
     pace.begin(1)
     clock.now += 0.001
     assert pace.pause() == 0
 
 
-def test_a_hundred_items_a_second_one_by_one_are_a_load() -> None:
+async def test_enough_items_do_not_wait_for_more() -> None:
     clock = Clock()
-    pace = Pace(0.01, clock)
-    for _ in range(200):
-        pace.begin(1)
-        clock.now += 0.005
-    assert pace.pause() > 0
+    pace = under(1000, clock)  # its time never comes: the clock stands still
+    waiting = iter([0, ENOUGH - 1, ENOUGH])
+    await pace.gather(lambda: next(waiting))
+    assert next(waiting, None) is None

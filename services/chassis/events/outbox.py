@@ -23,13 +23,11 @@ from google.protobuf.message import Message
 from .. import tracing
 from ..contract import violations
 from ..errors import StoreUnavailable
-from ..pace import Pace
 from ..retry import Backoff
 from ..telemetry import events_published, events_refused, log, outbox_seconds, traceparent, traces_by_key
 
 # Measured: an atomic batch of 500 gives 11,000 messages/s, one of 100 3,400/s; the server's limit is 1,000.
 BATCH = 500
-INTERVAL = 0.01  # seconds from batch to batch under load
 # A row left by a dead process waits at most this long, in seconds, for another replica to look, once it is LEFT.
 LOOK_EVERY = 1.0
 # Seconds from a row's writing after which it counts as left: the process that wrote it would have published it by then.
@@ -137,7 +135,6 @@ class Relay:
         self._fresh: list[tuple[float, Outgoing]] = []  # with the time at which it was handed over
         self._wake = asyncio.Event()
         self._stopping = False
-        self._pace = Pace(INTERVAL)
 
     def committed(self, rows: Sequence[Outgoing]) -> None:
         """Says that rows were just committed."""
@@ -184,14 +181,11 @@ class Relay:
 
     async def _publish_fresh(self) -> None:
         """Publishes a batch of what was just committed. What the stream refuses stays, until it counts as left."""
-        if self._fresh and (pause := self._pace.pause()):
-            await asyncio.sleep(pause)
         # What is too old may be in another relay's hands: one owner is enough.
         oldest = time.monotonic() - OURS
         self._fresh = [(since, row) for since, row in self._fresh if since > oldest]
         rows, self._fresh = [row for _, row in self._fresh[:BATCH]], self._fresh[BATCH:]
         if rows:
-            self._pace.begin(len(rows))
             refused = await self._send(rows)
             await self.store.remove([row.id for row in rows if row.id not in refused])
 

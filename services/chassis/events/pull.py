@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 NOT_REACHED = (nats.errors.Error, PublishFailed, StoreUnavailable, OSError, TimeoutError)
 BATCH = 256
-INTERVAL = 0.025  # seconds from batch to batch under load
+LONGEST = 0.2  # seconds from batch to batch under load, at most
 # Seconds until a message goes to another replica when the one that has it has gone, or hangs. One that is at work says
 # so three times as often.
 ACK_WAIT = 10.0
@@ -85,7 +85,7 @@ class StandingPull:
         self._queue: asyncio.Queue[Msg | None] = asyncio.Queue()  # None: look how the request is
         self._in_hand: dict[str, tuple[Msg, float]] = {}
         self._keeping: asyncio.Task[None] | None = None
-        self._pace = Pace(INTERVAL)
+        self._pace = Pace(LONGEST)
 
     async def __aenter__(self) -> "StandingPull":
         self._keeping = asyncio.create_task(self._keep())
@@ -138,8 +138,7 @@ class StandingPull:
         if not getting.done() or getting.cancelled():
             return []
         found = [getting.result()]
-        if pause := self._pace.pause():
-            await later(self._stopping, pause)
+        await self._pace.gather(self._queue.qsize)
         while len(found) < BATCH and not self._queue.empty():
             found.append(self._queue.get_nowait())
         self._pace.begin(len(found))
