@@ -202,8 +202,13 @@ class Bench:
         found: Json = json.loads(result.read_text())
         return found
 
-    async def turn(self, mesh: Mesh, tokens: list[str], seconds: float) -> Turn:
-        """Loads one path. On the real path also follows some bookings, and waits in the end until all are completed."""
+    async def turn(
+        self, mesh: Mesh, tokens: list[str], seconds: float, script: str = "load.js", **settings: str
+    ) -> Turn:
+        """Loads one path. On the real path also follows some bookings, and waits in the end until all are completed.
+
+        `settings` are the script's, and take the place of the usual ones.
+        """
         before, begin, real = dict[str, float](), 0.0, mesh is self.real
         following: asyncio.Task[list[float | None]] | None = None
 
@@ -212,8 +217,8 @@ class Bench:
             before, begin = self.used(mesh, pid), time.monotonic()
             following = asyncio.create_task(self.follow(seconds)) if real else None
 
-        settings = {"VUS": str(self.vus), "SECONDS": f"{seconds:g}", "REUSE": "" if real else "1"}
-        load = await self.load("load.js", mesh, tokens, began, **settings)
+        settings = {"VUS": str(self.vus), "SECONDS": f"{seconds:g}", "REUSE": "" if real else "1"} | settings
+        load = await self.load(script, mesh, tokens, began, **settings)
         if not load["outcomes"].get("OK"):
             raise MeshError(f"nobody was approved: {load['outcomes']}")
         approved, waiting, drain, completed = load["outcomes"].pop("OK"), 0, 0.0, list[float | None]()
@@ -223,6 +228,8 @@ class Bench:
             completed = await following
         spent, foreign = self.spent(mesh, before, time.monotonic() - begin)
         rate, errors = approved / load["seconds"], load["outcomes"]
+        if dropped := load.get("dropped"):
+            errors["dropped"] = dropped  # the generator could not send them at their time
         return Turn(rate, load["ms"], approved, errors, spent, foreign, waiting, drain, completed)
 
     def used(self, mesh: Mesh, running: int | None = None) -> dict[str, float]:

@@ -83,9 +83,9 @@ class Step:
 
 
 def spread(times: list[float]) -> dict[str, float]:
-    """p50, p99 and max; zeros if there are no times."""
+    """p50, p90, p99 and max; zeros if there are no times."""
     cuts = quantiles(times, n=100, method="inclusive") if len(times) > 1 else [*times, 0.0][:1] * 99
-    return {"p50": cuts[49], "p99": cuts[98], "max": max(times, default=0.0)}
+    return {"p50": cuts[49], "p90": cuts[89], "p99": cuts[98], "max": max(times, default=0.0)}
 
 
 class Times:
