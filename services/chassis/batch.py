@@ -17,9 +17,9 @@ LONGEST = 0.1  # seconds from batch to batch under load, at most; the callers wa
 class Batcher(Generic[T, R]):
     """Calls `write` with the items of all callers that wait. A caller who comes alone is served at once.
 
-    `write` returns an item's result or exception at its place. When it raises for a batch of several, each item is
-    written alone, so that one item cannot spoil the others. `key` gives an item's correlation key, under which the
-    events of its effect find their caller's trace.
+    `write` returns an item's result or exception at its place. When it raises for a batch of several, each half of it
+    is written apart, and so on, so that one item cannot spoil the others. `key` gives an item's correlation key, under
+    which the events of its effect find their caller's trace.
     """
 
     def __init__(
@@ -62,8 +62,9 @@ class Batcher(Generic[T, R]):
                 raise RuntimeError(f"{len(results)} results for {len(batch)} items")
         except Exception as error:
             if len(batch) > 1 and not isinstance(error, StoreUnavailable):
-                for single in batch:
-                    await self._one([single])
+                half = len(batch) // 2
+                await self._one(batch[:half])
+                await self._one(batch[half:])
                 return
             results = [error] * len(batch)
         for (_, _, future), result in zip(batch, results, strict=True):

@@ -241,7 +241,7 @@ class Mongo:
         async with self.boundary():
             # By the server's clock: a replica whose own is wrong holds nothing for longer.
             # But a row was written by its process's clock. If that is ahead, the row may be left already.
-            age = {"$abs": {"$subtract": ["$$NOW", "$enqueued"]}}
+            age = {"$abs": {"$subtract": ["$$NOW", {"$ifNull": ["$enqueued", EPOCH]}]}}
             free = [{"$lt": ["$held_until", "$$NOW"]}, {"$gte": [age, left * 1000]}]
             lease, unheld = uuid.uuid4().hex, {"$expr": {"$and": free}}
             ids = [row["_id"] async for row in self.outbox.find(unheld, {"_id": 1}).sort("time", 1).limit(limit)]

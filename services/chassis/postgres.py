@@ -73,11 +73,11 @@ ALTER TABLE outbox
 
 # Rows that another relay holds are skipped, so replicas share the work; the delete is undone if publishing fails.
 # The rows are gathered into an array first: a plan may run a subquery of IN several times, and each time it would skip
-# some rows and lock others.
+# some rows and lock others. A row's age may be negative after a switchover to a server whose clock is behind.
 TAKE = """
 DELETE FROM outbox
 WHERE sequence = ANY (ARRAY(
-    SELECT sequence FROM outbox WHERE held_until <= now() AND enqueued <= now() - $2 * interval '1 second'
+    SELECT sequence FROM outbox WHERE held_until <= now() AND abs(extract(epoch FROM now() - enqueued)) >= $2
     ORDER BY sequence LIMIT $1 FOR UPDATE SKIP LOCKED
 ))
 RETURNING sequence, id, key, subject, time, traceparent, payload, enqueued, refused"""

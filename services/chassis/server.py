@@ -36,7 +36,7 @@ WAITING = Backoff(first=0.1, longest=5.0)  # between tries of a store or a strea
 CHECK_EVERY = 2.0  # seconds between looks whether the store answers
 # Seconds without an answer after which this replica is not ready: calls go to others, which may reach the store.
 UNREADY_AFTER = 5.0
-# New objects after which cycles among them are looked for. Few are made here, and Python's own 700 are a few calls.
+# New objects after which cycles among them are looked for. Few are made here; Python looks after 700 to 2,000.
 GARBAGE = 10_000
 SECRETS_EVERY = 15.0  # seconds between looks at the secrets' files
 SECRETS_WITHIN = 30.0  # seconds in which a process has to get into store and stream with changed secrets
@@ -118,6 +118,7 @@ class Service:
             raise SystemExit(f"cannot listen on {self.settings.listen}")
         await self.server.start()
         # What has been made until here stays: the collector of reference cycles need not go through it ever again.
+        gc.collect()
         gc.freeze()
         gc.set_threshold(GARBAGE)
         log.info("alive", listen=self.settings.listen)

@@ -24,6 +24,9 @@ SUBJECTS = {
     SET_ASIDE: (f"{SET_ASIDE}.*", f"{SET_ASIDE}.*.discarded", f"{SET_ASIDE}.*.parked.>", f"{SET_ASIDE}.*.retry.>"),
 }
 PUBLISH_TIMEOUT = 5.0
+# Messages from which on they are published as one atomic batch, for which the server makes a store in a folder of its
+# own: measured, 4.4 ms of its CPU however many they are, where single ones take 0.4 ms together and 0.2 ms each.
+ATOMIC = 12
 
 
 class Bus:
@@ -110,7 +113,7 @@ class Bus:
         Raises Refused when it has all but some, and does answer, and PublishFailed when it does not.
         """
         with boundary():
-            if len(rows) > 1 and await self._publish_atomic(rows):
+            if len(rows) >= ATOMIC and await self._publish_atomic(rows):
                 return
             sent = await asyncio.gather(*map(self._publish_one, rows), return_exceptions=True)
             reasons = {
