@@ -675,7 +675,7 @@ class TestBatcher:
         call: Batcher[int, int] = Batcher("test", store.write, str)
         first, bad, last = await outcomes([asyncio.create_task(call(i)) for i in (1, 13, 2)])
         assert (first, type(bad), last) == (10, ValueError, 20)
-        assert store.batches == [[1, 13, 2], [1], [13], [2]]
+        assert store.batches == [[1, 13, 2], [1], [13, 2], [13], [2]]
 
     async def test_when_the_store_is_away_nobody_is_tried_again(self) -> None:
         store = Store()

@@ -1,8 +1,8 @@
-"""Batches follow each other at once while there is little to do, and the later the more there is to do."""
+"""Batches follow each other at once while there is little to do, and at intervals under load."""
 
 import pytest
 
-from services.chassis.pace import CALM, ENOUGH, GROWTH, Pace
+from services.chassis.pace import BUSY, ENOUGH, Pace
 
 
 class Clock:
@@ -13,9 +13,9 @@ class Clock:
         return self.now
 
 
-def under(rate: float, clock: Clock, longest: float = 10.0) -> Pace:
+def under(rate: float, clock: Clock) -> Pace:
     """A pace that has seen so many items a second, one by one, for some time."""
-    pace = Pace(longest, clock)
+    pace = Pace(0.1, clock)
     for _ in range(round(5 * rate)):
         clock.now += 1 / rate
         pace.begin(1)
@@ -32,30 +32,25 @@ def test_who_comes_alone_waits_for_nobody() -> None:
         assert pace.pause() == 0
 
 
-def test_up_to_some_dozens_a_second_nobody_waits() -> None:
-    assert under(0.9 * CALM, Clock()).pause() == 0
+def test_a_few_a_second_do_not_wait_for_each_other() -> None:
+    assert under(0.9 * BUSY, Clock()).pause() == 0
 
 
-@pytest.mark.parametrize("rate", [100, 200])
-def test_the_more_come_the_longer_they_gather(rate: int) -> None:
+@pytest.mark.parametrize("rate", [1.3 * BUSY, 100 * BUSY])
+def test_under_load_a_batch_waits_for_the_rest_of_the_interval(rate: float) -> None:
     clock = Clock()
     pace = under(rate, clock)
-    interval = rate * GROWTH
-    assert pace.pause() == pytest.approx(interval, rel=0.05)
-    clock.now += interval / 2
-    assert pace.pause() == pytest.approx(interval / 2, rel=0.25)
-    clock.now += interval / 2
-    assert pace.pause() < 0.05 * interval
-
-
-def test_nobody_waits_longer_than_the_longest_interval() -> None:
-    assert under(1000, Clock(), longest=0.1).pause() == pytest.approx(0.1)
+    assert pace.pause() == pytest.approx(0.1)
+    clock.now += 0.04
+    assert pace.pause() == pytest.approx(0.06)
+    clock.now += 0.06
+    assert pace.pause() < 1e-9
 
 
 def test_when_the_load_is_over_nobody_waits_any_more() -> None:
     clock = Clock()
     pace = under(200, clock)
-    clock.now += 2.0
+    clock.now += 5.0
     pace.begin(1)
     clock.now += 0.001
     assert pace.pause() == 0
