@@ -138,6 +138,7 @@ async def test_while_approval_is_busy_one_request_is_repeated_also_after_a_reloa
     assert after["request"] == before["request"]
     await world.start("approval")
     await person.status("COMPLETED")
+    await expect(person.page.locator("[data-ask]")).to_have_count(0)  # the answer may come after the event
     assert len(sent) > repeated
     assert all(before["request"]["requestId"].encode() in body for body in sent)
     assert await kept(person) == []
@@ -167,7 +168,7 @@ async def test_a_double_click_books_once(world: World, opens: Opens) -> None:
     sent = asked(person, "CreateReservation")
     await person.button("Book it").dblclick()
     await person.status("COMPLETED")
-    assert len(sent) == 1
+    assert len(set(sent)) == 1  # a slow answer may have been asked for again
     assert len(await at(world, customer).screen()) == 1
 
 
@@ -186,7 +187,8 @@ async def test_a_reload_while_the_answer_is_on_its_way_books_once(world: World, 
     await asyncio.wait_for(arrived.wait(), 60)
     await person.page.reload()
     await person.status("COMPLETED")
-    assert len(sent) == 2
+    assert len(sent) >= 2
+    assert len(set(sent)) == 1
     assert len(await at(world, customer).screen()) == 1
 
 
@@ -214,6 +216,7 @@ async def test_a_cancellation_that_is_asked_for_without_a_connection_is_made_whe
     person = await signed_in(opens, name())
     await person.book(hospital, day)
     await person.status("COMPLETED")
+    await person.see("You are booked")
     await person.follow("Your reservation")
     await person.context.set_offline(True)
     await person.press("Cancel")
@@ -255,7 +258,7 @@ async def test_a_day_that_filled_up_meanwhile_is_explained_and_another_can_be_ch
     person = await signed_in(opens, name())
     await person.page.locator('a.button.main[href="/customer/book"]').click()
     await person.choose_day(hospital, day)
-    await world.customer().create(hospital, day)
+    await world.customer().book(hospital, day)
     await person.press("Book it")
     await person.see("This could not be booked")
     await person.press("Choose another day")
