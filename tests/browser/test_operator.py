@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import expect
 
 from mesh.machine.home import SERVICES
-from tests.e2e.conftest import World
+from tests.e2e.conftest import World, eventually
 
 from .conftest import Opens
 from .person import DESKTOP, PHONE, Person
@@ -94,12 +94,11 @@ async def test_dead_letters_are_looked_at_redriven_and_discarded_with_a_reason(w
     await garbage(world, 2)
     rows = person.page.locator("tbody tr")
 
-    async def two() -> None:
-        while await rows.count() < 2:
-            await person.press("Refresh")  # does nothing while the list is being read
-            await asyncio.sleep(0.2)
+    async def refreshed() -> int:
+        await person.press("Refresh")  # does nothing while the list is being read
+        return await rows.count()
 
-    await asyncio.wait_for(two(), 60)
+    await eventually(refreshed, lambda shown: shown == 2)
     await person.fits()
     number = rows.first.locator("td.number")  # what fails again is kept under a new one
     before = await number.inner_text()

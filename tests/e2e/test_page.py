@@ -6,7 +6,6 @@ import re
 import signal
 import time
 from collections.abc import AsyncIterator
-from statistics import median
 
 import httpx
 import pytest
@@ -108,15 +107,14 @@ async def test_the_page_is_quick_while_approval_hangs_and_everybody_books(
         os.kill(process.pid, signal.SIGSTOP)
     try:
         bookings = [asyncio.create_task(refused(world.customer().create(hospital, day))) for _ in range(100)]
-        times = list[float]()
+        slowest = 0.0
         while not all(booking.done() for booking in bookings):
             begin = time.monotonic()
             assert (await browser.get("/")).status_code == 200
-            times.append(time.monotonic() - begin)
+            slowest = max(slowest, time.monotonic() - begin)
             await asyncio.sleep(0.01)
         assert {(await booking).code.name for booking in bookings} == {"RESOURCE_EXHAUSTED"}
-        assert median(times) < 2  # one look alone may have waited for a processor
-        assert max(times) < 10
+        assert slowest < 2
     finally:
         for process in hanging:
             assert process
