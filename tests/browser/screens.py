@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from datetime import date, timedelta
 from typing import Literal
 
-import grpc.aio
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
 from playwright.async_api import Browser, Route, expect
 
-from tests.e2e.conftest import Client, Status, World, delivery, eventually, refusal, zone_at_noon
+from tests.e2e.conftest import Client, Status, World, delivery, eventually, zone_at_noon
 from vaccination.approval.v1 import hospital_pb2, hospital_service_pb2
 from vaccination.vaccinemgmt.v1 import lot_pb2
 
@@ -107,29 +106,20 @@ async def _booked(
         name = f"{GIVEN[number % 10]}.{FAMILY[number // 10 % 10]}-{tag}{number:03}"
         customer: Client = world.client(name, ["customer"])
         async with few:
-            return name, await _patiently(customer, hospital, day, code)
+            booked = await customer.book(hospital, day, vaccine_code=code)
+        assert booked.status != STATUS.RESERVATION_STATUS_REJECTED, booked
+        return name, booked.reservation_id
 
     made = await asyncio.gather(*map(one, range(count)))
     for name, reservation_id in (made[0], made[-1]):
         await world.client(name, ["customer"]).reaches(reservation_id, status)
     manager = world.manager(hospital)
     if status == STATUS.RESERVATION_STATUS_COMPLETED:
-        await eventually(lambda: manager.of_day(hospital, day), lambda all_: all(one.HasField("dose") for one in all_))
+        await eventually(
+            lambda: manager.of_day(hospital, day),
+            lambda all_: len(all_) >= count and all(one.HasField("dose") for one in all_),
+        )
     return made
-
-
-async def _patiently(customer: Client, hospital: str, day: date, code: str) -> str:
-    """Books, and tries again as often as it is told to."""
-    request_id = str(uuid.uuid4())
-    while True:
-        try:
-            made = await customer.create(hospital, day, request_id, code)
-            assert made.status != STATUS.RESERVATION_STATUS_REJECTED, made
-            return made.reservation_id
-        except grpc.aio.AioRpcError as error:
-            if (wait := refusal(error).retry_after) is None:
-                raise
-            await asyncio.sleep(wait)
 
 
 Screens = AsyncIterator[tuple[str, Person]]
@@ -197,6 +187,7 @@ async def _customer(person: Person, stage: Stage) -> AsyncIterator[str]:
     await expect(page.locator('[data-ask="busy"]')).to_be_visible()
     yield "customer-busy"
     await person.status("COMPLETED")
+    await expect(page.locator(".notice.good")).to_be_visible()
     yield "customer-booked"
     await person.context.clock.fast_forward(7000)
     await expect(page.locator(".toast p")).to_have_count(0)  # it would cover the next screens

@@ -66,6 +66,7 @@ async def test_a_booking_is_made_by_keyboard_alone(world: World, opens: Opens) -
     await tab_to("Book it")
     await keys.press("Enter")
     await person.status("COMPLETED")
+    await person.see("You are booked")
     await tab_to("Your reservation")
     await keys.press("Enter")
     await tab_to("Cancel")

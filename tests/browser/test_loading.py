@@ -48,7 +48,7 @@ async def usable(person: Person, to: str, what: str) -> str:
     begin = time.time()
     await person.page.goto(to, wait_until="commit")
     await expect(person.page.locator(what).first).to_be_visible()
-    end = await (await person.page.wait_for_function("window.usable")).json_value()
+    end = await (await person.page.wait_for_function("() => window.usable")).json_value()
     return f"{end / 1000 - begin:.2f} s, {len(asked)} requests"
 
 

@@ -32,8 +32,13 @@ class Counter:
     async def booked(self, status: int = COMPLETED) -> tuple[Client, str]:
         """A new customer with a booking of today; its reservation's id."""
         customer = self.world.customer()
-        reservation_id = (await customer.create(self.hospital, self.today)).reservation_id
+        reservation_id = (await customer.book(self.hospital, self.today)).reservation_id
         await customer.reaches(reservation_id, status)
+        manager = self.world.manager(self.hospital)  # who is APPROVED may not be known to vaccine management yet
+        await eventually(
+            lambda: manager.of_day(self.hospital, self.today),
+            lambda day: any(one.reservation_id == reservation_id for one in day),
+        )
         return customer, reservation_id
 
     def row(self, reservation_id: str) -> Locator:
@@ -122,7 +127,7 @@ async def test_a_customer_of_another_day_is_found(counter: Counter) -> None:
     tomorrow = counter.today + timedelta(days=1)
     await world.operator.set_capacity(counter.hospital, tomorrow, 1)
     name = f"early-{uuid.uuid4().hex[:6]}"
-    booked = await world.client(name, ["customer"]).create(counter.hospital, tomorrow)
+    booked = await world.client(name, ["customer"]).book(counter.hospital, tomorrow)
     await world.client(name, ["customer"]).reaches(booked.reservation_id, COMPLETED)
     await person.page.get_by_label("Customer, reservation or lot").fill(name)
     await person.press(f"Look for customer “{name}” on other days")
@@ -314,6 +319,7 @@ async def test_what_is_done_while_the_connection_is_lost_is_done_once_when_it_is
     person = counter.person
     _, booking = await counter.booked()
     await counter.refresh()
+    await expect(counter.row(booking)).to_be_visible()
     await person.context.set_offline(True)
     await counter.row(booking).get_by_role("button", name="Check in").click()
     await expect(person.page.locator('[data-ask="lost"]')).to_be_visible()

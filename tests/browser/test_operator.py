@@ -9,7 +9,7 @@ import pytest
 from playwright.async_api import expect
 
 from mesh.machine.home import SERVICES
-from tests.e2e.conftest import World
+from tests.e2e.conftest import World, eventually
 
 from .conftest import Opens
 from .person import DESKTOP, PHONE, Person
@@ -55,13 +55,13 @@ async def test_bookings_completions_and_refusals_are_plotted_as_they_happen(worl
         await now(plot, f"{name} 0")
     await now("toCompletion", f"mean {UNKNOWN}, 99 % are faster {UNKNOWN}")
     some = r"(0\.\d+|[1-9][\d.]*)"
-    await world.customer().create(hospital, day)
+    await world.customer().book(hospital, day)
     await asyncio.gather(
         now("bookings", f"Bookings {some}"),
         now("completions", f"Completions {some}"),
         now("toCompletion", f"mean {some}, 99 % are faster {some}"),
     )
-    await world.customer().create(hospital, day)
+    await world.customer().book(hospital, day)
     await now("breaker", f"denied by approval {some}, turned away since approval is busy 0")
 
 
@@ -94,17 +94,19 @@ async def test_dead_letters_are_looked_at_redriven_and_discarded_with_a_reason(w
     await garbage(world, 2)
     rows = person.page.locator("tbody tr")
 
-    async def two() -> None:
-        while await rows.count() < 2:
-            async with person.page.expect_response("**/ListDeadLetters"):
-                await person.press("Refresh")
+    async def refreshed() -> int:
+        await person.press("Refresh")  # does nothing while the list is being read
+        return await rows.count()
 
-    await asyncio.wait_for(two(), 60)
+    await eventually(refreshed, lambda shown: shown == 2)
     await person.fits()
+    number = rows.first.locator("td.number")  # what fails again is kept under a new one
+    before = await number.inner_text()
     await rows.first.get_by_role("button", name="Open").click()
     await expect(person.dialog.locator(".failures li")).to_have_count(1)
     await person.dialog.get_by_role("button", name="Redrive").click()
     await person.see("0 handled · 1 failed again")
+    await expect(number).not_to_have_text(before)
     await expect(rows).to_have_count(2)
     await rows.first.get_by_role("button", name="Open").click()
     await person.press("Discard")
@@ -112,10 +114,12 @@ async def test_dead_letters_are_looked_at_redriven_and_discarded_with_a_reason(w
     await person.dialog.get_by_label("Reason").fill("Garbage of a test")
     await person.press("Give it up")
     await expect(rows).to_have_count(1)
+    before = await number.inner_text()
     await person.press("Redrive all")
     await person.dialog.get_by_role("button", name="Redrive all").click()
     await person.see("0 handled · 1 failed again · 0 left", "dialog .progress")
     await person.dialog.get_by_role("button", name="Close").last.click()
+    await expect(number).not_to_have_text(before)
     await rows.first.get_by_role("button", name="Open").click()
     await person.press("Discard")
     await person.dialog.get_by_label("Reason").fill("Garbage of a test")
@@ -125,7 +129,7 @@ async def test_dead_letters_are_looked_at_redriven_and_discarded_with_a_reason(w
 
 async def test_the_books_of_places_and_of_doses_agree(world: World, opens: Opens) -> None:
     hospital, day = await world.new_hospital(capacity=2, doses=2)
-    await world.customer().create(hospital, day)
+    await world.customer().book(hospital, day)
     await world.quiet()
     person = await operator(opens, to="/operator/books")
     for service in ("approval", "vaccinemgmt"):

@@ -119,6 +119,19 @@ class Client:
         response = await self.call(self.reservation.CreateReservation, request)
         return response.reservation  # type: ignore[no-any-return]
 
+    async def book(
+        self, hospital_id: str, day: date | str, request_id: str | None = None, vaccine_code: str = ""
+    ) -> reservation_pb2.Reservation:
+        """Books as a person does: repeats the same request as often as it is told to try again shortly."""
+        request_id = request_id or str(uuid.uuid4())
+        while True:
+            try:
+                return await self.create(hospital_id, day, request_id, vaccine_code)
+            except grpc.aio.AioRpcError as error:
+                if (wait := refusal(error).retry_after) is None:
+                    raise
+                await asyncio.sleep(wait)
+
     async def get(self, reservation_id: str) -> reservation_pb2.Reservation:
         """GetReservation."""
         request = reservation_service_pb2.GetReservationRequest(reservation_id=reservation_id)

@@ -356,7 +356,7 @@ async def test_a_booking_is_moved_in_one_step_or_stays_as_it_was(scene: Scene) -
             Status.RESERVATION_STATUS_REJECTED,
             Denial.DENIAL_REASON_DAY_FULL,
         )
-    assert (await another.get(held)).status == Status.RESERVATION_STATUS_COMPLETED
+    await eventually(lambda: another.get(held), lambda seen: seen.status == Status.RESERVATION_STATUS_COMPLETED)
     back = {"request_id": new_id(), "reservation_id": held, "hospital_id": scene.hospital, "date": str(scene.day)}
     await scene.world.operator.set_capacity(scene.hospital, scene.day, 1)  # full with the booking that moves
     moved = (await scene.call(another, "MoveReservation", **back, vaccine_code="207")).reservation

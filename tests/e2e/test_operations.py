@@ -46,7 +46,7 @@ async def typed(world: World, script: str, **env: str) -> str:
         cwd=ROOT, env=os.environ | {"MESH_HOME": str(world.mesh.home.path)} | env,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    out, _ = await asyncio.wait_for(process.communicate(), 60)
+    out, _ = await asyncio.wait_for(process.communicate(), 300)
     assert process.returncode == 0, out.decode()
     return out.decode()
 
@@ -203,7 +203,7 @@ async def test_an_event_whose_handling_always_fails_is_tried_and_then_laid_aside
         return (await ops(world, "reservation", "ListDeadLetters")).get("dead_letters", [])
 
     # The two letters are the approval, and the completion that vaccine management made of it.
-    for letter in await eventually(letters, lambda found: len(found) == 2, within=40):
+    for letter in await eventually(letters, lambda found: len(found) == 2, within=120):
         assert [failure["tries"] for failure in letter["history"]] == [1, 2, 3, 4, 5]
         await ops(world, "reservation", "DiscardDeadLetter", sequence=letter["sequence"], reason="poison of a test")
 

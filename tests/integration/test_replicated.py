@@ -192,7 +192,6 @@ class TestNats:
         kept = set()
         for sequence in range(1, (await jetstream.stream_info(STREAM)).state.last_seq + 1):
             kept.add(int((await jetstream.get_msg(STREAM, sequence)).data or b""))
-        await jetstream.delete_stream(STREAM)
         await client.close()
         assert set(acknowledged) <= kept
         await asyncio.to_thread(mesh.start, dead)

@@ -246,12 +246,13 @@ async def test_a_cancelled_call_does_not_keep_the_lock(replicas: list[Database |
 async def test_a_call_that_waits_too_long_for_the_lock_is_told_to_try_again(
     replicas: list[Database | Mongo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (postgres, mongo):
-        monkeypatch.setattr(module, "LOCK_WITHIN", 0.3)
     async with replicas[0].exclusively():
-        with pytest.raises(StoreUnavailable):
-            async with replicas[1].exclusively():
-                pass
+        with monkeypatch.context() as soon:
+            for module in (postgres, mongo):
+                soon.setattr(module, "LOCK_WITHIN", 0.3)
+            with pytest.raises(StoreUnavailable):
+                async with replicas[1].exclusively():
+                    pass
     async with replicas[1].exclusively():
         pass
 
@@ -259,7 +260,7 @@ async def test_a_call_that_waits_too_long_for_the_lock_is_told_to_try_again(
 async def test_a_process_that_hangs_in_an_exclusive_block_loses_the_lock_and_a_slow_one_does_not(
     replicas: list[Database | Mongo], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lease, "LEASE", 0.6)
+    monkeypatch.setattr(lease, "LEASE", 2.0)
 
     async def enters() -> None:
         async with replicas[1].exclusively():
