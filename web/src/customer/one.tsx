@@ -36,7 +36,9 @@ export function One({ id }: { id: string }) {
       </>
     );
   const held = isHeld(one, dayIn(one.timeZone, Date.now()));
-  const busy = pending.length > 0;
+  const busy = pending.some((ask) => ask.kind !== "cancel");
+  // A cancellation is not kept waiting by requests about other reservations.
+  const asked = pending.some((ask) => (ask.request as { reservationId?: string }).reservationId === id);
   return (
     <>
       <Heading before={back}>{t("reservation")}</Heading>
@@ -60,7 +62,7 @@ export function One({ id }: { id: string }) {
             <Link href={`/customer/book?instead=${id}`} class="button plain" aria-disabled={busy}>
               {t("move")}
             </Link>
-            <Button kind="danger" busy={busy} onClick={() => setAsking(true)}>
+            <Button kind="danger" busy={asked} onClick={() => setAsking(true)}>
               {t("cancel")}
             </Button>
           </div>

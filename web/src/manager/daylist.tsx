@@ -66,6 +66,7 @@ export function DayList({ hospital }: Here) {
     [list.data, changed],
   );
   const isToday = day === today;
+  const refresh = () => Promise.all([list.reload(), lots.reload()]);
   const to = (date: string) => go(date === today ? "/manager" : `/manager?day=${date}`);
   const onChanged = (vaccination: Vaccination | undefined) => {
     if (vaccination) setChanged((before) => ({ ...before, [vaccination.reservationId]: vaccination }));
@@ -112,7 +113,7 @@ export function DayList({ hospital }: Here) {
           value={search}
           onInput={(event) => setSearch(event.currentTarget.value)}
         />
-        <AsOf at={list.at} zone={hospital.timeZone} onRefresh={list.reload} />
+        <AsOf at={list.at} zone={hospital.timeZone} onRefresh={refresh} />
       </div>
       <Read from={{ ...list, data: rows } as typeof list}>
         {(all) => {
@@ -174,10 +175,10 @@ export function DayList({ hospital }: Here) {
         }}
       </Read>
       {act?.what === "administer" && (
-        <Administer booking={act.booking} lots={lots.data ?? []} onDone={onChanged} onClose={() => setAct(null)} />
+        <Administer booking={act.booking} lots={lots} onDone={onChanged} onClose={() => setAct(null)} />
       )}
       {act?.what === "assign" && (
-        <AssignLot booking={act.booking} lots={lots.data ?? []} onDone={onChanged} onClose={() => setAct(null)} />
+        <AssignLot booking={act.booking} lots={lots} onDone={onChanged} onClose={() => setAct(null)} />
       )}
       {act?.what === "missed" && (
         <Missed booking={act.booking} lots={lots.data ?? []} onDone={onChanged} onClose={() => setAct(null)} />

@@ -15,16 +15,16 @@ export function Waiting({ hospital }: Here) {
     (page) => page.vaccinations,
     [hospital.hospitalId],
   );
+  const refresh = () => Promise.all([list.reload(), lots.reload()]);
   const onDone = () => {
     setBooking(null);
-    void list.reload();
-    void lots.reload();
+    void refresh();
   };
   return (
     <>
       <div class="between">
         <Heading>{t("waiting")}</Heading>
-        <AsOf at={list.at} zone={hospital.timeZone} onRefresh={list.reload} />
+        <AsOf at={list.at} zone={hospital.timeZone} onRefresh={refresh} />
       </div>
       <Read from={list}>
         {(all) =>
@@ -69,7 +69,7 @@ export function Waiting({ hospital }: Here) {
         }
       </Read>
       {booking && (
-        <AssignLot booking={booking} lots={lots.data ?? []} onDone={onDone} onClose={() => setBooking(null)} />
+        <AssignLot booking={booking} lots={lots} onDone={onDone} onClose={() => setBooking(null)} />
       )}
     </>
   );
