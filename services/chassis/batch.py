@@ -11,7 +11,7 @@ from .telemetry import batch_size, traceparent, traces_by_key
 T = TypeVar("T")
 R = TypeVar("R")
 
-INTERVAL = 0.05  # seconds from batch to batch under load; the callers wait for it
+INTERVALS = 0.05, 0.1  # seconds from batch to batch under load, see Pace; the callers wait for it
 
 
 class Batcher(Generic[T, R]):
@@ -32,7 +32,7 @@ class Batcher(Generic[T, R]):
         self._name, self._write, self._key, self._limit = name, write, key, limit
         self._waiting: list[tuple[T, str, asyncio.Future[R]]] = []
         self._writer: asyncio.Task[None] | None = None
-        self._pace = Pace(INTERVAL)
+        self._pace = Pace(*INTERVALS)
 
     async def __call__(self, item: T) -> R:
         """The item's own result, or raises its own exception."""

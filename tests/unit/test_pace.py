@@ -2,7 +2,9 @@
 
 import pytest
 
-from services.chassis.pace import BUSY, ENOUGH, Pace
+from services.chassis.pace import BUSY, ENOUGH, GROWTH, Pace
+
+SHORTEST, LONGEST = 0.1, 0.3
 
 
 class Clock:
@@ -15,7 +17,7 @@ class Clock:
 
 def under(rate: float, clock: Clock) -> Pace:
     """A pace that has seen so many items a second, one by one, for some time."""
-    pace = Pace(0.1, clock)
+    pace = Pace(SHORTEST, LONGEST, clock)
     for _ in range(round(5 * rate)):
         clock.now += 1 / rate
         pace.begin(1)
@@ -24,7 +26,7 @@ def under(rate: float, clock: Clock) -> Pace:
 
 def test_who_comes_alone_waits_for_nobody() -> None:
     clock = Clock()
-    pace = Pace(0.1, clock)
+    pace = Pace(SHORTEST, LONGEST, clock)
     assert pace.pause() == 0
     for _ in range(3):  # a booking's events
         pace.begin(1)
@@ -36,14 +38,16 @@ def test_a_few_a_second_do_not_wait_for_each_other() -> None:
     assert under(0.9 * BUSY, Clock()).pause() == 0
 
 
-@pytest.mark.parametrize("rate", [1.3 * BUSY, 100 * BUSY])
-def test_under_load_a_batch_waits_for_the_rest_of_the_interval(rate: float) -> None:
+@pytest.mark.parametrize(
+    ("rate", "interval"), [(1.3 * BUSY, SHORTEST), (0.2 / GROWTH, 0.2), (2 * LONGEST / GROWTH, LONGEST)]
+)
+def test_under_load_a_batch_waits_for_the_rest_of_an_interval_that_grows_with_it(rate: float, interval: float) -> None:
     clock = Clock()
     pace = under(rate, clock)
-    assert pace.pause() == pytest.approx(0.1)
-    clock.now += 0.04
-    assert pace.pause() == pytest.approx(0.06)
-    clock.now += 0.06
+    assert pace.pause() == pytest.approx(interval, rel=0.02)
+    clock.now += interval / 2
+    assert interval / 4 < pace.pause() < interval / 2 + 1e-9
+    clock.now += interval / 2
     assert pace.pause() < 1e-9
 
 

@@ -21,7 +21,7 @@ R = TypeVar("R")
 
 NOT_REACHED = (nats.errors.Error, PublishFailed, StoreUnavailable, OSError, TimeoutError)
 BATCH = 256
-INTERVAL = 0.1  # seconds from batch to batch under load
+INTERVALS = 0.1, 0.3  # seconds from batch to batch under load, see Pace
 # Seconds until a message goes to another replica when the one that has it has gone, or hangs. One that is at work says
 # so three times as often.
 ACK_WAIT = 10.0
@@ -85,7 +85,7 @@ class StandingPull:
         self._queue: asyncio.Queue[Msg | None] = asyncio.Queue()  # None: look how the request is
         self._in_hand: dict[str, tuple[Msg, float]] = {}
         self._keeping: asyncio.Task[None] | None = None
-        self._pace = Pace(INTERVAL)
+        self._pace = Pace(*INTERVALS)
 
     async def __aenter__(self) -> "StandingPull":
         self._keeping = asyncio.create_task(self._keep())
