@@ -1,7 +1,8 @@
-"""Many callers, one transaction: calls that arrive while a batch is being written form the next batch."""
+"""Many callers, one transaction: calls that arrive while a batch is written, or soon after one, form the next batch."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import Context
 from typing import Generic, TypeVar
 
 from .errors import StoreUnavailable
@@ -12,10 +13,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 INTERVALS = 0.05, 0.1  # seconds from batch to batch under load, see Pace; the callers wait for it
+ENOUGH = 32  # calls that wait for no more
 
 
 class Batcher(Generic[T, R]):
-    """Calls `write` with the items of all callers that wait. A caller who comes alone is served at once.
+    """Calls `write` with the items of all callers that wait. A caller who comes alone is served at once, see Pace.
 
     `write` returns an item's result or exception at its place. When it raises for a batch of several, each half of it
     is written apart, and so on, so that one item cannot spoil the others. `key` gives an item's correlation key, under
@@ -32,14 +34,15 @@ class Batcher(Generic[T, R]):
         self._name, self._write, self._key, self._limit = name, write, key, limit
         self._waiting: list[tuple[T, str, asyncio.Future[R]]] = []
         self._writer: asyncio.Task[None] | None = None
-        self._pace = Pace(*INTERVALS)
+        self._pace = Pace(*INTERVALS, ENOUGH)
 
     async def __call__(self, item: T) -> R:
         """The item's own result, or raises its own exception."""
         future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
         self._waiting.append((item, traceparent.get(), future))
         if self._writer is None:
-            self._writer = asyncio.create_task(self._run())
+            # In a context of its own: it works for all callers, not for the one who came first.
+            self._writer = asyncio.create_task(self._run(), context=Context())
         return await future
 
     async def _run(self) -> None:
@@ -55,7 +58,6 @@ class Batcher(Generic[T, R]):
 
     async def _one(self, batch: list[tuple[T, str, asyncio.Future[R]]]) -> None:
         traces_by_key.set({self._key(item): trace for item, trace, _ in batch})
-        traceparent.set("")  # that of the caller who came first
         try:
             results = await self._write([item for item, _, _ in batch])
             if len(results) != len(batch):

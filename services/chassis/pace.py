@@ -12,33 +12,48 @@ from collections.abc import Callable
 WINDOW = 1.0  # seconds over which items are counted, the older ones for less
 BUSY = 20.0  # items a second from which on batches are kept apart: fewer would hardly meet each other
 GROWTH = 0.001  # seconds of an interval for each item a second, so that batches grow faster than the load
-ENOUGH = 100  # items that do not wait for more: with them a batch costs hardly anything for each
 STEP = 0.025  # seconds between looks whether there are enough
+# Batches in a row that gained nothing by waiting. Then none waits for WINDOW: it is one who calls again and again.
+ALONE = 3
 
 
 class Pace:
-    """The pace of one kind of batches. An interval is in seconds, from one batch's beginning to the next one's."""
+    """The pace of one kind of batches: from `shortest` to `longest` seconds from one's beginning to the next one's.
 
-    def __init__(self, shortest: float, longest: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._shortest, self._longest, self._clock = shortest, longest, clock
+    `enough` items do not wait for more: with them a batch costs hardly anything for each.
+    """
+
+    def __init__(
+        self, shortest: float, longest: float, enough: int, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._shortest, self._longest, self._enough, self._clock = shortest, longest, enough, clock
         self._begun, self._recent = -math.inf, 0.0
+        self._waited, self._alone, self._at_once_until = False, 0, -math.inf
 
     def pause(self) -> float:
         """Seconds to wait before the next batch is cut, unless there are enough items for it."""
-        passed = self._clock() - self._begun
-        rate = self._recent * math.exp(-passed / WINDOW) / WINDOW
-        if rate < BUSY:
+        now = self._clock()
+        rate = self._counted(now) / WINDOW
+        if rate < BUSY or now < self._at_once_until:
             return 0.0
         interval = min(max(self._shortest, rate * GROWTH), self._longest)
-        return max(0.0, interval - passed)
+        return max(0.0, self._begun + interval - now)
 
     def begin(self, items: int) -> None:
         """A batch of so many items begins now."""
         now = self._clock()
-        self._recent = self._recent * math.exp((self._begun - now) / WINDOW) + items
-        self._begun = now
+        self._recent, self._begun = self._counted(now) + items, now
+        if self._waited:
+            self._alone = self._alone + 1 if items == 1 else 0
+            if self._alone == ALONE:
+                self._alone, self._at_once_until = 0, now + WINDOW
+        self._waited = False
 
     async def gather(self, waiting: Callable[[], int]) -> None:
         """Waits until it is time for the next batch, or enough items wait for it."""
-        while waiting() < ENOUGH and (pause := self.pause()):  # noqa: ASYNC110 - mostly for the pause's sake
+        while waiting() < self._enough and (pause := self.pause()):
+            self._waited = True
             await asyncio.sleep(min(pause, STEP))
+
+    def _counted(self, now: float) -> float:
+        return self._recent * math.exp((self._begun - now) / WINDOW)

@@ -17,6 +17,7 @@ from .drive import History
 
 APPROVED, REJECTED, COMPLETED, CANCEL_REQUESTED, CANCELLED, MOVED, CALLED_OFF, UNSERVED, MISSED, GIVEN = range(1, 11)
 WAITING, HAS_DOSE, GIVEN_UP, WAS_GIVEN, CAME_NOT = range(1, 6)
+INTERNAL = "internal error"
 Row = dict[str, Any]
 
 
@@ -294,7 +295,7 @@ def nothing_is_left(books: Accounts, history: History) -> list[str]:
     wrong = [f"{books.outboxes} outbox rows are left"] if books.outboxes else []
     wrong += [f"{books.dead_letters} dead letters"] if books.dead_letters else []
     wrong += [f"{books.set_aside} events are set aside and were not taken up again"] if books.set_aside else []
-    return wrong + [f"internal error: {problem}" for problem in history.problems]
+    return wrong + [f"{INTERNAL}: {problem}" for problem in history.problems]
 
 
 ALL: tuple[Check, ...] = (

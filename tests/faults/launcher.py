@@ -240,6 +240,7 @@ def _bus() -> Any:
 
     from services.chassis.events import Bus
 
+    gc.unfreeze()  # the services freeze what they begin with: it is not listed
     return next(o for o in gc.get_objects() if isinstance(o, Bus))
 
 

@@ -1,10 +1,12 @@
 """Batches follow each other at once while there is little to do, and at intervals under load."""
 
+import asyncio
+
 import pytest
 
-from services.chassis.pace import BUSY, ENOUGH, GROWTH, Pace
+from services.chassis.pace import BUSY, GROWTH, Pace
 
-SHORTEST, LONGEST = 0.1, 0.3
+SHORTEST, LONGEST, ENOUGH = 0.1, 0.3, 100
 
 
 class Clock:
@@ -17,7 +19,7 @@ class Clock:
 
 def under(rate: float, clock: Clock) -> Pace:
     """A pace that has seen so many items a second, one by one, for some time."""
-    pace = Pace(SHORTEST, LONGEST, clock)
+    pace = Pace(SHORTEST, LONGEST, ENOUGH, clock)
     for _ in range(round(5 * rate)):
         clock.now += 1 / rate
         pace.begin(1)
@@ -26,12 +28,28 @@ def under(rate: float, clock: Clock) -> Pace:
 
 def test_who_comes_alone_waits_for_nobody() -> None:
     clock = Clock()
-    pace = Pace(SHORTEST, LONGEST, clock)
+    pace = Pace(SHORTEST, LONGEST, ENOUGH, clock)
     assert pace.pause() == 0
     for _ in range(3):  # a booking's events
         pace.begin(1)
         clock.now += 0.001
         assert pace.pause() == 0
+
+
+async def test_who_calls_again_and_again_and_is_alone_hardly_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, calls, seconds, each = Clock(), 0, 20.0, 0.01
+
+    async def sleep(some: float) -> None:
+        clock.now += some
+
+    monkeypatch.setattr(asyncio, "sleep", sleep)
+    pace, end = Pace(SHORTEST, LONGEST, ENOUGH, clock), clock.now + seconds
+    while clock.now < end:
+        await pace.gather(lambda: 1)
+        pace.begin(1)
+        clock.now += each
+        calls += 1
+    assert calls > 0.7 * seconds / each
 
 
 def test_a_few_a_second_do_not_wait_for_each_other() -> None:

@@ -22,6 +22,7 @@ R = TypeVar("R")
 NOT_REACHED = (nats.errors.Error, PublishFailed, StoreUnavailable, OSError, TimeoutError)
 BATCH = 256
 INTERVALS = 0.1, 0.3  # seconds from batch to batch under load, see Pace
+ENOUGH = 100  # messages that wait for no more
 # Seconds until a message goes to another replica when the one that has it has gone, or hangs. One that is at work says
 # so three times as often.
 ACK_WAIT = 10.0
@@ -85,7 +86,7 @@ class StandingPull:
         self._queue: asyncio.Queue[Msg | None] = asyncio.Queue()  # None: look how the request is
         self._in_hand: dict[str, tuple[Msg, float]] = {}
         self._keeping: asyncio.Task[None] | None = None
-        self._pace = Pace(*INTERVALS)
+        self._pace = Pace(*INTERVALS, ENOUGH)
 
     async def __aenter__(self) -> "StandingPull":
         self._keeping = asyncio.create_task(self._keep())

@@ -41,6 +41,7 @@ WITH added AS (
     WHERE NOT EXISTS (
         SELECT FROM reservations AS known
         WHERE known.reservation_id = n.reservation_id AND known.decide_time >= n.decide_time)
+    ORDER BY n.reservation_id
     ON CONFLICT (reservation_id) DO UPDATE
     SET (hospital_id, hospital_name, time_zone, date, vaccine_code, decide_time, status, rejection, dose_version,
          dose_is_back) =
@@ -146,8 +147,8 @@ class PostgresUnitOfWork:
 
     async def add(self, reservations: Sequence[Reservation]) -> None:
         """See UnitOfWork."""
-        # Of two decisions about one request the later one counts. Sorted by id, so that two batches that share new ones
-        # wait for each other in one order.
+        # Of two decisions about one request the later one counts. All are inserted by id, so that two batches that
+        # share new ones wait for each other in one order.
         latest = {
             r.appointment.reservation_id: r for r in sorted(reservations, key=lambda r: r.appointment.decide_time)
         }

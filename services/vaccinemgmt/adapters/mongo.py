@@ -412,9 +412,9 @@ class MongoUnitOfWork:
         rows = self._vaccinations.find({**booked, **_on_or_after(since)}, session=self._session)
         return [self._seen(row) async for row in rows.sort([("decide_time", -1), ("_id", -1)]).limit(limit)]
 
-    async def free_lots(self, hospital_id: str, since: date = date.min) -> Sequence[Lot]:
+    async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
         """See UnitOfWork."""
-        query = _usable(hospital_id, since, {"$gt": 0})
+        query = _usable(hospital_id, date.min, {"$gt": 0})
         return [_lot(row) async for row in self._lots.find(query, session=self._session)]
 
     async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:

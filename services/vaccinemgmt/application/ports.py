@@ -68,8 +68,8 @@ class UnitOfWork(Protocol):
         """Bookings on `since` or later with a dose of the lot, the one that came last first. Those that are checked in
         are left out."""
 
-    async def free_lots(self, hospital_id: str, since: date = date.min) -> Sequence[Lot]:
-        """Lots with a free dose that do not expire before `since`."""
+    async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
+        """Lots with a free dose, expired ones too."""
 
     async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
         """The supply of each of these hospitals, with the lots that do not expire before `since`."""
