@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 WINDOW = 1.0  # seconds over which items are counted, the older ones for less
 BUSY = 20.0  # items a second from which on batches are kept apart: fewer would hardly meet each other
-GROWTH = 0.001  # seconds of an interval for each item a second, so that batches grow faster than the load
+GROWTH = 0.002  # seconds of an interval for each item a second, so that batches grow faster than the load
 STEP = 0.025  # seconds between looks whether there are enough
 # Batches in a row that gained nothing by waiting. Then none waits for WINDOW: it is one who calls again and again.
 ALONE = 3
