@@ -13,8 +13,9 @@ WINDOW = 1.0  # seconds over which items are counted, the older ones for less
 BUSY = 20.0  # items a second from which on batches are kept apart: fewer would hardly meet each other
 GROWTH = 0.002  # seconds of an interval for each item a second, so that batches grow faster than the load
 STEP = 0.025  # seconds between looks whether there are enough
-# Batches in a row that gained nothing by waiting. Then none waits for WINDOW: it is one who calls again and again.
-ALONE = 3
+# So many batches in a row that waited and are no larger than one booking's events, and none waits for WINDOW: it is one
+# who books again and again, or hardly more.
+VAIN, FEW = 3, 3
 
 
 class Pace:
@@ -28,7 +29,7 @@ class Pace:
     ) -> None:
         self._shortest, self._longest, self._enough, self._clock = shortest, longest, enough, clock
         self._begun, self._recent = -math.inf, 0.0
-        self._waited, self._alone, self._at_once_until = False, 0, -math.inf
+        self._waited, self._in_vain, self._at_once_until = False, 0, -math.inf
 
     def pause(self) -> float:
         """Seconds to wait before the next batch is cut, unless there are enough items for it."""
@@ -44,9 +45,9 @@ class Pace:
         now = self._clock()
         self._recent, self._begun = self._counted(now) + items, now
         if self._waited:
-            self._alone = self._alone + 1 if items == 1 else 0
-            if self._alone == ALONE:
-                self._alone, self._at_once_until = 0, now + WINDOW
+            self._in_vain = self._in_vain + 1 if items <= FEW else 0
+            if self._in_vain == VAIN:
+                self._in_vain, self._at_once_until = 0, now + WINDOW
         self._waited = False
 
     async def gather(self, waiting: Callable[[], int]) -> None:
