@@ -135,7 +135,8 @@ class Processes:
         )
         deadline = time.monotonic() + 30
         while not record.exists():
-            if os.waitpid(pid, os.WNOHANG)[0] or time.monotonic() > deadline:
+            over = os.waitpid(pid, os.WNOHANG)[0] or time.monotonic() > deadline
+            if over and not record.exists():  # it may have been written, and the process have ended, just now
                 raise MeshError(f"{name} could not be started, see {self.log(name)}")
             time.sleep(0.005)
 
