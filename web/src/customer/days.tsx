@@ -7,7 +7,7 @@ import { useHospital } from "../hospitals.ts";
 import { longDay, month, shortDay, t, vaccineName } from "../i18n.ts";
 import { go } from "../router.ts";
 import { AsOf, Button, Dialog, Effects, Empty, Facts, Field, Heading, Link, Read } from "../ui/parts.tsx";
-import { asks, book, lastAnswer, mine, move } from "./mine.ts";
+import { asks, book, isBooking, lastAnswer, mine, move } from "./mine.ts";
 import { isCurrent } from "./merge.ts";
 
 const WEEKS = 6;
@@ -35,7 +35,7 @@ export function Days({ hospitalId, insteadOf }: { hospitalId: string; insteadOf:
   useEvery(REFRESHED, () => void days.reload());
   const months = useMemo(() => byMonth(days.data?.days ?? []), [days.data]);
   const name = hospital?.name ?? hospitalId;
-  const busy = pending.some((one) => one.kind !== "cancel");
+  const busy = isBooking(pending);
   const suffix = insteadOf ? `?instead=${insteadOf}` : "";
   const asOf = days.data?.asOfTime;
 

@@ -8,7 +8,7 @@ import { explain, longDay, nameOf, reasonText, statusMeaning, statusName, t, vac
 import { refusal } from "../refusal.ts";
 import { Badge, Button, Empty, Heading, Link, Loading, type Tone } from "../ui/parts.tsx";
 import { say } from "../ui/toast.tsx";
-import { asks, mine, readEarlier } from "./mine.ts";
+import { asks, isBooking, mine, readEarlier } from "./mine.ts";
 import { isCurrent } from "./merge.ts";
 
 const STREAMED = 100;
@@ -26,7 +26,7 @@ export function Home() {
     );
   const current = all.filter((one) => isCurrent(one) && one.date >= dayIn(one.timeZone, Date.now()));
   const others = all.filter((one) => !current.includes(one));
-  const mayBook = !current.length && !pending.some((one) => one.kind !== "cancel");
+  const mayBook = !current.length && !isBooking(pending);
   return (
     <>
       <Heading>{t("myBooking")}</Heading>

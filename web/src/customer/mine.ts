@@ -45,6 +45,9 @@ function one({ reservation }: { reservation?: Reservation | undefined }): Reserv
 /** The customer's requests that are under way. */
 export const asks = new Asks<Reservation>({ storage: sessionStorage, send, ...browser });
 
+/** Whether one of these requests may bring a place: another is not asked for meanwhile. */
+export const isBooking = (pending: readonly Ask[]) => pending.some((ask) => ask.kind !== "cancel");
+
 /** The answer to the last request, until it was read. */
 export const lastAnswer = new Value<Answer<Reservation> | null>(null);
 

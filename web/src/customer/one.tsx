@@ -8,7 +8,7 @@ import { refusal, type Refusal } from "../refusal.ts";
 import { Button, Dialog, Effects, Facts, Heading, Link, Loading, Problem } from "../ui/parts.tsx";
 import { meaning, Status, toneOf } from "./home.tsx";
 import { isCurrent, isHeld } from "./merge.ts";
-import { asks, cancel, lastAnswer, mine, readOne } from "./mine.ts";
+import { asks, cancel, isBooking, lastAnswer, mine, readOne } from "./mine.ts";
 
 /** Everything about one reservation. */
 export function One({ id }: { id: string }) {
@@ -36,7 +36,7 @@ export function One({ id }: { id: string }) {
       </>
     );
   const held = isHeld(one, dayIn(one.timeZone, Date.now()));
-  const busy = pending.some((ask) => ask.kind !== "cancel");
+  const busy = isBooking(pending);
   // A cancellation is not kept waiting by requests about other reservations.
   const asked = pending.some((ask) => (ask.request as { reservationId?: string }).reservationId === id);
   return (
