@@ -26,12 +26,12 @@ def to_message(value: Any, cls: type[M], **others: Any) -> M:
 
     Dates become text, enums their numbers (the domain's enums have the contract's), None stays unset.
     """
-    content = others
+    content = {}
     for name in _shared(type(value), cls):  # type: ignore[arg-type] # a class is hashable
         item = getattr(value, name)
         if item is not None:
             content[name] = _plain(item)
-    return cls(**content)
+    return cls(**content, **others)
 
 
 def from_message(message: Message, cls: type[D]) -> D:
