@@ -136,7 +136,8 @@ class Processes:
         deadline = time.monotonic() + 30
         while not record.exists():
             over = os.waitpid(pid, os.WNOHANG)[0] or time.monotonic() > deadline
-            if over and not record.exists():  # it may have been written, and the process have ended, just now
+            # Since the look above, the process may have written its record and ended.
+            if over and not record.exists():
                 raise MeshError(f"{name} could not be started, see {self.log(name)}")
             time.sleep(0.005)
 

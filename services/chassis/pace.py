@@ -13,9 +13,10 @@ WINDOW = 1.0  # seconds over which items are counted, the older ones for less
 BUSY = 20.0  # items a second from which on batches are kept apart: fewer would hardly meet each other
 GROWTH = 0.002  # seconds of an interval for each item a second, so that batches grow faster than the load
 STEP = 0.025  # seconds between looks whether there are enough
-# So many batches in a row that waited and are no larger than one booking's events, and none waits for WINDOW: it is one
-# who books again and again, or hardly more.
-VAIN, FEW = 3, 3
+FEW = 3  # items, as many as one booking has: a batch that waited and is no larger has waited in vain
+# So many batches in a row have waited in vain, and none waits for the next WINDOW: there may be only one customer, who
+# books again and again.
+VAIN = 3
 
 
 class Pace:

@@ -265,7 +265,8 @@ def answers_were_kept(books: Accounts, history: History) -> list[str]:
     ]
     more, entries = Counter[str](), {movement["_id"] for movement in books.movements}
     for movement in books.movements:
-        # What was delivered later has an id. With the very quantity of a lot that came once it is taken to be that one.
+        # What was delivered later has an id. A delivery with exactly the quantity of a lot that came once, under no id,
+        # is taken to be that first one: it adds nothing, and a second entry says so.
         lot_id, delivery_id = movement["lot_id"], movement["delivery_id"]
         if delivery_id and movement_id(lot_id, f"again\n{delivery_id}") not in entries:
             more[lot_id] += movement["quantity"]

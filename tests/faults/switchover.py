@@ -22,6 +22,7 @@ from services.chassis.events import STREAM
 from services.chassis.events.stream import SET_ASIDE as DEAD_LETTERS
 from tests.e2e.conftest import Status, World
 
+from .checks import INTERNAL
 from .drive import PATIENCE, Crowd, Person
 
 RATE = 10.0  # bookings a second
@@ -103,7 +104,7 @@ class Seen:
 
     def violations(self) -> list[str]:
         """What must not be, however slow the machine."""
-        wrong = [f"internal error: {problem}" for problem in self.internal]
+        wrong = [f"{INTERNAL}: {problem}" for problem in self.internal]
         wrong += [f"{self.dead_letters} dead letters"] if self.dead_letters else []
         return wrong + ([f"not served again within {GIVEN_UP:.0f} s"] if self.completed is None else [])
 

@@ -100,6 +100,13 @@ async def bus(open_bus: OpenBus) -> Bus:
     return await open_bus("approval")
 
 
+@pytest.fixture
+def left_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is in the store counts as left at once, and relays look for it often."""
+    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
+
+
 async def everything(jetstream: JetStreamContext) -> list[Msg]:
     """All messages of the stream, in its order."""
     count = (await jetstream.stream_info(STREAM)).state.messages
@@ -241,11 +248,10 @@ async def test_an_event_that_the_stream_refuses_keeps_no_other_waiting_and_is_ke
     assert await outbox.left() == 1
 
 
+@pytest.mark.usefixtures("left_at_once")
 async def test_the_pauses_between_tries_of_a_refused_event_grow_and_it_goes_out_when_the_stream_takes_it(
-    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext
 ) -> None:
-    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
     [written], tries = rows(1), list[float]()
 
     async def publish(batch: Sequence[Outgoing]) -> None:
@@ -324,11 +330,8 @@ async def test_of_what_was_just_committed_a_refused_event_stays_and_keeps_no_oth
     assert sorted(await ids(jetstream)) == sorted(row.id for row in written if row is not written[1])
 
 
-async def test_what_is_left_goes_out_also_while_more_is_committed_all_the_time(
-    outbox: Outbox, bus: Bus, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
-    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
+@pytest.mark.usefixtures("left_at_once")
+async def test_what_is_left_goes_out_also_while_more_is_committed_all_the_time(outbox: Outbox, bus: Bus) -> None:
     of_a_dead_process, seen = rows(3), set[str]()
     await outbox.write(of_a_dead_process)
 
@@ -365,11 +368,10 @@ async def test_a_relay_waits_for_nobody_who_has_taken_its_rows(outbox: Outbox, b
     assert await outbox.left() == 0
 
 
+@pytest.mark.usefixtures("left_at_once")
 async def test_what_does_not_fit_into_memory_goes_out_from_the_store(
     outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
     monkeypatch.setattr(outbox_module, "IN_MEMORY", 3)
     written, relay = [rows(3, 10 * i) for i in range(4)], Relay(outbox.store, bus.publish)
     for batch in written:
@@ -379,22 +381,20 @@ async def test_what_does_not_fit_into_memory_goes_out_from_the_store(
     assert Counter(await ids(jetstream)) == Counter(row.id for batch in written for row in batch)
 
 
+@pytest.mark.usefixtures("left_at_once")
 async def test_another_process_publishes_the_rows_of_one_that_died(
-    outbox: Outbox, bus: Bus, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext
 ) -> None:
-    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
     async with Running(Relay(outbox.replicas[1], bus.publish)):
         await outbox.write(rows(5))  # and nobody wakes the relay
         await outbox.empty()
     assert len(await ids(jetstream)) == 5
 
 
+@pytest.mark.usefixtures("left_at_once")
 async def test_events_written_while_the_stream_was_away_go_out_when_it_is_back(
-    outbox: Outbox, bus: Bus, servers: Servers, jetstream: JetStreamContext, monkeypatch: pytest.MonkeyPatch
+    outbox: Outbox, bus: Bus, servers: Servers, jetstream: JetStreamContext
 ) -> None:
-    monkeypatch.setattr(outbox_module, "LOOK_EVERY", 0.05)
-    monkeypatch.setattr(outbox_module, "LEFT", 0.0)
     written = rows(40)
     relay = Relay(outbox.store, bus.publish)
     async with Running(relay):
