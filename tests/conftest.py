@@ -11,7 +11,7 @@ import pytest
 from mesh.machine import Mesh
 from mesh.machine.home import PORTS, STORES
 
-SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(2**32)))
+SEED = int(os.environ.setdefault("SEED", str(random.SystemRandom().randrange(2**32))))  # a run's workers inherit it
 
 
 def pytest_report_header() -> str:
@@ -26,8 +26,13 @@ def seeded() -> random.Random:
 
 
 def free_base_port() -> int:
-    """A base port above which every port of a mesh is free, by chance: another suite may look for one right now."""
-    bases = range(20000, 32000, 100)
+    """A base port above which every port of a mesh is free, by chance: another suite may look for one right now.
+
+    Workers of one run, which all look at the same time, never find the same one.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    bases = range(20000, 32000, 100)[worker::workers]
     for base in random.SystemRandom().sample(bases, len(bases)):
         try:
             for offset in PORTS.values():

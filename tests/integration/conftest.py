@@ -1,7 +1,6 @@
 """Integration tests have real stores of their own, and each test has its own database and streams."""
 
 import asyncio
-import random
 import shutil
 import signal
 import tempfile
@@ -23,14 +22,14 @@ from nats.js import JetStreamContext
 
 from mesh import ROOT
 from mesh.machine import Mesh
-from mesh.machine.home import PORTS, STORES
-from mesh.machine.processes import holder_of
+from mesh.machine.home import STORES
 from services.chassis import clock
 from services.chassis.events import STREAM, Bus
 from services.chassis.mongo import Mongo
 from services.chassis.postgres import Database
 from services.chassis.retention import Retention
 from services.vaccinemgmt.adapters.mongo import SCHEMA
+from tests.conftest import free_base_port
 from tests.e2e.conftest import eventually
 
 __all__ = ["FOR_EVER", "MIGRATIONS", "Days", "OpenBus", "OpenDatabase", "OpenMongo", "Servers", "eventually", "within"]
@@ -104,13 +103,6 @@ class Servers:
         await asyncio.to_thread(self.mesh.start, name)
 
 
-def _free_base_port() -> int:
-    while True:
-        base = random.SystemRandom().randrange(12000, 17900, 40)
-        if not any(holder_of(base + offset) for offset in PORTS.values()):
-            return base
-
-
 @pytest.fixture(scope="session", autouse=True)
 def _plain_logs() -> None:
     """Logs as the services do, because structlog's default draws each traceback, which took a third of the run."""
@@ -131,7 +123,7 @@ def servers() -> Iterator[Servers]:
     memory = Path("/dev/shm")
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 * 2**30
     with tempfile.TemporaryDirectory(prefix="integration-", dir=memory if roomy else None) as home:
-        mesh = Mesh(Path(home), _free_base_port())
+        mesh = Mesh(Path(home), free_base_port())
         try:
             mesh.up(only=STORES)
             found = Servers(mesh)

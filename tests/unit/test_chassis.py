@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import itertools
 import json
 import math
 import time
@@ -314,6 +315,7 @@ class TestCaller:
             base64.urlsafe_b64encode(b'["sub"]').decode(),
             base64.urlsafe_b64encode(b"\xff").decode(),
         ],
+        ids=itertools.count(),
     )
     def test_claims_that_do_not_say_who_is_calling_make_no_caller(self, header: str) -> None:
         with pytest.raises((InvalidToken, Unauthenticated)):
