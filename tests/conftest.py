@@ -4,7 +4,6 @@ import os
 import random
 import socket
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -46,11 +45,9 @@ def free_base_port() -> int:
 
 @pytest.fixture(scope="session")
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
-    home = Path(os.environ.get("TEST_HOME") or tmp_path_factory.mktemp("mesh"))
-    mesh = Mesh(home, None if (home / "mesh.json").exists() else free_base_port())
+    mesh = Mesh(tmp_path_factory.mktemp("mesh"), free_base_port())
     yield mesh
-    if "TEST_HOME" not in os.environ:
-        mesh.down()
+    mesh.down()
 
 
 @pytest.fixture(scope="session")
