@@ -6,7 +6,6 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from datetime import date, datetime
 from typing import Protocol
-from zoneinfo import available_timezones
 
 from services.chassis.unit_of_work import StoreUnavailable, repeated_after_lost_race
 
@@ -25,6 +24,7 @@ from .domain import (
     canonical_code,
     check_open,
     check_range,
+    time_zones,
 )
 
 Clock = Callable[[], datetime]
@@ -146,7 +146,7 @@ class Approval:
         """
         codes = tuple(sorted({canonical_code(code) for code in hospital.vaccine_codes}, key=int))
         hospital = replace(hospital, time_zone=hospital.time_zone or DEFAULT_TIME_ZONE, vaccine_codes=codes)
-        if hospital.time_zone not in available_timezones():
+        if hospital.time_zone not in time_zones():
             raise UnknownTimeZone(f"no IANA time zone {hospital.time_zone!r}")
         async with self._books.unit_of_work() as work:
             return await work.put_hospital(hospital)

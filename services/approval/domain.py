@@ -5,8 +5,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 from enum import IntEnum
+from functools import cache
 from typing import NewType
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 DEFAULT_TIME_ZONE = "Asia/Seoul"
 # Refused requests of one customer that are kept at a time. Each is a row in three services and two events.
@@ -99,6 +100,16 @@ class Revocation(IntEnum):
 
     DAY_CALLED_OFF = 1
     MOVED = 2
+
+
+@cache  # reading the names takes some 600 files
+def time_zones() -> frozenset[str]:
+    """The IANA names that this machine knows.
+
+    The tz database also has `Factory`, which means that nobody has set a zone, and a machine may have `localtime`, its
+    own zone, which is another one on the next machine.
+    """
+    return frozenset(available_timezones() - {"Factory", "localtime"})
 
 
 def canonical_code(vaccine_code: str) -> str:
