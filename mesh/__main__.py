@@ -60,7 +60,13 @@ def _arguments() -> argparse.ArgumentParser:
     proof.add_argument("service", nargs="*", metavar="SERVICE", help="approval, vaccinemgmt; both when none is named")
     load = command("import", "import hospitals, capacity and lots from a directory")
     load.add_argument("directory", type=Path)
-    load.add_argument("--time-zone", metavar="NAME", help="of hospitals whose files tell none (IANA)")
+    load.add_argument(
+        "--time-zone", action="append", default=[], metavar="[STATE=]NAME",
+        help="IANA name, of hospitals whose files tell none, or of those in a state; may be repeated",
+    )  # fmt: skip
+    load.add_argument(
+        "--close-gone-days", action="store_true", help="take no new bookings for days that left the files"
+    )
     load.add_argument("--shift-to", type=date.fromisoformat, metavar="DATE", help="move the first day to this one")
     demo = command("demo", "start, import, and show the whole journey")
     demo.add_argument("--stop", action="store_true", help="stop the mesh at the end")
@@ -152,8 +158,9 @@ def main() -> int:
 
                 operator = identity.token(home, subject="operator", roles=["operator"], expires_in=24 * 3600)
                 return importer.run(
-                    arguments.directory, mesh.connect_aio, operator, arguments.shift_to, arguments.time_zone
-                )
+                    arguments.directory, mesh.connect_aio, operator, arguments.shift_to, arguments.time_zone,
+                    close_gone_days=arguments.close_gone_days,
+                )  # fmt: skip
             case "demo":
                 from mesh.data import demo
 

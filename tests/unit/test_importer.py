@@ -1,7 +1,9 @@
-"""The importer reads the files, and says what is wrong with a row that it cannot use. No servers."""
+"""What the importer makes of publishers' files: what it takes, assumes and notes, and what it refuses. No servers."""
 
 import asyncio
 import json
+import os
+import re
 from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
@@ -13,8 +15,12 @@ from google.protobuf.any_pb2 import Any as Packed
 from google.protobuf.message import Message
 from google.rpc import error_details_pb2, status_pb2
 
-from mesh.data.dataset import MOST, Data, Day, Invalid, Row, bytes_to_read, ranges, read, shift
-from mesh.data.importer import Outcome, Refused, Sender, lines_of, pause_of, run, violations_of
+from mesh.data.dataset import MOST, Data, Day, Invalid, Lines, Row, hospital_id, ranges, shift
+from mesh.data.feed import read
+from mesh.data.files import Folder
+from mesh.data.importer import refusals, run
+from mesh.data.sender import Outcome, Refused, Sender, pause_of, violations_of
+from mesh.data.zones import Options
 
 ROOT = Path(__file__).resolve().parents[2]
 HEADER = "hospital,cvx,mvx,lot_number,manufactured,expires,quantity"
@@ -52,6 +58,15 @@ def errors(data: Data) -> list[str]:
     return [str(error) for error in data.errors]
 
 
+def notes(data: Data) -> list[str]:
+    return [f"{lines}: {text}" for text, lines in data.notes.items()]
+
+
+def to_seoul(*rows: Any) -> tuple[Any, ...]:
+    """A hospital with a schedule, and these rows."""
+    return location(), schedule(), *rows
+
+
 def test_a_day_has_the_places_of_its_free_slots_and_a_busy_day_has_none(tmp_path: Path) -> None:
     given(
         tmp_path,
@@ -80,67 +95,94 @@ def test_a_slots_day_is_where_it_starts_at_the_hospital(tmp_path: Path, start: s
 
 
 @pytest.mark.parametrize(
-    ("changes", "option", "zone"),
+    ("address", "options", "start", "zone", "noted"),
     [
-        ({"address": {"state": "MA"}}, None, "Asia/Seoul"),
-        ({"extension": None, "address": {"state": "MA"}}, "Asia/Tokyo", "America/New_York"),
-        ({"extension": [], "address": {"state": "hi", "country": "US"}}, None, "Pacific/Honolulu"),
-        ({"extension": [], "address": {"state": "TX"}}, "America/Chicago", "America/Chicago"),
-        ({"extension": [], "address": {"state": "WA", "country": "AU"}}, "Australia/Perth", "Australia/Perth"),
-        ({"extension": [], "address": {"state": "서울특별시", "country": "KR"}}, None, "Asia/Seoul"),
-        ({"extension": [], "address": "Seoul"}, "Asia/Tokyo", "Asia/Tokyo"),
-        ({"extension": []}, None, "Asia/Seoul"),
+        ({"state": "MA"}, ["Asia/Tokyo"], "", "America/New_York", False),
+        ({"state": "hi", "country": "US"}, [], "", "Pacific/Honolulu", False),
+        ({"state": "MA"}, ["ma=America/Halifax"], "", "America/Halifax", False),
+        ({"state": "TX"}, ["America/Chicago"], "", "America/Chicago", False),
+        ({"state": "TX"}, ["Asia/Tokyo", "TX=America/Denver"], "", "America/Denver", False),
+        ({"state": "TX"}, [], "", "America/Chicago", True),
+        ({"state": "TX"}, [], "2027-01-04T09:00:00-07:00", "America/Denver", True),
+        ({"state": "TX"}, ["America/Chicago"], "2027-01-04T09:00:00-07:00", "America/Denver", True),
+        ({"state": "TX"}, [], "2027-07-05T09:00:00-05:00", "America/Chicago", True),
+        ({"state": "TX"}, [], "2027-01-04T09:00:00+09:00", "America/Chicago", True),
+        ({"state": "AZ"}, [], "2027-07-05T09:00:00-07:00", "America/Phoenix", True),
+        ({"country": "USA"}, [], "2027-01-04T09:00:00-08:00", "America/Los_Angeles", True),
+        ({"state": "WA", "country": "AU"}, ["Australia/Perth"], "", "Australia/Perth", False),
+        ({"country": "DE"}, [], "2027-01-04T09:00:00+01:00", "Etc/GMT-1", True),
+        ({"country": "DE"}, ["Europe/Berlin"], "2027-01-04T09:00:00+01:00", "Europe/Berlin", False),
+        ({"country": "DE"}, ["Europe/Berlin"], "2027-01-04T09:00:00Z", "Europe/Berlin", False),
+        ({"state": "서울특별시", "country": "KR"}, [], "", "Asia/Seoul", False),
+        ("Seoul", ["Asia/Tokyo"], "", "Asia/Tokyo", False),
+        (None, [], "", "Asia/Seoul", True),
+        (None, [], "2027-01-04T09:00:00+09:00", "Asia/Seoul", True),
+        (None, [], "2027-01-04T09:00:00-05:00", "Etc/GMT+5", True),
     ],
 )
-def test_a_hospitals_time_zone(tmp_path: Path, changes: dict[str, Any], option: str | None, zone: str) -> None:
-    assert read(given(tmp_path, location(**changes)), option).hospitals["h1"].time_zone == zone
+def test_a_hospitals_time_zone_is_told_or_found_by_its_state_or_by_the_offsets_of_its_slots(
+    tmp_path: Path, address: Any, options: list[str], start: str, zone: str, noted: bool
+) -> None:
+    rows = [location(extension=[], address=address), schedule(), *([slot("1", start)] if start else [])]
+    data = read(given(tmp_path, *rows), Options.of(options))
+    assert (data.hospitals["h1"].time_zone, bool(notes(data)), errors(data)) == (zone, noted, [])
+
+
+@pytest.mark.parametrize(("state", "offset"), [("FL", -5), ("TN", -6), ("ID", -7), ("NV", -8), ("AK", -9)])
+def test_the_offset_that_the_publisher_wrote_tells_the_day(tmp_path: Path, state: str, offset: int) -> None:
+    late = slot("1", f"2027-02-08T23:45:00-{-offset:02}:00", 4, end=f"2027-02-08T23:55:00-{-offset:02}:00")
+    assert capacity(read(given(tmp_path, location(extension=[], address={"state": state}), schedule(), late))) == {
+        "2027-02-08": 4
+    }
+
+
+@pytest.mark.parametrize("told", ["Mars/Base", ["Asia"], None, "localtime", "Factory"])
+def test_a_time_zone_that_does_not_exist_is_passed_over(tmp_path: Path, told: Any) -> None:
+    broken = location(extension=[{**ZONE, "valueCode": told}], address={"state": "CA"})
+    data = read(given(tmp_path, broken))
+    assert (data.hospitals["h1"].time_zone, errors(data)) == ("America/Los_Angeles", [])
+    assert notes(data) == (
+        [f"x.ndjson line 1: timezone: {told!r} is not an IANA time zone, and is passed over"] if told else []
+    )
 
 
 def test_a_hospital_is_where_its_position_says_and_is_kept_without_a_good_one(tmp_path: Path) -> None:
     there = location(position={"latitude": 37.5, "longitude": -127})
     data = read(given(tmp_path, there, location("h2", position={"latitude": 37.5}), location("h3")))
     assert {key: one.position for key, one in data.hospitals.items()} == {"h1": (37.5, -127.0), "h2": None, "h3": None}
-    assert errors(data) == ["x.ndjson:2: position: {'latitude': 37.5} has no latitude and longitude in degrees"]
+    assert errors(data) == []
+    assert notes(data) == ["x.ndjson line 2: position: has no latitude and longitude in degrees, and is passed over"]
+
+
+@pytest.mark.parametrize(
+    "told", [{"latitude": 91, "longitude": 127}, {"latitude": float("nan"), "longitude": 1}, "here"]
+)
+def test_a_position_that_is_nowhere_is_passed_over(tmp_path: Path, told: Any) -> None:
+    data = read(given(tmp_path, location(position=told)))
+    assert (data.hospitals["h1"].position, errors(data), len(notes(data))) == (None, [], 1)
 
 
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (["{"], "x.ndjson:1: line: is not JSON"),
-        (["[" * 100_000], "x.ndjson:1: line: is not JSON"),
-        (["[1]"], "x.ndjson:1: resourceType: is missing"),
+        (["{]"], "x.ndjson:1: line: is not JSON"),
+        (["{", "}"], "x.ndjson:1: file: is JSON that is not written one resource a line"),
+        (["[" * 100_000, "]"], "x.ndjson:1: file: is JSON that is not written one resource a line"),
+        (['{"a":' + "[" * 100_000], "x.ndjson:1: line: is not JSON"),
+        (["1"], "x.ndjson:1: resourceType: is missing"),
         ([{"resourceType": 5}], "x.ndjson:1: resourceType: is missing"),
         ([location(id=None)], "x.ndjson:1: id: is missing"),
-        ([location(name="")], "x.ndjson:1: name: is missing"),
-        ([location(position={"latitude": 91, "longitude": 127})], "x.ndjson:1: position: {'latitude': 91"),
-        ([location(position={"latitude": float("nan"), "longitude": True})], "x.ndjson:1: position: {'latitude': nan"),
-        ([location(position="here")], "x.ndjson:1: position: 'here' has no latitude and longitude"),
-        ([location(name=["a"])], "x.ndjson:1: name: ['a'] is not text"),
-        (['{"resourceType":"Location","id":"h","name":"\\ud800"}'], "x.ndjson:1: name: '\\ud800' is not text"),
-        ([location(extension=[{**ZONE, "valueCode": "Mars/Base"}])], "timezone: 'Mars/Base' is not an IANA time zone"),
-        ([location(extension=[{**ZONE, "valueCode": ["Asia"]}])], "timezone: ['Asia'] is not an IANA time zone"),
-        ([location(extension=[], address={"state": "TX"})], "x.ndjson:1: address: 'TX' tells no time zone"),
+        ([location(id=["h"])], "x.ndjson:1: id: ['h'] is not text"),
         ([location(extension=[], address={"country": "DE"})], "x.ndjson:1: address: 'DE' tells no time zone"),
-        ([location(), location(name="Other")], "x.ndjson:2: id: this Location came before"),
         ([schedule()], "x.ndjson:1: actor: there is no Location 'h1'"),
         ([location(), schedule(actor="h1")], "x.ndjson:2: actor: has no reference to a Location"),
         ([location(), schedule(place="Practitioner/1")], "x.ndjson:2: actor: has no reference to a Location"),
-        ([location(), schedule(cvx="covid")], "x.ndjson:2: vaccine-product: 'covid' is not a CVX code"),
         ([location(), slot("1")], "x.ndjson:2: schedule: there is no Schedule 's1'"),
         ([location(), slot("1", schedule=None)], "x.ndjson:2: schedule: is no reference to a Schedule"),
         ([location(), schedule(), slot("1", status="open")], "x.ndjson:3: status: 'open' is neither free nor busy"),
-        (
-            [location(), schedule(), slot("1", capacity=-1)],
-            "x.ndjson:3: slot-capacity: -1 is not a whole number from 0",
-        ),
-        ([location(), schedule(), slot("1", capacity=True)], "slot-capacity: True is not a whole number"),
-        ([location(), schedule(), slot("1", capacity=2.5)], "slot-capacity: 2.5 is not a whole number"),
-        ([location(), schedule(), slot("1", capacity="9")], "slot-capacity: '9' is not a whole number"),
         ([location(), schedule(), slot("1", capacity=2**40)], "slot-capacity: 1099511627776 is not a whole number"),
         ([location(), schedule(), slot("1", "2027-02-30T09:00:00Z")], "x.ndjson:3: start: '2027-02-30T09:00:00Z' is"),
-        ([location(), schedule(), slot("1", "2027-02-03T09:00:00")], "'2027-02-03T09:00:00' has no offset from UTC"),
         ([location(), schedule(), slot("1", "9999-12-31T23:00:00Z")], "start: '9999-12-31T23:00:00Z' is not a FHIR"),
-        ([location(), schedule(), slot("1"), slot("1", capacity=3)], "x.ndjson:4: id: this Slot came before"),
         (
             [location(), schedule(), slot("1", capacity=MOST), slot("2")],
             "x.ndjson:4: slot-capacity: the day 2027-01-04",
@@ -153,9 +195,12 @@ def test_a_fhir_row_in_error_is_named(tmp_path: Path, rows: list[Any], said: str
 
 
 def test_rows_that_depend_on_a_wrong_row_are_counted_and_not_reported(tmp_path: Path) -> None:
-    data = read(given(tmp_path, slot("1"), slot("2"), schedule(), location(name=None)))
-    assert errors(data) == ["x.ndjson:4: name: is missing"]
-    assert data.ignored == {"Schedule of a Location in error": 1, "Slot of a Schedule in error": 2}
+    nowhere = location(extension=[], address={"country": "DE"})
+    data = read(
+        given(tmp_path, slot("1", "2027-01-04T09:00:00Z"), slot("2", "2027-01-04T09:00:00Z"), schedule(), nowhere)
+    )
+    assert [error.partition(": ")[0] for error in errors(data)] == ["x.ndjson:4"]
+    assert data.ignored == {"Schedule of a Location that was refused": 1, "Slot of a Schedule that was refused": 2}
 
 
 def test_good_rows_beside_bad_ones_are_kept_in_any_order_and_format(tmp_path: Path) -> None:
@@ -170,7 +215,8 @@ def test_good_rows_beside_bad_ones_are_kept_in_any_order_and_format(tmp_path: Pa
     assert data.hospitals["h1"].name == "서울"
     assert capacity(data) == {"2027-01-04": 3}
     assert data.ignored == {"Device": 1, "repeated Slot": 1}
-    assert [error.partition(": ")[0] for error in errors(data)] == ["a.ndjson:2", "b.ndjson:1", "c.ndjson:3"]
+    assert [error.partition(": ")[0] for error in errors(data)] == ["a.ndjson:2", "c.ndjson:3"]
+    assert [note.partition(": ")[0] for note in notes(data)] == ["b.ndjson line 1"]
     assert data.not_read == ["d.ndjson/"]
 
 
@@ -184,7 +230,7 @@ def test_a_files_ending_may_be_in_capitals_and_what_is_not_read_is_named(tmp_pat
     data = read(tmp_path)
     assert (errors(data), list(data.hospitals), [lot.quantity for lot in data.lots["h1"]]) == ([], ["h1"], [10])
     assert data.not_read == [".DS_Store", "lots.xlsx", "manifest", "more.jsonl", "older/", "stock.csv.gz"]
-    assert bytes_to_read(tmp_path) == 2 * (tmp_path / "CLINIC.NDJSON").stat().st_size + len(f"{HEADER}\n{LOT}")
+    assert Folder.of(tmp_path).size() == 2 * (tmp_path / "CLINIC.NDJSON").stat().st_size + len(f"{HEADER}\n{LOT}")
 
 
 @pytest.mark.parametrize(
@@ -193,7 +239,7 @@ def test_a_files_ending_may_be_in_capitals_and_what_is_not_read_is_named(tmp_pat
         (["208"], ["208"]),
         (["08", "8", "207"], ["8", "207"]),
         (["000"], ["0"]),
-        ([None], []),  # not told, and reported
+        ([None], []),  # not told, and noted
         (["208", "covid"], []),
         ([], []),
     ],
@@ -215,6 +261,189 @@ def test_a_lot_is_of_the_vaccine_that_a_schedule_names_with_or_without_leading_z
     given(tmp_path, location(), schedule(cvx="08"))
     assert read(tmp_path).without_lot() == ["h1 8"]
     assert read(given(tmp_path, HEADER, LOT.replace("208", "8"), name="l.csv")).without_lot() == []
+
+
+@pytest.mark.parametrize(
+    ("told", "places"),
+    [("0", 0), (" 12 ", 12), (7.0, 7), (None, 1), ("", 1), ("plenty", 1), (-1, 1), (True, 1), (2.5, 1), ([3], 1)],
+)
+def test_places_told_as_text_are_a_number_and_what_is_no_number_is_one_place(
+    tmp_path: Path, told: Any, places: int
+) -> None:
+    size = [{"url": SMART + "slot-capacity", "valueInteger": told}]
+    data = read(given(tmp_path, *to_seoul(slot("1", extension=size), slot("2", extension=size, status="busy"))))
+    assert (capacity(data), errors(data)) == ({"2027-01-04": places}, [])
+    assert len(notes(data)) == (told != 7.0)
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "places", "noted"),
+    [
+        ("04T09:00", "04T18:00", {4: 7}, ""),
+        ("04T00:00", "05T00:00", {4: 7}, ""),
+        ("04T22:00", "05T02:00", {4: 7}, "is on the next day: the slot counts on the day on which it starts"),
+        ("04T09:00", "06T17:00", {4: 3, 5: 2, 6: 2}, "is days after the start: the slot's places are shared out among"),
+        ("04T09:00", "04T08:00", {4: 7}, "is before the start: the slot counts on the day on which it starts"),
+        ("04T09:00", "99T08:00", {4: 7}, "is not a FHIR instant: the slot counts on the day on which it starts"),
+    ],
+)
+def test_a_slot_that_is_not_within_a_day_counts_where_it_starts_or_is_shared_out(
+    tmp_path: Path, start: str, end: str, places: dict[int, int], noted: str
+) -> None:
+    odd = slot("1", f"2027-01-{start}:00+09:00", 7, end=f"2027-01-{end}:00+09:00")
+    data = read(given(tmp_path, *to_seoul(odd)))
+    assert (capacity(data), errors(data)) == ({f"2027-01-{day:02}": size for day, size in places.items()}, [])
+    assert [note.partition(": end: ")[2][: len(noted)] for note in notes(data)] == ([noted] if noted else [])
+
+
+def test_an_end_that_is_far_away_makes_no_days_of_years(tmp_path: Path) -> None:
+    data = read(given(tmp_path, *to_seoul(slot("1", capacity=7, end="2099-12-31T23:59:59+09:00"))))
+    assert (capacity(data), errors(data), len(notes(data))) == ({"2027-01-04": 7}, [], 1)
+
+
+def test_a_time_without_an_offset_is_the_hospitals(tmp_path: Path) -> None:
+    data = read(given(tmp_path, *to_seoul(slot("1", "2027-01-04T23:30:00", end="2027-01-04T23:45:00"))))
+    assert (capacity(data), errors(data)) == ({"2027-01-04": 1}, [])
+    assert notes(data) == ["x.ndjson line 3: start: has no offset from UTC, and is read as the time at the hospital"]
+
+
+def test_slots_that_share_an_id_all_count_and_one_that_is_repeated_counts_once(tmp_path: Path) -> None:
+    other_day, other_schedule = (
+        slot("1", "2027-01-05T09:00:00+09:00", 4),
+        slot("1", schedule={"reference": "Schedule/s2"}),
+    )
+    rows = (
+        schedule("s2"),
+        slot("1", capacity=3),
+        slot("1", capacity=3),
+        other_day,
+        other_schedule,
+        slot("1", capacity=9),
+    )
+    data = read(given(tmp_path, *to_seoul(*rows, other_day)))
+    assert capacity(data) == {"2027-01-04": 3 + 1, "2027-01-05": 4}
+    assert (errors(data), data.ignored) == ([], {"repeated Slot": 2})
+    assert notes(data) == [
+        "x.ndjson lines 6-7, 9: id: an earlier Slot of another Schedule or time has this id: both are taken",
+        "x.ndjson line 8: id: this Slot came before with another content, which is kept",
+    ]
+
+
+def test_locations_and_schedules_that_share_an_id_lose_no_place(tmp_path: Path) -> None:
+    rows = (location(name="Other"), schedule(cvx="211"), schedule(place="Location/h2"), location("h2"), location("h2"))
+    data = read(given(tmp_path, *to_seoul(*rows, slot("1", capacity=3))))
+    assert (data.hospitals["h1"].name, data.hospitals["h1"].offered(), capacity(data)) == (
+        "Clinic h1", ["208", "211"], {"2027-01-04": 3},
+    )  # fmt: skip
+    assert (errors(data), data.ignored) == ([], {"repeated Location": 1})
+    assert [note.partition(":")[0] for note in notes(data)] == [f"x.ndjson line {line}" for line in (3, 4, 5)]
+
+
+@pytest.mark.parametrize("key", ["store_7", "가게 7", "a/b", "-7", "x" * 65, "7 ", "@"])
+def test_an_id_that_fhir_forbids_becomes_one_that_is_always_the_same(tmp_path: Path, key: str) -> None:
+    given(tmp_path, location(key), schedule(place=f"Location/{key}"), slot("1", capacity=3))
+    data = read(given(tmp_path, HEADER, LOT.replace("h1", key), name="l.csv"))
+    [made] = data.hospitals
+    assert (made, errors(data)) == (hospital_id(key), [])
+    assert re.fullmatch("[A-Za-z0-9][A-Za-z0-9.-]{7,63}", made)
+    assert hospital_id(made) == made != hospital_id(f"{key}_")
+    assert capacity(data, made) == {"2027-01-04": 3}
+    assert list(data.lots) == [hospital_id(key.strip())]  # cells of a CSV file have no spaces around them
+    [note] = notes(data)
+    assert note.endswith(f" has what an id may not have: it is {made} here")
+
+
+def test_numbers_as_ids_and_references_of_every_form_are_understood(tmp_path: Path) -> None:
+    references = ("7", "Location/7", "https://example.org/fhir/Location/7", "Location/7/_history/2")
+    schedules = [schedule(f"s{at}", place) for at, place in enumerate(references)]
+    slots = [slot(f"{at}", schedule={"reference": f"Schedule/s{at}"}) for at in range(len(references))]
+    data = read(given(tmp_path, location(id=7, name="Seven"), *schedules, *slots))
+    assert (capacity(data, "7"), errors(data)) == ({"2027-01-04": len(references)}, [])
+    assert notes(data) == ["x.ndjson line 1: id: is a number, and read as text"]
+
+
+def test_a_slot_without_an_id_counts(tmp_path: Path) -> None:
+    data = read(given(tmp_path, *to_seoul(slot("", capacity=2), slot("", capacity=2), slot("", id=None))))
+    assert (capacity(data), errors(data)) == ({"2027-01-04": 5}, [])
+    assert [note.partition(":")[0] for note in notes(data)] == ["x.ndjson lines 3-5"]
+
+
+@pytest.mark.parametrize(
+    ("written", "name"),
+    [
+        ("Elm\tPharmacy", "Elm Pharmacy"),  # a raw one, which JSON forbids
+        ("Elm\\tPharmacy", "Elm Pharmacy"),
+        ("Elm\\u0085Pharmacy", "Elm Pharmacy"),
+        ("Elm\\ud800Pharmacy", "Elm Pharmacy"),
+        ("n" * 201, "n" * 200),
+        ("", "h1"),
+    ],
+)
+def test_a_name_that_cannot_be_shown_is_made_one_that_can(tmp_path: Path, written: str, name: str) -> None:
+    row = json.dumps(location(name="@"), ensure_ascii=False).replace("@", written)
+    data = read(given(tmp_path, row, schedule(), slot("1", capacity=8)))
+    assert (data.hospitals["h1"].name, capacity(data), errors(data)) == (name, {"2027-01-04": 8}, [])
+    [note] = notes(data)
+    assert note.startswith("x.ndjson line 1: ")
+
+
+@pytest.mark.parametrize("code", [None, "", "covid", "59267-1000-1"])
+def test_a_product_without_a_cvx_code_is_not_told_and_its_slots_count(tmp_path: Path, code: Any) -> None:
+    data = read(given(tmp_path, location(), schedule(cvx=code), slot("1", capacity=4)))
+    assert (data.hospitals["h1"].offered(), capacity(data), errors(data)) == ([], {"2027-01-04": 4}, [])
+    [note] = notes(data)
+    assert note.endswith("what the hospital offers counts as not told")
+
+
+def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.ndjson")
+    os.mkfifo(tmp_path / "pipe.csv")
+    (tmp_path / "gone.ndjson").symlink_to(tmp_path / "nowhere")
+    data = read(given(tmp_path, *to_seoul(slot("1"))))
+    assert (capacity(data), errors(data)) == ({"2027-01-04": 1}, [])
+    assert data.not_read == ["gone.ndjson", "pipe.csv", "pipe.ndjson"]
+
+
+@pytest.mark.parametrize(
+    ("encoding", "delimiter", "noted"),
+    [
+        ("utf-8-sig", ",", []),
+        ("utf-16", ",", ["file: is UTF-16, not UTF-8, and read as such"]),
+        ("utf-16-le", ",", ["file: is UTF-16, not UTF-8, and read as such"]),
+        ("utf-16-be", ",", ["file: is UTF-16, not UTF-8, and read as such"]),
+        ("cp949", ",", ["line: is not UTF-8, and read as CP949 (Korean Windows)"]),
+        ("utf-8", ";", ["header: columns are parted by semicolons, not by commas"]),
+        ("utf-8", "\t", ["header: columns are parted by tabs, not by commas"]),
+    ],
+)
+def test_a_csv_file_of_another_encoding_or_delimiter_is_read_and_that_is_noted(
+    tmp_path: Path, encoding: str, delimiter: str, noted: list[str]
+) -> None:
+    text = f"note,{HEADER}\r\n냉장,{LOT}\r\n".replace(",", delimiter)
+    (tmp_path / "l.csv").write_bytes(text.encode(encoding))
+    data = read(tmp_path)
+    assert ([lot.quantity for lot in data.lots["h1"]], errors(data)) == ([10], [])
+    assert [*data.notes] == noted
+
+
+def test_a_file_that_only_begins_like_utf_16_is_one_clear_sentence(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_bytes(b"\xff\xfe" + f"{HEADER}\n{LOT}".encode("utf-16-le") + b"\0")
+    assert errors(read(tmp_path)) == ["l.csv:1: file: begins like UTF-16, and is not: the file is left out"]
+
+
+def test_of_a_column_that_is_there_twice_no_cell_is_taken_silently(tmp_path: Path) -> None:
+    data = read(given(tmp_path, f"{HEADER},quantity,note,note", f"{LOT},10,a,b", f"{LOT},12,,", name="l.csv"))
+    assert [lot.quantity for lot in data.lots["h1"]] == [10]
+    assert errors(data) == ["l.csv:3: quantity: is there twice, as '10' and as '12'"]
+    assert notes(data) == ["l.csv line 1: header: quantity is there twice: rows are taken in which both say the same"]
+
+
+def test_what_is_wrong_with_every_row_is_one_line_of_the_report(tmp_path: Path) -> None:
+    open_slots = [slot(str(at), status="open") for at in range(300)]
+    data = read(given(tmp_path, *to_seoul(*open_slots, slot("last", status="Free"))))
+    assert (refusals(data.errors), capacity(data)) == (
+        ["x.ndjson lines 3-302: status: 'open' is neither free nor busy"], {"2027-01-04": 1},
+    )  # fmt: skip
 
 
 def test_lots_are_read_under_any_order_of_columns(tmp_path: Path) -> None:
@@ -295,12 +524,13 @@ def test_a_delivery_note_counts_once_for_each_of_its_lots_whatever_files_it_is_i
 
 def test_the_report_names_lines_in_few_words() -> None:
     rows = [Row("b.csv", 2), *(Row("a.csv", n) for n in (2, 3, 4, 9, 11, 12))]
-    assert lines_of(rows) == "a.csv lines 2-4, 9, 11-12; b.csv line 2"
+    assert str(Lines(rows)) == "a.csv lines 2-4, 9, 11-12; b.csv line 2"
+    assert str(Lines(Row("a", 2 * n) for n in range(1, 25))).endswith(", 38, 40 and 4 more")
 
 
 def test_a_csv_file_without_the_columns_is_left_out_with_their_names(tmp_path: Path) -> None:
     data = read(given(tmp_path, "hospital;cvx", "h1;208", name="l.csv"))
-    assert errors(data) == [f"l.csv:1: header: lacks {HEADER.replace(',', ', ')}: the file is left out"]
+    assert errors(data) == [f"l.csv:1: header: lacks {', '.join(HEADER.split(',')[2:])}: the file is left out"]
 
 
 def test_shifting_moves_every_date_by_the_same_number_of_days(tmp_path: Path) -> None:
@@ -395,7 +625,7 @@ def test_a_refused_batch_loses_only_its_bad_rows(names: bool, calls: list[int]) 
 
     async def send() -> Sender:
         async with grpc.aio.insecure_channel("127.0.0.1:1") as channel:
-            sender = Sender(Data(), channel, "token", Outcome(), lambda _: None)
+            sender = Sender(Data(), channel, "token", Outcome())
             assert await sender.send("days", days, call)
         return sender
 
@@ -412,7 +642,8 @@ def test_nothing_to_import_needs_no_connection(tmp_path: Path, capsys: pytest.Ca
 
     assert "missing is not a directory" in out(tmp_path / "missing")
     assert "there is no hospital and no lot to import" in out(tmp_path)
-    assert "x.ndjson:1: line: is not JSON" in out(given(tmp_path, "oops"))
+    assert "x.ndjson lines 1-2: line: is not JSON: Expecting value" in out(given(tmp_path, "oops", "oops"))
     given(tmp_path, location())
     assert "--shift-to: moves the first day that has a slot" in out(tmp_path, shift_to=date(2027, 1, 1))
-    assert "--time-zone: Mars/Base is not an IANA time zone" in out(tmp_path, time_zone="Mars/Base")
+    assert "--time-zone: Mars/Base is not an IANA time zone" in out(tmp_path, time_zones=["Mars/Base"])
+    assert "--time-zone: localtime is not an IANA time zone" in out(tmp_path, time_zones=["TX=localtime"])
