@@ -30,7 +30,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 from uuid import uuid5
 from zoneinfo import ZoneInfo
 
@@ -183,8 +183,8 @@ class _Feed:
         return position
 
     def schedule(self, row: Row, schedule: Resource) -> None:
-        key, actors = self.id(row, schedule), schedule.get("actor")
-        places = [_reference(actor, "Location") for actor in (actors if isinstance(actors, list) else [])]
+        key = self.id(row, schedule)
+        places = (_reference(actor, "Location") for actor in _several(schedule.get("actor")))
         found = list(dict.fromkeys(filter(None, places)))
         if not found:
             raise Invalid("actor", "has no reference to a Location")
@@ -439,9 +439,13 @@ def _whole(name: str, value: object, least: int) -> int:
     return value
 
 
+def _several(value: object) -> list[Any]:
+    """The members of a list, which may be written without its brackets when there is one."""
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
 def _extensions(resource: Resource, name: str) -> Iterator[Resource]:
-    extensions = resource.get("extension")
-    for extension in extensions if isinstance(extensions, list) else []:
+    for extension in _several(resource.get("extension")):
         if isinstance(extension, dict) and str(extension.get("url")).endswith(f"/{name}"):
             yield extension
 

@@ -28,7 +28,7 @@ from rich.progress import Progress
 from mesh.data.dataset import Data, Invalid, Lines, Row, RowError, shift
 from mesh.data.feed import read
 from mesh.data.files import Folder
-from mesh.data.sender import Advance, Outcome, Sender, Stopped
+from mesh.data.sender import Advance, Outcome, Refused, Sender, Stopped
 from mesh.data.zones import Options
 from vaccination.approval.v1.hospital_pb2 import DayAvailability
 
@@ -58,13 +58,13 @@ def run(
         console.print(f"{directory} is not a directory")
         return 2
     try:
-        options = Options.of(time_zones)
-    except Invalid as error:
+        options, size = Options.of(time_zones), Folder.of(directory).size()
+    except (Invalid, OSError) as error:
         console.print(str(error))
         return 2
     outcome = Outcome()
     with Progress(console=console) as progress:
-        bar = progress.add_task("Reading", total=Folder.of(directory).size())
+        bar = progress.add_task("Reading", total=size)
         data = read(directory, options, lambda size: progress.advance(bar, size))
         try:
             if not data.rows():
@@ -74,7 +74,7 @@ def run(
             bar = progress.add_task("Importing", total=data.rows())
             look, close = shift_to is None, close_gone_days
             asyncio.run(_import(data, connect, token, outcome, lambda rows: progress.advance(bar, rows), look, close))
-        except* (Stopped, Invalid) as group:
+        except* (Stopped, Refused, Invalid) as group:
             outcome.stopped = str(group.exceptions[0])
     return _report(console, data, outcome)
 

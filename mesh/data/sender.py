@@ -8,7 +8,6 @@ import asyncio
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -61,7 +60,7 @@ class Refused(Exception):
     """
 
     def __init__(self, violations: list[Violation], *, called_off: bool = False) -> None:
-        super().__init__(violations)
+        super().__init__("; ".join(f"{name}: {reason}" for _, name, reason in violations))
         self.violations, self.called_off = violations, called_off
 
 
@@ -163,8 +162,13 @@ class Sender:
                 request = approval.SetDailyCapacityRequest(
                     hospital_id=gone.hospital_id, first_date=day.date, last_date=day.date, capacity=0
                 )
-                with suppress(Refused):  # it was called off meanwhile
+                try:
                     await self.call(self.hospitals.SetDailyCapacity, request)
+                except Refused as refused:
+                    if not refused.called_off:  # which closes it as well
+                        row = self.data.hospitals[gone.hospital_id].row
+                        self.data.errors.append(RowError(row, day.date, f"the day is not closed: {refused}"))
+                else:
                     self.outcome.closed += 1
 
         await self.each(self.outcome.gone, close)

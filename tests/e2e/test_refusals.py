@@ -572,7 +572,7 @@ async def test_a_request_that_breaks_a_rule_is_refused_and_nothing_is_stored(wor
             for name in (
                 "Mars/Base", "asia/seoul", "Asia/Seoul\0", "Asia/Seoul ", "UTC+9", "+09:00", "../UTC", "서울",
                 "localtime", "Factory",
-            )  # fmt: skip
+            )
         ],
         ("manager", days, backwards, invalid, "DATE_RANGE", "last_date"),
         ("manager", days, too_long, invalid, "DATE_RANGE", "last_date"),

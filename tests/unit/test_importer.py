@@ -356,6 +356,7 @@ def test_an_id_that_fhir_forbids_becomes_one_that_is_always_the_same(tmp_path: P
 def test_numbers_as_ids_and_references_of_every_form_are_understood(tmp_path: Path) -> None:
     references = ("7", "Location/7", "https://example.org/fhir/Location/7", "Location/7/_history/2")
     schedules = [schedule(f"s{at}", place) for at, place in enumerate(references)]
+    schedules[0]["actor"] = schedules[0]["actor"][0]  # a list of one, without its brackets
     slots = [slot(f"{at}", schedule={"reference": f"Schedule/s{at}"}) for at in range(len(references))]
     data = read(given(tmp_path, location(id=7, name="Seven"), *schedules, *slots))
     assert (capacity(data, "7"), errors(data)) == ({"2027-01-04": len(references)}, [])
