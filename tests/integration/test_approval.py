@@ -20,6 +20,7 @@ from typing import Any
 import asyncpg
 import grpc.aio
 import pytest
+import structlog.testing
 from google.protobuf.message import Message
 
 from services.approval import application
@@ -692,8 +693,12 @@ async def test_after_the_first_delivery_a_hospital_offers_what_was_delivered(off
         with pytest.raises(NothingToDo):
             follow.read(stock_moved(corrected_or_written_off, "999"))
     came = [stock_moved(1, "08"), stock_moved(7, "207"), stock_moved(1, "8"), stock_moved(1, "999", "h2")]
-    for events in (came, came[::-1], came):
-        await follow.handle([follow.read(event) for event in events])
+    with structlog.testing.capture_logs() as logs:
+        for events in (came, came[::-1], came):
+            await follow.handle([follow.read(event) for event in events])
+    assert [entry for entry in logs if entry["event"] == "delivery_to_unknown_hospital"] == [
+        {"event": "delivery_to_unknown_hospital", "hospital_id": "h2", "log_level": "warning"}
+    ]
     answers = await office.answers(*(asks(i, code=code) for i, code in enumerate(["8", "08", "207", "999", ""])))
     assert answers == [None, None, None, Denial.VACCINE_NOT_OFFERED, None]
     assert {r["vaccine_code"] for r in await office.rows("SELECT vaccine_code FROM decisions")} == {

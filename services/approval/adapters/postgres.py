@@ -13,6 +13,7 @@ import asyncpg
 from services.chassis.events import Outgoing
 from services.chassis.postgres import Database, Transaction, columns
 from services.chassis.retention import Retention, Rule
+from services.chassis.telemetry import log
 from services.chassis.unit_of_work import LostRace
 
 from ..domain import (
@@ -121,8 +122,12 @@ WHERE (h.name, h.time_zone, h.vaccine_codes) <> (excluded.name, excluded.time_zo
 
 HOSPITAL = f"SELECT {SHOWN_HOSPITAL} FROM hospitals WHERE hospital_id = $1"  # noqa: S608 - constants
 
+# Returns the hospitals of the new rows that are not registered.
 ADD_DELIVERED = """
-INSERT INTO delivered_codes SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING"""
+WITH came AS (
+    INSERT INTO delivered_codes SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING
+    RETURNING hospital_id)
+SELECT DISTINCT hospital_id FROM came WHERE hospital_id NOT IN (SELECT hospital_id FROM hospitals)"""
 
 MAKE_DAYS = """
 INSERT INTO days (hospital_id, date, capacity)
@@ -377,7 +382,8 @@ class PostgresUnitOfWork:
 
     async def add_delivered(self, codes: Sequence[tuple[str, str]]) -> None:
         """See UnitOfWork."""
-        await self._transaction.write(ADD_DELIVERED, *map(list, zip(*codes, strict=True)))
+        for row in await self._transaction.write_returning(ADD_DELIVERED, *map(list, zip(*codes, strict=True))):
+            log.warning("delivery_to_unknown_hospital", hospital_id=row["hospital_id"])
 
 
 def _patterns(query: str) -> str:
