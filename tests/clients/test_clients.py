@@ -26,12 +26,6 @@ CLIENTS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _toolchains() -> None:
-    if missing := [tool for tool in ("go", "npm") if shutil.which(tool) is None]:
-        pytest.fail(f"needs {' and '.join(missing)}: Go 1.25 or later, Node 22 or later")
-
-
 @pytest.fixture(scope="module")
 def released(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder outside of this checkout with a release's files, without the version in their names."""
