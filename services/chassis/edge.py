@@ -4,7 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import ContextVar
 from math import ceil
 from types import MappingProxyType
@@ -169,7 +169,8 @@ class Edge(grpc.aio.ServerInterceptor):
         code, observed.reason, status = to_status(error, *self._errors)
         observed.code = code.name
         if code is grpc.StatusCode.INTERNAL:
-            log.error("unexpected error", exc_info=error)
+            with suppress(Exception):  # see _Observed
+                log.error("unexpected error", exc_info=error)
         await context.abort(code, status.message, _trailers(status, details_of(error).retry_after))
 
 
@@ -199,9 +200,13 @@ class _Observed:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        seconds = time.perf_counter() - self._begin
         if kind is not None and self.code == "OK":
             self.code = "CANCELLED"
+        # What is raised here would take the place of the answer: the caller would read its text as UNKNOWN.
+        with suppress(Exception):
+            self._tell(time.perf_counter() - self._begin)
+
+    def _tell(self, seconds: float) -> None:
         rpc_seconds.labels(self._method, self.code).observe(seconds)
         if self.reason:
             rpc_refusals.labels(self._method, self.reason).inc()

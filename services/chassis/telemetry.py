@@ -1,11 +1,13 @@
 """Logs as JSON lines, metrics for Prometheus, and the trace context that travels with calls and events."""
 
 import logging
+import os
 import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from typing import TextIO, cast
 
 import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
@@ -52,13 +54,35 @@ def start(service: str, level: str, metrics_listen: str) -> None:
             structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        logger_factory=structlog.WriteLoggerFactory(file=sys.stdout),
+        logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Lines(sys.stdout.fileno()))),
     )
     structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     host, port = metrics_listen.rsplit(":", 1)
     start_http_server(int(port), host)
     component_ready.labels(service).set(0)
+
+
+class _Lines:
+    """Where log lines go. A line that cannot be written is lost, and nothing else is.
+
+    The disk may be full, or the pipe may have no reader any more. Python's own file would raise, in the middle of a
+    call whose work is committed already or in a task that the process cannot do without.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor, self._torn = descriptor, False
+
+    def write(self, text: str) -> None:
+        """Writes one line; after a part of one, on a line of its own."""
+        data = ("\n" * self._torn + text).encode(errors="backslashreplace")
+        try:
+            self._torn = os.write(self._descriptor, data) < len(data)
+        except OSError:
+            pass
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
 
 
 def measured(names: Sequence[str]) -> Iterator[Sample]:

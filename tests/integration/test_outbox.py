@@ -8,12 +8,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy
 
+from mesh.machine import Mesh
+from mesh.machine.processes import MeshError
 from services.chassis import mongo as mongo_module
 from services.chassis import postgres as postgres_module
 from services.chassis.errors import StoreUnavailable
@@ -23,6 +27,9 @@ from services.chassis.events import stream as stream_module
 from services.chassis.events.outbox import BATCH, Refused
 from services.chassis.mongo import Mongo
 from services.chassis.postgres import Database
+from services.chassis.telemetry import measured
+from tests.conftest import free_base_port
+from tests.disk import small_disk
 from vaccination.approval.v1 import appointment_pb2, approval_events_pb2
 
 from .conftest import MIGRATIONS, OpenBus, OpenDatabase, OpenMongo, Servers, eventually
@@ -278,6 +285,60 @@ async def test_while_the_stream_is_missing_no_event_is_taken_for_refused(
             await Relay(outbox.store, bus.publish).publish_some()
     await bus.connect()  # makes the stream again
     assert await Relay(outbox.store, bus.publish).publish_some() == 21
+
+
+async def test_on_a_full_disk_no_event_is_taken_for_refused_and_all_go_out_when_nats_is_started_anew(
+    open_database: OpenDatabase, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream_module, "PUBLISH_TIMEOUT", 0.5)
+    outbox, written, before = Outbox([await open_database("approval")]), rows(60), refusals()
+    with small_disk(tmp_path / "disk", 256) as disk:
+        mesh = Mesh(disk.folder / "home", free_base_port())
+        try:
+            await asyncio.to_thread(mesh.up, only=["nats"])
+            bus = Bus(mesh.stores.nats_address, *mesh.stores.nats_login("approval"), "approval", 1)
+            await bus.connect()
+            relay = Relay(outbox.store, bus.publish)
+            await outbox.write(written[:20])
+            assert await relay.publish_some() == 20
+            disk.fill()
+            for batch in (written[20:59], written[59:]):  # an atomic batch, and one alone
+                await outbox.write(batch)
+                with pytest.raises(PublishFailed):
+                    await relay.publish_some()
+            with pytest.raises(MeshError, match="is full"):
+                await asyncio.to_thread(mesh.up, only=["nats"])
+            disk.free()
+            with pytest.raises(PublishFailed):  # NATS takes nothing more, whatever room there is
+                await bus.publish(written[59:])
+            await asyncio.to_thread(mesh.up, only=["nats"])
+            async with Running(relay):
+                await outbox.empty()
+            assert sorted(await ids(bus.js)) == sorted(row.id for row in written)
+            await bus.close()
+        finally:
+            await asyncio.to_thread(mesh.down)
+    assert refusals() == before
+
+
+def refusals() -> float:
+    """How often events were counted as refused."""
+    return sum(sample.value for sample in measured(["events_refused_total"]))
+
+
+async def test_without_room_in_the_stream_no_event_is_taken_for_refused(
+    outbox: Outbox, bus: Bus, jetstream: JetStreamContext
+) -> None:
+    config = (await jetstream.stream_info(STREAM)).config
+    await jetstream.update_stream(replace(config, max_msgs=1, discard=DiscardPolicy.NEW))
+    before = refusals()
+    for count in (2, 20):
+        await outbox.write(rows(count, count))
+        with pytest.raises(PublishFailed):
+            await Relay(outbox.store, bus.publish).publish_some()
+    await jetstream.update_stream(config)
+    assert await Relay(outbox.store, bus.publish).publish_some() == 22
+    assert refusals() == before
 
 
 async def test_what_was_just_committed_goes_out_at_once_and_is_read_by_nobody(

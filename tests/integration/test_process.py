@@ -37,6 +37,7 @@ SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.Health
 CLAIMS = base64.urlsafe_b64encode(json.dumps({"sub": "o", "roles": ["operator"], "exp": 2**33}).encode()).decode()
 OPERATOR = ((CLAIMS_HEADER, CLAIMS),)
 DAY = "2099-03-10"
+FULL = Path("/dev/full")  # takes nothing, as a disk without room
 
 
 def free_port() -> int:
@@ -137,8 +138,13 @@ class Service:
 
 
 @pytest.fixture
-async def service(servers: Servers, jetstream: JetStreamContext, tmp_path: Path) -> AsyncIterator[Service]:
-    """Starts a service with both doors shut, and with an empty database behind one of them."""
+async def service(
+    servers: Servers, jetstream: JetStreamContext, tmp_path: Path, request: pytest.FixtureRequest
+) -> AsyncIterator[Service]:
+    """Starts a service with both doors shut, and with an empty database behind one of them.
+
+    Its parameter is a file for its log; else one of its own.
+    """
     admin = await asyncpg.connect(servers.stores.postgres_url)
     database = f"process_{uuid.uuid4().hex[:8]}"
     await admin.execute(f"CREATE DATABASE {database}")
@@ -157,7 +163,7 @@ async def service(servers: Servers, jetstream: JetStreamContext, tmp_path: Path)
         "NATS_USER": user,
         "SECRETS_DIR": str(tmp_path),
     }
-    log = tmp_path / "log"
+    log = getattr(request, "param", None) or tmp_path / "log"
     with log.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.approval", cwd=ROOT, env=env, stdout=output, stderr=output
@@ -168,7 +174,8 @@ async def service(servers: Servers, jetstream: JetStreamContext, tmp_path: Path)
         await process.wait()
     await postgres.shut()
     await nats.shut()
-    print(log.read_text())
+    if log != FULL:
+        print(log.read_text())
 
 
 @pytest.mark.parametrize("first", ["postgres", "nats"])
@@ -186,6 +193,21 @@ async def test_a_service_starts_before_its_stores_and_serves_when_they_are_there
     await service.becomes("approval", SERVING)
     await service.offer(1)
     assert [await service.approve("c1"), await service.approve("c2")] == [0, 1]
+    service.process.send_signal(signal.SIGTERM)
+    assert await service.ends() == 0
+
+
+@pytest.mark.parametrize("service", [FULL], indirect=True)
+async def test_a_service_whose_log_lines_cannot_be_written_serves_and_ends_as_ever(
+    service: Service, jetstream: JetStreamContext
+) -> None:
+    await service.becomes("", SERVING)  # it has logged that its stores are not there
+    await service.postgres.open()
+    await service.nats.open()
+    await service.becomes("approval", SERVING)
+    await service.offer(1)
+    assert [await service.approve("c1"), await service.approve("c2")] == [0, 1]
+    await eventually(lambda: jetstream.stream_info(STREAM), lambda info: info.state.messages == 2)
     service.process.send_signal(signal.SIGTERM)
     assert await service.ends() == 0
 

@@ -2,9 +2,12 @@
 
 import asyncio
 import base64
+import errno
+import fcntl
 import itertools
 import json
 import math
+import os
 import time
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
@@ -30,7 +33,8 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from services.approval.domain import Appointment, ReservationId
-from services.chassis import paging
+from services.chassis import edge as edge_module
+from services.chassis import paging, telemetry
 from services.chassis.batch import Batcher
 from services.chassis.caller import CLAIMS_HEADER, CLOCK_SKEW, Caller, admit, allow, caller, internal, while_valid
 from services.chassis.contract import violations
@@ -882,3 +886,49 @@ class TestOutgoing:
     def test_the_domains_and_the_contracts_appointment_have_the_same_fields(self) -> None:
         assert [f.name for f in fields(Appointment)] == [f.name for f in appointment_pb2.Appointment.DESCRIPTOR.fields]
         assert NOW + timedelta(0) == from_message(self.event.appointment, Appointment).decide_time
+
+
+# A log that cannot be written
+
+
+class FullDisk:
+    """A logger that has no room."""
+
+    def error(self, *_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    info = error
+
+
+async def test_what_the_logger_raises_never_takes_the_place_of_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edge_module, "log", FullDisk())
+    async with serving(desk := Desk()) as (_, channel):
+        desk.go_on.set()
+        stub = reservation_service_pb2_grpc.ReservationServiceStub(channel)
+        await stub.CancelReservation(CANCEL, metadata=CUSTOMER)
+        with pytest.raises(AioRpcError) as caught:
+            await stub.GetReservation(pb.GetReservationRequest(reservation_id=CANCEL.reservation_id), metadata=CUSTOMER)
+    assert caught.value.code() is StatusCode.INTERNAL
+
+
+def test_a_log_line_that_cannot_be_written_is_lost_and_nothing_else() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    for descriptor in (os.open("/dev/full", os.O_WRONLY), writer):
+        telemetry._Lines(descriptor).write("a line\n")
+        os.close(descriptor)
+
+
+def test_after_a_part_of_a_log_line_the_next_one_begins_anew() -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    lines = telemetry._Lines(writer)
+    lines.write("x" * 5000 + "\n")
+    lines.write("lost\n")
+    assert os.read(reader, 9999) == b"x" * 4096
+    lines.write("next\n")
+    lines.write("last\n")
+    assert os.read(reader, 9999) == b"\nnext\nlast\n"
+    os.close(reader)
+    os.close(writer)

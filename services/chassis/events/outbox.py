@@ -160,7 +160,8 @@ class Relay:
                 tries = 0
             except Exception as error:
                 away = isinstance(error, StoreUnavailable | PublishFailed)
-                log.warning("outbox not published", error=type(error).__name__, expected=away)
+                why = str(error) if isinstance(error, PublishFailed) else ""  # a store's error may quote a row
+                log.warning("outbox not published", error=type(error).__name__, detail=why, expected=away)
                 self._fresh.clear()  # they are in the store
                 tries += 1
                 await asyncio.sleep(AWAY.pause(tries))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import nats
 from nats.aio.client import Client
 from nats.js import JetStreamContext
 from nats.js.api import StorageType, StreamConfig
-from nats.js.errors import BadRequestError, NotFoundError
+from nats.js.errors import APIError, BadRequestError, NotFoundError
 
 from ..telemetry import log
 from .outbox import Outgoing, PublishFailed, Refused
@@ -27,6 +28,16 @@ PUBLISH_TIMEOUT = 5.0
 # Messages from which on they are published as one atomic batch, for which the server makes a store in a folder of its
 # own: measured, 4.4 ms of its CPU however many they are, where single ones take 0.4 ms together and 0.2 ms each.
 ATOMIC = 12
+# How the client tells what the server says of a subject, which it writes in small letters.
+FORBIDDEN = re.compile('permissions violation for publish to "([^"]+)"')
+AWAY = (
+    PublishFailed,
+    OSError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionReconnectingError,
+    nats.errors.OutboundBufferLimitError,
+    nats.errors.StaleConnectionError,
+)
 
 
 class Bus:
@@ -35,6 +46,7 @@ class Bus:
     def __init__(self, url: str, user: str, password: str, name: str, replicas: int) -> None:
         self._url, self._user, self._password, self._name, self._replicas = url, user, password, name, replicas
         self._nats: Client | None = None
+        self._forbidden: set[str] = set()  # subjects that this connection may not publish to, in small letters
         self.reconnected: list[Callable[[], None]] = []
         """Called after each reconnection: the server has forgotten what was asked of it."""
 
@@ -110,17 +122,18 @@ class Bus:
     async def publish(self, rows: Sequence[Outgoing]) -> None:
         """Returns when the stream has all of them.
 
-        Raises Refused when it has all but some, and does answer, and PublishFailed when it does not.
+        Raises Refused when it has all but some, which it will not take as they are, and PublishFailed when it takes
+        nothing here and now: it is away, says nothing, or has no room.
         """
         with boundary():
             if len(rows) >= ATOMIC and await self._publish_atomic(rows):
                 return
             sent = await asyncio.gather(*map(self._publish_one, rows), return_exceptions=True)
-            reasons = {
-                row.id: f"{type(error).__name__} {error}"
-                for row, error in zip(rows, sent, strict=True)
-                if isinstance(error, BaseException)
-            }
+            failed = [(row, error) for row, error in zip(rows, sent, strict=True) if isinstance(error, BaseException)]
+            reasons = {row.id: f"{type(error).__name__} {error}" for row, error in failed}
+            for row, error in failed:
+                if not self._is_to_blame(row, error):
+                    raise PublishFailed(reasons[row.id]) from error
             if reasons:
                 await self._answers()
                 raise Refused(reasons)
@@ -130,6 +143,19 @@ class Bus:
         if _size(row.payload, headers) > connection.max_payload:  # the server would cut the connection
             raise nats.errors.MaxPayloadError
         await self.js.publish(row.subject, row.payload, headers=headers)
+
+    def _is_to_blame(self, row: Outgoing, error: BaseException) -> bool:
+        """Whether the stream will not take this event as it is, whatever the state that the server is in.
+
+        A server whose disk is full says "insufficient resources", which is 503, or after a write that failed nothing at
+        all, while it goes on to answer questions about the stream. It says nothing either, to whoever asks, about what
+        may not be published, but it tells the connection.
+        """
+        if isinstance(error, APIError):
+            return error.code is not None and error.code < 500
+        if isinstance(error, TimeoutError):
+            return row.subject.lower() in self._forbidden
+        return not isinstance(error, AWAY)
 
     async def _publish_atomic(self, rows: Sequence[Outgoing]) -> bool:
         """All or nothing in one round trip; False when the server does not take the batch: then one by one.
@@ -207,9 +233,12 @@ class Bus:
         return answer
 
     async def _on_error(self, error: Exception) -> None:
+        if forbidden := FORBIDDEN.search(str(error)):
+            self._forbidden.add(forbidden[1])
         log.warning("nats", error=type(error).__name__)
 
     async def _on_reconnected(self) -> None:
+        self._forbidden.clear()  # the server may have been told otherwise
         for call in self.reconnected:
             call()
 
