@@ -12,12 +12,15 @@ environment variables:
     NATS_PEERS      host:port of the routes of all its servers, comma separated
 
 /tmp/ready exists while the store serves and its users exist. NATS itself tells whether it is ready: GET :8222/healthz.
+`python -m mesh.evaluation nats --live` is NATS' liveness probe.
 """
 
 import argparse
 import os
 import re
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -26,11 +29,12 @@ from types import FrameType
 
 from mesh.machine.home import SERVICES, STORE_OF, STORES, Home
 from mesh.machine.processes import MeshError
-from mesh.machine.stores import Stores
+from mesh.machine.stores import Store, Stores
 
 PORTS = {"postgres": 5432, "mongo": 27017, "nats": 4222, "nats-routes": 6222, "nats-monitor": 8222}
 READY = Path("/tmp/ready")  # noqa: S108 - the pod's own
 PAUSE = 0.2  # seconds between attempts to provision
+ROOM = 0.05  # of the volume; with less, a server that is started anew fails again
 
 
 class PodHome(Home):
@@ -77,13 +81,28 @@ def _password(file: Path) -> str:
     return password
 
 
+def _is_live(home: PodHome, kind: Store) -> bool:
+    """Whether the server answers and a new start would not help it, as it does after a full disk once there is room."""
+    try:
+        with socket.create_connection(("127.0.0.1", home.port(kind.name)), timeout=2):
+            pass
+    except OSError:
+        return False
+    disk = shutil.disk_usage(home.path)
+    return not kind.stuck(kind.name) or disk.free < ROOM * disk.total
+
+
 def main() -> int:
     """Serves until SIGTERM; returns the server's exit code."""
     parser = argparse.ArgumentParser("mesh.evaluation", description="A store in a pod.")
     parser.add_argument("store", choices=STORES)
-    store: str = parser.parse_args().store
+    parser.add_argument("--live", action="store_true", help="exit code 1 if the server should be started anew")
+    arguments = parser.parse_args()
+    store: str = arguments.store
     home = PodHome(store, os.environ)
     kind = Stores(home).kinds[store]
+    if arguments.live:
+        return 0 if _is_live(home, kind) else 1
     if store == "nats":
         kind.prepare(store)
         command = [str(part) for part in kind.command(store)]

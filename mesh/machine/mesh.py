@@ -10,6 +10,7 @@ All of it blocks; within an event loop call it in a thread (`await asyncio.to_th
 """
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 Report = Callable[[str, str], None]
 # Seconds. On a busy machine a first start has taken five times as long as usual.
 READY_WITHIN = 60.0
+ROOM = 64 * 2**20  # bytes; with less on its disk no store gets far
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ class Component:
     directory: Path = ROOT
     stop_signal: signal.Signals = signal.SIGTERM
     grace: float = 35.0  # seconds; a service has 30 to drain
+    stuck: Callable[[], bool] = bool  # whether it runs and only a new start makes it work again
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,7 @@ class Mesh:
             os_user=store.os_user,
             directory=self.home.path,
             stop_signal=store.stop_signal,
+            stuck=lambda: store.stuck(member),
         )
 
     def _service(self, service: str, name: str) -> Component:
@@ -280,11 +284,14 @@ class Mesh:
     # Starting
 
     def up(self, only: Collection[str] | None = None, report: Report = lambda *_: None) -> None:
-        """Starts what is not running (of `only`, else of all) and waits until it is ready.
+        """Starts what is not running (of `only`, else of all) and waits until it is ready. What runs and can only be
+        helped by a new start, such as NATS after a full disk, is started anew.
 
-        MeshError: a port is taken, or a component does not get ready; what this call started is stopped again.
+        MeshError: a disk is full, a port is taken, or a component does not get ready; what this call started is stopped
+        again.
         """
         wanted = [c for c in self.components.values() if only is None or c.name in only]
+        self._refuse_a_full_disk()
         with self.processes.exclusive() as lock:
             self._refuse_a_move()
             self.home.save()
@@ -339,6 +346,14 @@ class Mesh:
         if remembered not in (None, asked) and any(map(self.processes.find, self.processes.recorded())):
             raise MeshError(f"this mesh runs at base port {remembered}: stop it before it moves to {asked}")
 
+    def _refuse_a_full_disk(self) -> None:
+        for folder in (self.home.path, *(self.home.path / store for store in self.stores.names)):
+            if folder.exists() and (free := shutil.disk_usage(folder).free) < ROOM:
+                raise MeshError(
+                    f"the disk of {folder} is full ({free // 2**20} MiB are free): make room, and run this once more; "
+                    "nothing was started"
+                )
+
     def _refuse_taken_ports(self, components: list[Component]) -> None:
         taken = [
             f"port {self.home.port(listener)}, which {component.name} needs ({listener}), is in use by {holder}"
@@ -374,6 +389,9 @@ class Mesh:
     def _bring_up(self, component: Component, lock: int, given_up: threading.Event, report: Report) -> None:
         name, begin = component.name, time.monotonic()
         log = self.processes.log(name)
+        if name not in self.home.external and self.processes.find(name) and component.stuck():
+            report(name, "takes no writes since one failed: it is started anew")
+            self.processes.stop(name, component.stop_signal, component.grace)
         if name not in self.home.external and not self.processes.find(name):
             report(name, "starting")
             component.prepare()

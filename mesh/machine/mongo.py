@@ -90,6 +90,10 @@ class Mongo:
 
     # Working
 
+    def stuck(self, member: str) -> bool:
+        """Never: it ends itself when it cannot write."""
+        return False
+
     def provision(self, member: str) -> None:
         """The replica set, the superuser, and vaccinemgmt's own user and database; raises until there is a primary."""
         import pymongo

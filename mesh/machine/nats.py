@@ -3,8 +3,10 @@
 import asyncio
 import json
 import random
+import shutil
 import signal
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
 Answer = TypeVar("Answer")
+STREAM_SHARE = 0.8  # of the disk; what is left is for the consumers' state, and for deleting
 
 
 class Nats:
@@ -78,8 +81,14 @@ class Nats:
             "listen": f"{self.home.listen}:{self.home.port(member)}",
             "http": f"{self.home.listen}:{self.home.port(f'{member}-monitor')}",
             "authorization": {"users": users},
-            # An acknowledged event is on the disk, like a commit of the other stores.
-            "jetstream": {"store_dir": str(self.home.path / member), "sync_interval": "always"},
+            "jetstream": {
+                "store_dir": str(self.home.path / member),
+                # An acknowledged event is on the disk, like a commit of the other stores.
+                "sync_interval": "always",
+                # Beyond it the stream answers that it has no room, and takes events again as soon as it has. By default
+                # it is a share of what is free at the start: who starts on a full disk would stay without room.
+                "max_file_store": int(STREAM_SHARE * shutil.disk_usage(self._volume(member)).total),
+            },
         }
         if routes := self.home.nats_routes:
             password = self.home.passwords[self.name]
@@ -90,6 +99,11 @@ class Nats:
                 "routes": [f"nats-route://admin:{password}@{route}" for route in routes],
             }
         write_secret(self._config(member), json.dumps(config, indent=1))
+
+    def _volume(self, member: str) -> Path:
+        """A folder that is on the same disk as the streams, and there before they are."""
+        store = self.home.path / member
+        return store if store.exists() else self.home.path
 
     def _config(self, member: str) -> Path:
         return self.home.path / "secrets" / f"{member}.json"
@@ -103,9 +117,31 @@ class Nats:
         if self.name in self.home.external:
             self._ask_jetstream(lambda jetstream: jetstream.account_info())
             return
+        self._ask_health(member)
+
+    def stuck(self, member: str) -> bool:
+        """Whether a write has failed: the server then takes nothing more, however much room there is, but goes on to
+        deliver what it has. Where it is one of a cluster it may also switch its streams off altogether."""
+        try:
+            self._ask_health(member)
+        except urllib.error.HTTPError as error:
+            return b"write error" in error.read() or not self._streams_are_on(member)
+        except OSError:
+            pass
+        return False
+
+    def _streams_are_on(self, member: str) -> bool:
+        try:
+            self._ask_health(member, "?js-enabled-only=true")
+        except urllib.error.HTTPError:
+            return False
+        return True
+
+    def _ask_health(self, member: str, about: str = "") -> None:
+        """Raises urllib's HTTPError with what is wrong with the server, and OSError if it does not answer."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with direct.open(f"http://{self.home.address(f'{member}-monitor')}/healthz", timeout=ATTEMPT):
-            pass  # anything but 200 raises
+        with direct.open(f"http://{self.home.address(f'{member}-monitor')}/healthz{about}", timeout=ATTEMPT):
+            pass
 
     # Looking into it
 

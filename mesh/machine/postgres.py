@@ -199,6 +199,10 @@ class Postgres:
 
     # Working
 
+    def stuck(self, member: str) -> bool:
+        """Never: it ends itself when it cannot write."""
+        return False
+
     def provision(self, member: str) -> None:
         """On the primary, a database and a role for each service, and nobody else may connect to it.
 

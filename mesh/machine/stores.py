@@ -47,6 +47,9 @@ class Store(Protocol):
     def provision(self, member: str) -> None:
         """Raises until the member serves, with all that services need in it."""
 
+    def stuck(self, member: str) -> bool:
+        """Whether it runs, and takes writes again only when it is started anew."""
+
 
 class Stores:
     """The stores of a home. The `_url`s are for superusers: administration and tests."""
