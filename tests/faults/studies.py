@@ -1,4 +1,4 @@
-"""What faults cost, in figures: `python -m tests.faults study kills|nats-down|replicas|hung|switchover|recall`.
+"""What faults cost, in figures: `python -m tests.faults study NAME`, see STUDIES.
 
 Each study runs the real stack under load, measures, and ends with the accounts of `checks`: a figure counts only when
 nothing was lost and nothing happened twice.
@@ -14,6 +14,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -30,9 +31,10 @@ from mesh.machine.home import SERVICES, STORE_OF
 from services.chassis.events import STREAM
 from services.chassis.events.outbox import LEFT, LOOK_EVERY
 from services.chassis.events.pull import ACK_WAIT
+from tests.disk import SmallDisk, small_disk
 from tests.e2e.conftest import World, eventually
 
-from . import recall, switchover
+from . import full_disk, recall, switchover
 from .drive import PATIENCE, Crowd, Driver, History, Person
 from .run import Plan, Report, account, stage
 
@@ -50,6 +52,7 @@ class Options:
     load: float = 60.0  # seconds of bookings around each switchover
     rate: float = 20.0  # reservations a second
     backlog: int = 3000  # reservations
+    rounds: int = 3  # of full disks
 
 
 def show(title: str, columns: Iterable[str], rows: Iterable[Iterable[object]]) -> None:
@@ -498,6 +501,49 @@ async def _switched(world: World, cases: Mapping[str, switchover.Case], options:
     return violations + (await settled(world, crowd.driver.history, options)).violations
 
 
+# Full disks
+
+
+async def full_disks(folder: Path, options: Options) -> Report:
+    """Each store's disk is full for a while, and then one that they all share; again and again, under bookings."""
+    rows: list[tuple[object, ...]] = []
+    report = Report(Plan(options.seed, full_disk.SECONDS))
+    for turn in range(1, options.rounds + 1):
+        for stores in full_disk.DISKS:
+            own = folder / f"{turn}-{len(stores)}"
+            with ExitStack() as mounted:
+                disks = {store: mounted.enter_context(small_disk(own / store, size)) for store, size in stores.items()}
+                home = disks[full_disk.ALL].folder if full_disk.ALL in disks else own
+                async with stage(home, replicas=2, proxied=False) as (world, *_):
+                    crowd = await Crowd.of(world, 100_000, options.seed + turn)
+                    await crowd.arrive(options.rate, 5)
+                    for store, disk in disks.items():
+                        if store != full_disk.ALL:
+                            await asyncio.to_thread(full_disk.move, world.mesh, store, disk.folder)
+                        row, wrong = await _full(world, crowd, disk, options)
+                        rows.append((turn, store, *row))
+                        report.violations += [f"{turn}, {store}: {problem}" for problem in wrong]
+                    report.violations += (await settled(world, crowd.driver.history, options)).violations
+    show(
+        f"{options.rate:.0f} bookings/s; 'flows': seconds from the first room until a new booking was completed",
+        ("round", "full", "ended", "runbook's commands, s", "flows, s", "answers"),
+        rows,
+    )
+    return report
+
+
+async def _full(world: World, crowd: Crowd, disk: SmallDisk, options: Options) -> tuple[tuple[object, ...], list[str]]:
+    """One disk, full and then free again; a row of the table, and what was violated."""
+    case = full_disk.FullDisk(disk)
+    seen = await switchover.observe(world, crowd, case, full_disk.SECONDS, options.rate)
+    violations = [*seen.violations(), *case.violations(world.mesh)]
+    flows = None if seen.completed is None else case.command + seen.completed
+    if flows is not None and flows > full_disk.FLOWS_WITHIN:
+        violations.append(f"flows again {flows:.0f} s after there was room")
+    answers = ", ".join(f"{count} {code}" for code, count in seen.answers.most_common())
+    return (", ".join(case.ended) or "-", case.command, "never" if flows is None else flows, answers), violations
+
+
 # A recall
 
 
@@ -527,5 +573,6 @@ STUDIES: dict[str, Callable[[Path, Options], Awaitable[Report]]] = {
     "replicas": replicas,
     "hung": hung,
     "switchover": switched,
+    "full-disk": full_disks,
     "recall": recalls,
 }

@@ -109,11 +109,11 @@ class Seen:
         return wrong + ([f"not served again within {GIVEN_UP:.0f} s"] if self.completed is None else [])
 
 
-async def observe(world: World, crowd: Crowd, case: Case, seconds: float) -> Seen:
+async def observe(world: World, crowd: Crowd, case: Case, seconds: float, rate: float = RATE) -> Seen:
     """Plays a case a fifth of the way into so many seconds of bookings; everything runs again when it returns."""
     seen, history = Seen(), crowd.driver.history
     asked, told, letters = len(history.operations), len(history.problems), await _dead_letters(world)
-    arriving = asyncio.create_task(crowd.arrive(RATE, seconds))
+    arriving = asyncio.create_task(crowd.arrive(rate, seconds))
     await asyncio.sleep(seconds / 5)
     begin = time.monotonic()
     await case(world)

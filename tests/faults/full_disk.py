@@ -1,0 +1,66 @@
+"""Full disks under load: of each store alone, and of everything together; then there is room again, and one command.
+
+`python -m tests.faults study full-disk` does it three times, and prints how long it took until bookings were completed.
+"""
+
+import asyncio
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from mesh.machine import Mesh
+from tests.disk import SmallDisk
+from tests.e2e.conftest import World
+from tests.e2e.test_operations import runbook, typed
+
+FULL = 12.0  # seconds
+SECONDS = 25.0  # of bookings around it
+# Seconds from the runbook's command until a new booking is completed: the runbook promises it.
+FLOWS_WITHIN = 60.0
+ALL = "all"
+# Sizes in MiB: each store with one of its own, and one for everything.
+DISKS = ({"nats": 192, "postgres": 512, "mongo": 1024}, {ALL: 2048})
+REFUSED = "event refused by the stream"
+
+
+def move(mesh: Mesh, store: str, disk: Path) -> None:
+    """Carries a store's data over to the disk that is mounted at the folder, and starts it there.
+
+    Its folder becomes a link: Postgres' own is made by renaming another, which cannot be a place where a disk is.
+    """
+    folder = mesh.home.path / store
+    mesh.stop(store)
+    subprocess.run(["cp", "--archive", str(folder), str(disk / store)], check=True)
+    shutil.rmtree(folder)
+    folder.symlink_to(disk / store)
+    mesh.start(store)
+
+
+class FullDisk:
+    """A case of switchover.observe: what it did to the processes, and how long the runbook's commands took."""
+
+    def __init__(self, disk: SmallDisk) -> None:
+        self._disk = disk
+        self.ended: list[str] = []
+        self.command = 0.0
+
+    async def __call__(self, world: World) -> None:
+        until = time.monotonic() + FULL
+        try:
+            while time.monotonic() < until:
+                await asyncio.to_thread(self._disk.fill)  # also what is given back meanwhile
+                await asyncio.sleep(0.2)
+            self.ended = [name for name in world.mesh.components if not world.mesh.processes.find(name)]
+        finally:
+            self._disk.free()
+        begin = time.monotonic()
+        await typed(world, runbook("disk-filling.md"))
+        self.command = time.monotonic() - begin
+
+    def violations(self, mesh: Mesh) -> Sequence[str]:
+        """What must not have happened: that another process than a store's ended, or an event was taken for refused."""
+        wrong = [f"{name} ended" for name in self.ended if name not in mesh.stores.names]
+        logs = {name: mesh.processes.log(name).read_bytes() for name in mesh.components}
+        return wrong + [f"{name} logged: {REFUSED}" for name, log in logs.items() if REFUSED.encode() in log]
