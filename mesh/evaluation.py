@@ -81,7 +81,7 @@ def _password(file: Path) -> str:
     return password
 
 
-def _is_live(home: PodHome, kind: Store) -> bool:
+def is_live(home: Home, kind: Store) -> bool:
     """Whether the server answers and a new start would not help it, as it does after a full disk once there is room."""
     try:
         with socket.create_connection(("127.0.0.1", home.port(kind.name)), timeout=2):
@@ -102,7 +102,7 @@ def main() -> int:
     home = PodHome(store, os.environ)
     kind = Stores(home).kinds[store]
     if arguments.live:
-        return 0 if _is_live(home, kind) else 1
+        return 0 if is_live(home, kind) else 1
     if store == "nats":
         kind.prepare(store)
         command = [str(part) for part in kind.command(store)]

@@ -8,17 +8,23 @@ import shutil
 import subprocess
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import asyncpg
+import pymongo
 
 from mesh.machine import Mesh
 from tests.disk import SmallDisk
 from tests.e2e.conftest import World
 from tests.e2e.test_operations import runbook, typed
 
+from .run import AWAY
+
 FULL = 12.0  # seconds
 SECONDS = 25.0  # of bookings around it
 # Seconds from the runbook's command until a new booking is completed: the runbook promises it.
-FLOWS_WITHIN = 60.0
+FLOWS_WITHIN = 120.0
 ALL = "all"
 # Sizes in MiB: each store with one of its own, and one for everything.
 DISKS = ({"nats": 192, "postgres": 512, "mongo": 1024}, {ALL: 2048})
@@ -38,6 +44,23 @@ def move(mesh: Mesh, store: str, disk: Path) -> None:
     mesh.start(store)
 
 
+def _age(world: World) -> None:
+    """Brings about what comes by itself within hours: Postgres begins a new file of its log, MongoDB a checkpoint."""
+    stores = world.mesh.stores
+
+    async def new_log() -> None:
+        admin = await asyncpg.connect(stores.postgres_url, timeout=2)
+        try:
+            await admin.execute("SELECT pg_logical_emit_message(true, 'full', repeat('x', 16777216))", timeout=2)
+        finally:
+            await admin.close()
+
+    with suppress(*AWAY):
+        asyncio.run(new_log())
+    with suppress(*AWAY), pymongo.MongoClient[dict[str, object]](stores.mongo_url, timeoutMS=2000) as client:
+        client.admin.command("fsync")
+
+
 class FullDisk:
     """A case of switchover.observe: what it did to the processes, and how long the runbook's commands took."""
 
@@ -51,7 +74,7 @@ class FullDisk:
         try:
             while time.monotonic() < until:
                 await asyncio.to_thread(self._disk.fill)  # also what is given back meanwhile
-                await asyncio.sleep(0.2)
+                await asyncio.to_thread(_age, world)
             self.ended = [name for name in world.mesh.components if not world.mesh.processes.find(name)]
         finally:
             self._disk.free()

@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy
 
+from mesh.evaluation import is_live
 from mesh.machine import Mesh
 from mesh.machine.processes import MeshError
 from services.chassis import mongo as mongo_module
@@ -308,10 +309,13 @@ async def test_on_a_full_disk_no_event_is_taken_for_refused_and_all_go_out_when_
                     await relay.publish_some()
             with pytest.raises(MeshError, match="is full"):
                 await asyncio.to_thread(mesh.up, only=["nats"])
+            assert is_live(mesh.home, mesh.stores.nats)  # a new start would not help yet
             disk.free()
             with pytest.raises(PublishFailed):  # NATS takes nothing more, whatever room there is
                 await bus.publish(written[59:])
+            assert not is_live(mesh.home, mesh.stores.nats)
             await asyncio.to_thread(mesh.up, only=["nats"])
+            assert is_live(mesh.home, mesh.stores.nats)
             async with Running(relay):
                 await outbox.empty()
             assert sorted(await ids(bus.js)) == sorted(row.id for row in written)
