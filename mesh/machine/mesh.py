@@ -61,7 +61,7 @@ class Component:
     directory: Path = ROOT
     stop_signal: signal.Signals = signal.SIGTERM
     grace: float = 35.0  # seconds; a service has 30 to drain
-    stuck: Callable[[], bool] = bool  # whether it runs and only a new start makes it work again
+    stuck: Callable[[], bool] = bool  # whether only a new start makes it work again; OSError if it does not answer
 
 
 @dataclass(frozen=True)
@@ -389,7 +389,7 @@ class Mesh:
     def _bring_up(self, component: Component, lock: int, given_up: threading.Event, report: Report) -> None:
         name, begin = component.name, time.monotonic()
         log = self.processes.log(name)
-        if name not in self.home.external and self.processes.find(name) and component.stuck():
+        if name not in self.home.external and self.processes.find(name) and _is_stuck(component):
             report(name, "takes no writes since one failed: it is started anew")
             self.processes.stop(name, component.stop_signal, component.grace)
         if name not in self.home.external and not self.processes.find(name):
@@ -602,6 +602,13 @@ Then: {dev} status | logs NAME | down
                 report(service, f"{answer.accounts} accounts, {found} differences{told}")
                 agree = agree and not found
         return agree
+
+
+def _is_stuck(component: Component) -> bool:
+    try:
+        return component.stuck()
+    except OSError:  # it may be starting: whether it gets ready is for the wait to see
+        return False
 
 
 def _answers(url: str) -> None:

@@ -126,8 +126,6 @@ class Nats:
             self._ask_health(member)
         except urllib.error.HTTPError as error:
             return b"write error" in error.read() or not self._streams_are_on(member)
-        except OSError:
-            pass
         return False
 
     def _streams_are_on(self, member: str) -> bool:

@@ -48,7 +48,7 @@ class Store(Protocol):
         """Raises until the member serves, with all that services need in it."""
 
     def stuck(self, member: str) -> bool:
-        """Whether it runs, and takes writes again only when it is started anew."""
+        """Whether it takes writes again only when it is started anew; OSError if it does not answer."""
 
 
 class Stores:

@@ -21,8 +21,8 @@ from tests.e2e.test_operations import runbook, typed
 
 from .run import AWAY
 
-FULL = 12.0  # seconds
-SECONDS = 25.0  # of bookings around it
+FULL = 8.0  # seconds
+SECONDS = 20.0  # of bookings around it
 # Seconds from the runbook's command until a new booking is completed: the runbook promises it.
 FLOWS_WITHIN = 120.0
 ALL = "all"
@@ -44,28 +44,31 @@ def move(mesh: Mesh, store: str, disk: Path) -> None:
     mesh.start(store)
 
 
-def _age(world: World) -> None:
-    """Brings about what comes by itself within hours: Postgres begins a new file of its log, MongoDB a checkpoint."""
+def _age(world: World, full: str) -> None:
+    """Brings about what comes by itself within hours: Postgres begins new files of its log, MongoDB a checkpoint."""
     stores = world.mesh.stores
 
-    async def new_log() -> None:
-        admin = await asyncpg.connect(stores.postgres_url, timeout=2)
+    async def new_files() -> None:
+        admin = await asyncpg.connect(stores.postgres_url, timeout=5)
         try:
-            await admin.execute("SELECT pg_logical_emit_message(true, 'full', repeat('x', 16777216))", timeout=2)
+            messages = "SELECT pg_logical_emit_message(false, 'full', repeat('x', 16777216)) FROM generate_series(1, 8)"
+            await admin.execute(messages, timeout=10)
         finally:
             await admin.close()
 
-    with suppress(*AWAY):
-        asyncio.run(new_log())
-    with suppress(*AWAY), pymongo.MongoClient[dict[str, object]](stores.mongo_url, timeoutMS=2000) as client:
-        client.admin.command("fsync")
+    if full in (ALL, "postgres"):
+        with suppress(*AWAY):
+            asyncio.run(new_files())
+    if full in (ALL, "mongo"):
+        with suppress(*AWAY), pymongo.MongoClient[dict[str, object]](stores.mongo_url, timeoutMS=2000) as client:
+            client.admin.command("fsync")
 
 
 class FullDisk:
     """A case of switchover.observe: what it did to the processes, and how long the runbook's commands took."""
 
-    def __init__(self, disk: SmallDisk) -> None:
-        self._disk = disk
+    def __init__(self, store: str, disk: SmallDisk) -> None:
+        self._store, self._disk = store, disk
         self.ended: list[str] = []
         self.command = 0.0
 
@@ -74,7 +77,7 @@ class FullDisk:
         try:
             while time.monotonic() < until:
                 await asyncio.to_thread(self._disk.fill)  # also what is given back meanwhile
-                await asyncio.to_thread(_age, world)
+                await asyncio.to_thread(_age, world, self._store)
             self.ended = [name for name in world.mesh.components if not world.mesh.processes.find(name)]
         finally:
             self._disk.free()

@@ -1,6 +1,8 @@
 """A committed event gets into the stream once, whoever dies in between. Relay, both stores and JetStream are real."""
 
 import asyncio
+import os
+import signal
 import time
 import uuid
 from collections import Counter
@@ -320,8 +322,12 @@ async def test_on_a_full_disk_no_event_is_taken_for_refused_and_all_go_out_when_
                 await outbox.empty()
             assert sorted(await ids(bus.js)) == sorted(row.id for row in written)
             await bus.close()
+            server = mesh.processes.find("nats")
+            assert server is not None
+            os.kill(server.pid, signal.SIGSTOP)
+            assert not is_live(mesh.home, mesh.stores.nats)
         finally:
-            await asyncio.to_thread(mesh.down)
+            await asyncio.to_thread(mesh.stop, "nats", signal.SIGKILL)
     assert refusals() == before
 
 

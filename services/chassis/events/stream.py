@@ -152,7 +152,7 @@ class Bus:
         may not be published, but it tells the connection.
         """
         if isinstance(error, APIError):
-            return error.code is not None and error.code < 500
+            return error.code is not None and error.code < 500 and error.code != 429  # too many requests
         if isinstance(error, TimeoutError):
             return row.subject.lower() in self._forbidden
         return not isinstance(error, AWAY)
