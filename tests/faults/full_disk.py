@@ -78,6 +78,7 @@ class FullDisk:
             while time.monotonic() < until:
                 await asyncio.to_thread(self._disk.fill)  # also what is given back meanwhile
                 await asyncio.to_thread(_age, world, self._store)
+                await asyncio.sleep(0.1)
             self.ended = [name for name in world.mesh.components if not world.mesh.processes.find(name)]
         finally:
             self._disk.free()

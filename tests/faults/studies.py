@@ -520,7 +520,7 @@ async def full_disks(folder: Path, options: Options) -> Report:
                     for store, disk in disks.items():
                         if store != full_disk.ALL:
                             await asyncio.to_thread(full_disk.move, world.mesh, store, disk.folder)
-                        row, wrong = await _full(world, crowd, disk, options)
+                        row, wrong = await _full(world, crowd, store, disk, options)
                         rows.append((turn, store, *row))
                         report.violations += [f"{turn}, {store}: {problem}" for problem in wrong]
                     report.violations += (await settled(world, crowd.driver.history, options)).violations
@@ -532,9 +532,11 @@ async def full_disks(folder: Path, options: Options) -> Report:
     return report
 
 
-async def _full(world: World, crowd: Crowd, disk: SmallDisk, options: Options) -> tuple[tuple[object, ...], list[str]]:
+async def _full(
+    world: World, crowd: Crowd, store: str, disk: SmallDisk, options: Options
+) -> tuple[tuple[object, ...], list[str]]:
     """One disk, full and then free again; a row of the table, and what was violated."""
-    case = full_disk.FullDisk(disk)
+    case = full_disk.FullDisk(store, disk)
     seen = await switchover.observe(world, crowd, case, full_disk.SECONDS, options.rate)
     violations = [*seen.violations(), *case.violations(world.mesh)]
     flows = None if seen.completed is None else case.command + seen.completed
