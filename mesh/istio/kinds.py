@@ -107,6 +107,7 @@ class StringMatch(Part):
 
 
 class RequestMatch(Part):
+    port: int | None = None
     uri: StringMatch | None = None
     headers: dict[str, StringMatch] = {}
     without_headers: dict[str, StringMatch] = {}
@@ -182,6 +183,8 @@ class HttpRoute(Part):
             raise Untranslatable("retries is missing: Istio would retry twice, writes included")
         if self.direct_response and (self.timeout or self.retries):
             raise Untranslatable("timeout and retries are not translated beside directResponse")
+        if self.route and {match.port for match in self.match} - {None, self.route[0].destination.port.number}:
+            raise Untranslatable("match.port is not translated where it is not the destination's")
         return self
 
 

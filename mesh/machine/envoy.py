@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from copy import deepcopy
 
 from mesh.istio import Json, Objects, Untranslatable
-from mesh.istio.kinds import Server
+from mesh.istio.kinds import Gateway, Server
 from mesh.istio.proxy import GATEWAY, STATS, Proxy, endpoints, listener, manager
 from mesh.istio.writing import NO_LIMIT, named, typed
 from mesh.machine.authority import Authority
@@ -59,7 +59,8 @@ class Chart:
     def labels(self, component: str) -> dict[str, str]:
         """The labels of its pods, by which selectors find it."""
         if component == GATEWAY:
-            return {"app.kubernetes.io/name": GATEWAY}
+            [gateway] = self.istio.of(Gateway)
+            return gateway.spec.selector
         labels: dict[str, str] = self._of("Deployment")[component]["spec"]["template"]["metadata"]["labels"]
         return labels
 

@@ -514,6 +514,74 @@ def test_replicas_are_kept_apart_by_their_own_labels_whatever_the_constraint() -
         assert all(c["labelSelector"] == spec["selector"] for c in spread)
 
 
+# Beside others in one Istio
+
+
+def in_namespace(namespace: str, release: str = "vaccination") -> dict[str, Json]:
+    """The objects of another release than the other tests'."""
+    helm = Path(sys.executable).parent / "helm"
+    command = [helm, "template", release, CHART, "--namespace", namespace, *NEEDED]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    items = [item for item in yaml.load_all(done.stdout, yaml.CSafeLoader) if item]
+    return {f"{item['kind']} {item['metadata']['name']}": item for item in items}
+
+
+def test_a_gateway_finds_no_other_releases_pods_although_it_looks_in_all_namespaces() -> None:
+    releases = [objects(), in_namespace("other"), in_namespace("vaccination", "other")]
+    selectors = [found["Gateway gateway"]["spec"]["selector"].items() for found in releases]
+    pods = [found["Deployment gateway"]["spec"]["template"]["metadata"]["labels"].items() for found in releases]
+    for number, selector in enumerate(selectors):
+        assert [selector <= labels for labels in pods] == [number == i for i in range(len(releases))]
+
+
+def test_the_gateways_proxy_is_pulled_as_the_values_say_although_its_image_has_no_tag_yet() -> None:
+    def policy(**values: str) -> str:
+        [proxy] = objects(values=values)["Deployment gateway"]["spec"]["template"]["spec"]["containers"]
+        assert proxy["image"] == "auto"
+        return str(proxy["imagePullPolicy"])
+
+    assert policy() == "IfNotPresent"
+    assert policy(**{"image.pullPolicy": "Never"}) == "Never"
+
+
+def test_routes_to_a_component_take_no_call_for_its_metrics() -> None:
+    found = objects()
+    ports = {port["name"]: port["port"] for port in found["Service approval"]["spec"]["ports"]}
+    routes = found["VirtualService approval"]["spec"]["http"]
+    assert [[match["port"] for match in route["match"]] for route in routes] == [[ports["grpc"]]] * len(routes)
+
+
+def test_stores_of_the_evaluation_can_be_left_out_of_the_mesh() -> None:
+    file, stores = CHART / "values-evaluation.yaml", ("postgres", "mongo", "nats")
+    for sidecars in (True, False):
+        values = {"istio.enabled": True, "evaluation.sidecars": sidecars}
+        found = objects("--values", file, values=values)
+        for store in stores:
+            labels = found[f"StatefulSet {store}"]["spec"]["template"]["metadata"]["labels"]
+            assert labels["sidecar.istio.io/inject"] == str(sidecars).lower()
+            # A policy needs a proxy that applies it. Without one the mesh must not speak TLS to the store.
+            assert (f"AuthorizationPolicy {store}" in found) is sidecars
+            assert (f"DestinationRule {store}" in found) is not sidecars
+        assert (
+            found["Deployment approval"]["spec"]["template"]["metadata"]["labels"]["sidecar.istio.io/inject"] == "true"
+        )
+    for store in stores:
+        rule = found[f"DestinationRule {store}"]["spec"]
+        assert rule["host"] == f"{store}.vaccination.svc.cluster.local"
+        assert rule["trafficPolicy"] == {"tls": {"mode": "DISABLE"}}
+
+
+def test_the_check_calls_the_gateway_as_its_clients_do() -> None:
+    def way_in(**values: Any) -> list[str]:
+        url, host, *_ = objects(values=values)["Pod check"]["spec"]["containers"][0]["args"]
+        return [url, host]
+
+    tls = {"gateway.tlsSecret": "tls", "gateway.service.port": 443}
+    assert way_in() == ["http://gateway:80", "gateway"]
+    assert way_in(**{"gateway.hosts": ["a.example.org", "b"]}) == ["http://gateway:80", "a.example.org"]
+    assert way_in(**tls, **{"gateway.hosts": ["*.example.org"]}) == ["https://gateway:443", "check.example.org"]
+
+
 # Hooks
 
 
@@ -556,6 +624,18 @@ def test_before_any_new_pod_each_component_migrates_with_its_store_and_nats_in_r
                     assert '/sa/migrate"' in json.dumps(found[f"AuthorizationPolicy {store}"]["spec"])
         else:
             assert {5432, 27017, 4222} <= {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_no_hook_is_there_after_an_uninstall_but_one_that_failed(file: Path) -> None:
+    """`helm uninstall` knows nothing of what hooks have made."""
+    hooks = {
+        name: annotations["helm.sh/hook-delete-policy"].split(",")
+        for name, item in objects("--values", file).items()
+        if "helm.sh/hook" in (annotations := item["metadata"].get("annotations", {}))
+    }
+    assert {"Pod check", "ServiceAccount check", "Job approval-migrate", "ServiceAccount migrate"} <= hooks.keys()
+    assert {name for name, policy in hooks.items() if policy != ["before-hook-creation", "hook-succeeded"]} == set()
 
 
 def deployed_store(component: str) -> str:

@@ -92,6 +92,18 @@ Keys: root, name, component. */ -}}
 {{- end }}
 {{- end }}
 
+{{- /* Labels by which the Gateway finds its proxies. Istio looks for them in all namespaces, so the namespace is among
+them; else a gateway of the same name elsewhere would take these routes too, or lose its own. The pods of 0.3 do not have
+that label. The upgrade that replaces them has to find them still, and the next one finds none of them. */ -}}
+{{- define "vaccination.gatewaySelector" -}}
+{{ include "vaccination.selector" (dict "root" . "name" .Values.gateway.name) }}
+{{- $running := lookup "apps/v1" "Deployment" .Release.Namespace .Values.gateway.name }}
+{{- $labels := dig "spec" "template" "metadata" "labels" dict $running }}
+{{- if or (hasKey $labels "namespace") (not (hasKey $labels "sidecar.istio.io/inject")) }}
+namespace: {{ .Release.Namespace }}
+{{- end }}
+{{- end }}
+
 {{- define "vaccination.istio.gateway" }}
 {{- $gateway := .Values.gateway }}
 {{- $paths := include "vaccination.publicPaths" . | fromJson }}
@@ -103,7 +115,7 @@ metadata:
     {{- include "vaccination.labels" . | nindent 4 }}
 spec:
   selector:
-    app.kubernetes.io/name: {{ $gateway.name }}
+    {{- include "vaccination.gatewaySelector" . | nindent 4 }}
   servers:
     - port:
         number: 8080

@@ -26,12 +26,13 @@ app.kubernetes.io/instance: {{ .root.Release.Name }}
 {{- end }}
 
 {{- /* Labels of a pod. With Istio it is in the mesh, whatever its namespace says. The chart's version is not among them: a
-new chart would then restart pods that it does not change, evaluation's stores too. Keys: root, name. */ -}}
+new chart would then restart pods that it does not change, evaluation's stores too. Keys: root; name; outside, true for
+a pod that is not in the mesh. */ -}}
 {{- define "vaccination.podLabels" -}}
 {{ include "vaccination.selector" . }}
 app.kubernetes.io/part-of: vaccination
 {{- if .root.Values.istio.enabled }}
-sidecar.istio.io/inject: "true"
+sidecar.istio.io/inject: {{ not .outside | quote }}
 {{- end }}
 {{- end }}
 

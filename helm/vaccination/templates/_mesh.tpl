@@ -218,9 +218,10 @@ metadata:
 spec:
   hosts: [{{ $host }}]
   http:
+    # Every route names the port: without it a call for metrics, on another port, would be led here.
     {{- range $caller, $calls := . }}
     {{- range $call := $calls }}
-    {{- $match := dict "uri" (dict "exact" $call.path) }}
+    {{- $match := dict "port" 8080 "uri" (dict "exact" $call.path) }}
     {{- if gt (len (get $callersOf $call.path)) 1 }}
     {{- /* Several components call this RPC, and the proxy of each has to find its own route. */}}
     {{- $_ := set $match "sourceLabels" (dict "app.kubernetes.io/name" $caller) }}
@@ -238,11 +239,27 @@ spec:
     {{- end }}
     {{- end }}
     # The pod of `helm test` comes by here. The policies refuse everything else.
-    {{- include "vaccination.route" (dict "root" $ "name" "other" "to" $name "timeout" $.Values.budget.other) | nindent 4 }}
+    {{- include "vaccination.route" (dict "root" $ "name" "other" "match" (list (dict "port" 8080)) "to" $name
+          "timeout" $.Values.budget.other) | nindent 4 }}
 {{- end }}
 {{- end }}
 {{- if .Values.evaluation.enabled }}
 {{- range $store, $_ := .Values.evaluation.stores }}
+{{- if not $.Values.evaluation.sidecars }}
+---
+# Whatever the mesh says of other hosts, here nobody understands its TLS.
+apiVersion: networking.istio.io/v1
+kind: DestinationRule
+metadata:
+  name: {{ $store }}
+  labels:
+    {{- include "vaccination.labels" $ | nindent 4 }}
+spec:
+  host: {{ include "vaccination.host" (dict "root" $ "name" $store) }}
+  trafficPolicy:
+    tls:
+      mode: DISABLE
+{{- else }}
 ---
 # A policy for what is not HTTP applies to new connections only.
 apiVersion: security.istio.io/v1
@@ -269,6 +286,7 @@ spec:
               {{- if eq $store "nats" }}
               - {{ include "vaccination.principal" (dict "root" $ "name" "nats") }}
               {{- end }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end }}
