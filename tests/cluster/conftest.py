@@ -48,6 +48,8 @@ PORTS = {"postgres": 5432, "mongo": 27017, "nats": 4222}
 ADMINS = {"postgres": "postgres", "mongo": "admin", "nats": "admin"}
 # Bound of everything that is waited for here, in seconds: a busy machine takes many times what an idle one does.
 PATIENCE = 600.0
+# What `helm uninstall` could leave. It takes away what is no hook's.
+HOOKED = "pods,jobs,serviceaccounts,configmaps,secrets"
 FIGURES: list[str] = []
 
 
@@ -115,12 +117,12 @@ class Retries(grpc.aio.UnaryUnaryClientInterceptor):
 class Release:
     """The chart, installed in a namespace."""
 
-    def __init__(self, namespace: str, home: Path) -> None:
-        self.namespace, self.home = namespace, home
+    def __init__(self, namespace: str, home: Path, *, istio: bool, file: str) -> None:
+        self.namespace, self.home, self.istio, self.file = namespace, home, istio, file
         customer_limits = {"perCustomer": 1000, "perAddress": 100_000}  # the tests' customers have one address
         self.values: Json = {
             "image": {"repository": REPOSITORY, "tag": TAG},
-            "istio": {"enabled": False},
+            "istio": {"enabled": istio},
             # The stores stay as they are when the services get another version.
             "evaluation": {"image": {"repository": f"{REPOSITORY}-evaluation", "tag": TAG}},
             "auth": {"issuer": identity.ISSUER, "audiences": [identity.AUDIENCE], "jwks": identity.jwks(home)},
@@ -151,7 +153,7 @@ class Release:
         command = [str(HELM), *arguments, "--namespace", self.namespace]
         text = None
         if values is not None:
-            command += ["--values", str(chart / "values-evaluation.yaml"), "--values", "-"]
+            command += ["--values", str(chart / self.file), "--values", "-"]
             text = json.dumps(merged(self.values, values))
         return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=2 * PATIENCE)
 
@@ -408,14 +410,24 @@ def only(books: checks.Accounts, hospitals: set[str]) -> checks.Accounts:
 
 
 @contextlib.contextmanager
-def installation(home: Path, values: Mapping[str, Any], chart: Path = CHART) -> Iterator[Release]:
-    """The chart, installed in a namespace of its own; KEEP=1 leaves it there."""
+def installation(
+    home: Path,
+    values: Mapping[str, Any],
+    chart: Path = CHART,
+    *,
+    istio: bool,
+    file: str = "values-evaluation.yaml",
+    before: Callable[[Release], None] = lambda _: None,
+) -> Iterator[Release]:
+    """The chart, installed in a namespace of its own; KEEP=1 leaves it there. `before` makes what it needs there."""
     namespace = f"{NAME}-{secrets.token_hex(3)}"
-    release = Release(namespace, home)
+    release = Release(namespace, home, istio=istio, file=file)
     release.kubectl("create", "namespace", namespace)
-    # What the chart promises of its pods is refused here if it does not hold.
-    release.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
+    if not istio:  # the init container that Istio adds may do more
+        # What the chart promises of its pods is refused here if it does not hold.
+        release.kubectl("label", "namespace", namespace, "pod-security.kubernetes.io/enforce=restricted")
     try:
+        before(release)
         begin = time.monotonic()
         release.upgrade(values, chart=chart)
         release.installed_within = time.monotonic() - begin
@@ -425,26 +437,50 @@ def installation(home: Path, values: Mapping[str, Any], chart: Path = CHART) -> 
             _remove(release)
 
 
+def istio_in_cluster() -> bool:
+    """Whether somebody would inject proxies."""
+    command = ["kubectl", "get", "mutatingwebhookconfigurations", "--selector=app=sidecar-injector", "--output=name"]
+    return bool(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+
+
+@pytest.fixture(scope="session", params=[False, True], ids=["without-istio", "with-istio"])
+def istio(request: pytest.FixtureRequest) -> bool:
+    """The mode of an installation. Every test that asks for an installation runs in both."""
+    if request.param and not istio_in_cluster():
+        pytest.skip("there is no Istio in this cluster")
+    return bool(request.param)
+
+
 @pytest.fixture(scope="session")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+def release(istio: bool, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The present chart and code, for all tests but those that bring an installation of their own."""
-    with installation(tmp_path_factory.mktemp("identity"), {}) as release:
+    with installation(tmp_path_factory.mktemp("identity"), {}, istio=istio) as release:
         yield release
 
 
 def _remove(release: Release) -> None:
     """Everything, and gives volumes back empty that the cluster would not: those somebody made by hand."""
     release.helm("uninstall", NAME, "--wait")
+    left = release.get(HOOKED, f"--selector=app.kubernetes.io/instance={NAME}")["items"]
     claims = [claim["metadata"]["name"] for claim in release.get("pvc")["items"]]
-    volumes = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "empty"}, "spec": _emptying(claims)}
-    release.kubectl("apply", "--filename", "-", stdin=json.dumps(volumes))
-    release.until("empty volumes", lambda: release.get("pod", "empty")["status"].get("phase") == "Succeeded")
+    if claims:
+        volumes = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "empty"}, "spec": _emptying(claims)}
+        release.kubectl("apply", "--filename", "-", stdin=json.dumps(volumes))
+        release.until("empty volumes", lambda: release.get("pod", "empty")["status"].get("phase") == "Succeeded")
     release.kubectl("delete", "namespace", release.namespace, "--timeout", f"{PATIENCE:.0f}s")
     for volume in release.get("pv")["items"]:
         claim = volume["spec"].get("claimRef", {})
         by_hand = volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
         if by_hand and claim.get("namespace") == release.namespace:
             release.kubectl("patch", "pv", volume["metadata"]["name"], "--patch", '{"spec": {"claimRef": null}}')
+    # The passwords stay, as the volumes do. A Job that failed stays with its pods and their logs.
+    failed = {"job-name", "failed"}
+    names = [
+        f"{item['kind']} {item['metadata']['name']}"
+        for item in left
+        if not failed & (item["metadata"]["labels"].keys() | item.get("status", {}).keys())
+    ]
+    assert set(names) <= {"Secret evaluation"}, "helm uninstall leaves more than it says"
 
 
 def _emptying(claims: list[str]) -> Json:

@@ -26,14 +26,20 @@ IN_POSTGRES = [name for name, store in STORE_OF.items() if store == "postgres"]
 @pytest.fixture(scope="module")
 def previous(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The last release: its code and its chart."""
-    return extract(PREVIOUS, tmp_path_factory.mktemp("previous"))
+    folder = extract(PREVIOUS, tmp_path_factory.mktemp("previous"))
+    # Its gateway's proxy was always pulled, and where these tests run there may be no registry that has it.
+    gateway = folder / "helm" / "vaccination" / "templates" / "gateway.yaml"
+    text = gateway.read_text()
+    assert text.count("image: auto\n") == 1
+    gateway.write_text(text.replace("image: auto\n", "image: auto\n          imagePullPolicy: IfNotPresent\n"))
+    return folder
 
 
 @pytest.fixture(scope="module")
-def release(previous: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
+def release(istio: bool, previous: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Release]:
     """The last release, as somebody has it who installed it and has not upgraded yet."""
     values, chart = {"image": {"tag": PREVIOUS_TAG}}, previous / "helm" / "vaccination"
-    with installation(tmp_path_factory.mktemp("identity"), values, chart) as release:
+    with installation(tmp_path_factory.mktemp("identity"), values, chart, istio=istio) as release:
         yield release
 
 
