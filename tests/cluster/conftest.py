@@ -473,12 +473,11 @@ def _remove(release: Release) -> None:
         by_hand = volume["spec"]["persistentVolumeReclaimPolicy"] == "Retain"
         if by_hand and claim.get("namespace") == release.namespace:
             release.kubectl("patch", "pv", volume["metadata"]["name"], "--patch", '{"spec": {"claimRef": null}}')
-    # The passwords stay, as the volumes do. A Job that failed stays with its pods and their logs.
-    failed = {"job-name", "failed"}
+    # The passwords stay, as the volumes do, and a Job that failed, with its log. What has an owner ends with that one.
     names = [
         f"{item['kind']} {item['metadata']['name']}"
         for item in left
-        if not failed & (item["metadata"]["labels"].keys() | item.get("status", {}).keys())
+        if "ownerReferences" not in item["metadata"] and not item.get("status", {}).get("failed")
     ]
     assert set(names) <= {"Secret evaluation"}, "helm uninstall leaves more than it says"
 

@@ -8,14 +8,13 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from typing import Any
 
 import grpc.aio
 import pytest
 
 from mesh.machine.authority import Authority
 from mesh.machine.home import STORE_OF
-from tests.e2e.conftest import Status, World, refusal
+from tests.e2e.conftest import Status, World, eventually, refusal
 
 from .conftest import NAME, PATIENCE, PORTS, Installed, Json, Release, installation
 
@@ -39,31 +38,28 @@ def test_who_is_in_the_mesh_reads_every_components_metrics(release: Release) -> 
         assert answer.strip() == "200", f"{component}: {answer}"
 
 
-def statistics(release: Release, pod: str, pattern: str) -> Counter[str]:
-    """The sums of an Envoy's counters, by the last part of their names."""
-    told = release.kubectl(
-        "exec", pod, "-c", "istio-proxy", "--", "pilot-agent", "request", "GET", f"stats?filter={pattern}"
-    )
-    found: Counter[str] = Counter()
-    for line in told.splitlines():
-        name, _, value = line.rpartition(": ")
-        if value.isdigit():
-            found[name.rpartition(".")[2]] += int(value)
-    return found
+def asked(release: Release, pod: str, what: str) -> str:
+    """What a pod's Envoy answers to its administrator."""
+    return release.kubectl("exec", pod, "-c", "istio-proxy", "--", "pilot-agent", "request", "GET", what)
 
 
 async def test_the_breaker_between_reservation_and_approval_opens_in_a_rush_and_closes_after_it(
     release: Release, people: World, gateway: str, figures: Figures
 ) -> None:
     def overflows() -> int:
-        pattern = r"outbound\|8080\|\|approval.*overflow"
-        return sum(sum(statistics(release, pod, pattern).values()) for pod in release.ready("reservation"))
+        what = r"stats?filter=outbound\|8080\|\|approval.*upstream_rq_(active|pending)_overflow"
+        told = "".join(asked(release, pod, what) for pod in release.ready("reservation"))
+        return sum(int(line.rpartition(": ")[2]) for line in told.splitlines())
 
-    narrow = {"components": {"approval": {"connections": {"maxRequests": 1, "maxPending": 1}}}}
-    await asyncio.to_thread(release.upgrade, narrow)
+    def allow(http: Json) -> None:
+        change = {"spec": {"trafficPolicy": {"connectionPool": {"http": http}}}}
+        release.kubectl("patch", "destinationrule/approval", "--type=merge", "--patch", json.dumps(change))
+
+    usual = release.get("destinationrule", "approval")["spec"]["trafficPolicy"]["connectionPool"]["http"]
+    hospital, day = await people.new_hospital(capacity=2000)
+    before = await asyncio.to_thread(overflows)
+    await asyncio.to_thread(allow, {"http2MaxRequests": 1, "http1MaxPendingRequests": 1})
     try:
-        hospital, day = await people.new_hospital(capacity=1000)
-        before = await asyncio.to_thread(overflows)
         # Without the interceptor that repeats calls, so that each answer is seen.
         async with grpc.aio.insecure_channel(gateway, [("grpc.enable_retries", 0)]) as channel:
             world = World(people.mesh, channel)
@@ -79,13 +75,16 @@ async def test_the_breaker_between_reservation_and_approval_opens_in_a_rush_and_
                 return "OK"
 
             answers: Counter[str] = Counter()
-            for _ in range(10):
-                answers += Counter(await asyncio.gather(*(book() for _ in range(24))))
-        spent = await asyncio.to_thread(overflows) - before
+
+            async def rush() -> int:
+                answers.update(await asyncio.gather(*(book() for _ in range(24))))
+                return await asyncio.to_thread(overflows) - before
+
+            # Until the proxies have heard of it, nobody is refused.
+            spent = await eventually(rush, lambda spent: spent > 0 and len(answers) > 1, PATIENCE)
         assert answers.keys() == {"OK", "RESOURCE_EXHAUSTED APPROVAL_BUSY"}
-        assert spent > 0
     finally:
-        await asyncio.to_thread(release.upgrade, {})
+        await asyncio.to_thread(allow, usual)
     after = await asyncio.gather(*(people.customer().create(hospital, day) for _ in range(24)))
     assert {reservation.status for reservation in after} == {Status.RESERVATION_STATUS_APPROVED}
     figures(f"with room for one call and one that waits: {dict(answers)}, {spent} overflows; 24 of 24 after it")
@@ -189,6 +188,5 @@ def test_no_gateway_has_another_releases_routes(
 def leads_to(release: Release) -> set[str]:
     """The namespaces that a gateway's routes lead to."""
     [gateway] = release.ready("gateway")
-    dump: Any = "config_dump?resource=dynamic_route_configs"
-    told = release.kubectl("exec", gateway, "-c", "istio-proxy", "--", "pilot-agent", "request", "GET", dump)
+    told = asked(release, gateway, "config_dump?resource=dynamic_route_configs")
     return set(re.findall(r'"outbound\|8080\|[^|]*\|[a-z]+\.([a-z0-9-]+)\.svc', told))
