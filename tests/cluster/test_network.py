@@ -7,7 +7,7 @@ pods really have are compared with the policies.
 import asyncio
 import json
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from ipaddress import IPv6Address, ip_address
 from typing import Any
 
@@ -39,15 +39,17 @@ def read(text: str) -> Address:
     return str(found), int(port, 16)
 
 
-def calls_out(release: Release, pod: Json) -> Iterator[Address]:
+def calls_out(release: Release, pod: Json) -> list[Address]:
     """Where the pod has connected to."""
     table = release.kubectl("exec", pod["metadata"]["name"], "--", "cat", "/proc/net/tcp", "/proc/net/tcp6")
     rows = [(read(r[1]), read(r[2]), r[3]) for r in map(str.split, table.splitlines()) if r[0] != "sl"]
     listening = {port for (_, port), _, state in rows if state == LISTENS}
     own = {pod["status"]["podIP"], "127.0.0.1", "127.0.0.6", "::1"}
-    for (_, port), (host, remote), state in rows:
-        if state == ESTABLISHED and port not in listening and host not in own:
-            yield host, remote
+    return [
+        there
+        for (_, port), there, state in rows
+        if state == ESTABLISHED and port not in listening and there[0] not in own
+    ]
 
 
 class Cluster:
@@ -123,7 +125,7 @@ async def test_every_connection_is_one_that_the_policies_allow(
     cluster = await asyncio.to_thread(Cluster)
     seen, refused = set(), set()
     for pod in release.pods():
-        for there in await asyncio.to_thread(lambda pod=pod: list(calls_out(release, pod))):
+        for there in await asyncio.to_thread(calls_out, release, pod):
             host, port = cluster.behind.get(there, there)
             other = cluster.pods.get(host)
             seen.add((name(pod), name(other), port))
