@@ -51,10 +51,9 @@ class Chart:
     def hosts(self) -> Iterator[tuple[str, str, int]]:
         """Each component's name, and the host and port by which others call it."""
         for name, service in self._of("Service").items():
-            host = f"{name}.{service['metadata']['namespace']}.svc.cluster.local"
             for port in service["spec"]["ports"]:
                 if port.get("appProtocol") in ("grpc", "http2"):
-                    yield name, host, port["port"]
+                    yield name, self._of("DestinationRule")[name]["spec"]["host"], port["port"]
 
     def labels(self, component: str) -> dict[str, str]:
         """The labels of its pods, by which selectors find it."""

@@ -3,10 +3,11 @@
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Annotated, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
-from pydantic import Field, Json, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import Field, Json, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+]|[^][:\s]+)(:[0-9]{1,5})?")  # with a port or without
@@ -14,6 +15,8 @@ Days = Annotated[int, Field(ge=0, le=36500)]  # 0: for ever
 # How far ahead things usually are decided, in days. Events about what is further ahead are kept for longer.
 HORIZON = 366
 Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
+# All addresses of the pod. That of IPv6 takes IPv4 too; where the kernel has no IPv6, it cannot be listened on.
+EVERYWHERE = "[::]" if Path("/proc/net/if_inet6").exists() else "0.0.0.0"  # noqa: S104 - what a pod's server is for
 
 
 class Process(BaseSettings):
@@ -21,9 +24,9 @@ class Process(BaseSettings):
 
     model_config = SettingsConfigDict(extra="ignore", frozen=True)
 
-    listen: Address = "0.0.0.0:8080"
+    listen: Address = f"{EVERYWHERE}:8080"
     """Address of the server, host:port."""
-    metrics_listen: Address = "0.0.0.0:9090"
+    metrics_listen: Address = f"{EVERYWHERE}:9090"
     """Address of the Prometheus endpoint, host:port."""
     log_level: Annotated[str, Field(pattern="(?i)^(debug|info|warning|error|critical)$")] = "INFO"
     drain_seconds: float = 0.0
@@ -47,6 +50,8 @@ class Process(BaseSettings):
 class Settings(Process):
     """What every service of the domain needs beside that."""
 
+    database_password: SecretStr = SecretStr("")
+    """The password, where it is not in the URL: operators of stores make Secrets that have it alone."""
     database_url: SecretStr
     """The service's own store; a file in SECRETS_DIR. Of several hosts the one that takes writes is used."""
     nats_url: str
@@ -88,7 +93,7 @@ class Settings(Process):
 
     @field_validator("database_url")
     @classmethod
-    def _is_a_url(cls, value: SecretStr) -> SecretStr:
+    def _is_a_url(cls, value: SecretStr, others: ValidationInfo) -> SecretStr:
         try:
             parts = urlsplit(value.get_secret_value())
             hosts = parts.netloc.rpartition("@")[2].split(",")
@@ -97,4 +102,11 @@ class Settings(Process):
             whole = None
         if not whole:
             raise ValueError("should be scheme://user:password@host:port,host:port/database")
-        return value
+        password = others.data["database_password"].get_secret_value().strip()
+        if not password:
+            return value
+        user = parts.netloc.rpartition("@")[0]
+        if not user or ":" in user:
+            raise ValueError("beside DATABASE_PASSWORD it should be scheme://user@host:port,host:port/database")
+        login = f"{user}:{quote(password, safe='')}"
+        return SecretStr(parts._replace(netloc=login + parts.netloc[len(user) :]).geturl())

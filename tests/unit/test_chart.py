@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ SERVICERS = {
 }
 
 
+@cache
 def template(*options: str | Path, chart: Path = CHART) -> subprocess.CompletedProcess[str]:
     helm = Path(sys.executable).parent / "helm"
     command = [helm, "template", "vaccination", chart, "--namespace", "vaccination", *options]
@@ -157,6 +159,11 @@ def test_names_are_unique_and_every_pod_is_restricted(file: Path) -> None:
         ("components.web.pages={/*/x}", "components.web.pages.0: Does not match pattern"),
         ("auth.signIn.clientId=", "auth.signIn.clientId"),
         ("auth.signIn.scope=profile", "auth.signIn.scope: Does not match pattern"),
+        ("default.podSecurityContext.runAsuser=1", "default.podSecurityContext: Additional property runAsuser"),
+        ("gateway.service.externalTrafficPolicy=local", "gateway.service.externalTrafficPolicy"),
+        ("networkPolicy.dnsPorts={}", "networkPolicy.dnsPorts"),
+        ("components.approval.secrets.password.key=x", "components.approval.secrets"),
+        ("components.approval.databaseUrl=postgresql://a:secret@h/a", "components.approval.databaseUrl"),
     ],
 )
 def test_a_mistake_in_the_values_is_refused_with_its_path(setting: str, path: str) -> None:
@@ -607,8 +614,7 @@ def test_before_any_new_pod_each_component_migrates_with_its_store_and_nats_in_r
         deployed = found[f"Deployment {name}"]["spec"]["template"]["spec"]
         assert pod["spec"]["volumes"] == deployed["volumes"]
         assert container["volumeMounts"] == deployed["containers"][0]["volumeMounts"]
-        keys = {item["key"] for v in pod["spec"]["volumes"] if "secret" in v for item in v["secret"].get("items", ())}
-        assert keys == {"database_url", "nats_password"}
+        assert secrets_of(job).keys() == {"database_url", "nats_password"}
         # A proxy that is an ordinary container would go on after the migration has ended, and so would the Job.
         annotations = pod["metadata"].get("annotations", {})
         assert annotations.get("sidecar.istio.io/nativeSidecar") == ("true" if istio else None)
@@ -641,6 +647,171 @@ def test_no_hook_is_there_after_an_uninstall_but_one_that_failed(file: Path) -> 
 def deployed_store(component: str) -> str:
     """The kind of store that a component has."""
     return str(values()["components"][component]["store"])
+
+
+# On other people's clusters
+
+
+EVALUATION = ("--values", CHART / "values-evaluation.yaml")
+GIVEN_PASSWORDS = (*EVALUATION, "--set", "evaluation.existingSecret=passwords")
+WITH_ISTIO: Json = {"istio.enabled": True}
+
+
+def containers(found: Mapping[str, Json]) -> Iterator[tuple[str, Json]]:
+    """Every container, those that only begin a pod too, with the name of the object that has it."""
+    for name, pod in pod_templates(found):
+        for container in (*pod["spec"]["containers"], *pod["spec"].get("initContainers", ())):
+            yield name, container
+
+
+@pytest.mark.parametrize("more", [{}, WITH_ISTIO], ids=["without", "istio"])
+def test_the_cluster_may_choose_the_user_of_every_pod(more: Json) -> None:
+    names = ("runAsUser", "runAsGroup", "fsGroup", "seccompProfile")
+    found = objects(*EVALUATION, values=more | {f"default.podSecurityContext.{name}": None for name in names})
+    for name, pod in pod_templates(found):
+        assert pod["spec"]["securityContext"] == {"runAsNonRoot": True}, name
+    for name, container in containers(found):
+        assert not {"runAsUser", "runAsGroup"} & container["securityContext"].keys(), name
+
+
+def test_pods_may_ask_for_names_where_the_cluster_answers_them() -> None:
+    found = objects(*EVALUATION, values={"networkPolicy.dnsPorts": [53, 5353]})
+    policies = {name: item["spec"] for name, item in found.items() if item["kind"] == "NetworkPolicy"}
+    assert len(policies) > 8
+    for name, policy in policies.items():
+        if policy["egress"]:
+            asked = [(port["port"], port.get("protocol")) for port in policy["egress"][0]["ports"]]
+            assert asked == [(53, "UDP"), (53, "TCP"), (5353, "UDP"), (5353, "TCP")], name
+
+
+@pytest.mark.parametrize("more", [{}, WITH_ISTIO], ids=["without", "istio"])
+def test_the_clusters_domain_stands_in_one_value(more: Json) -> None:
+    text = json.dumps(objects(*EVALUATION, values=more | {"clusterDomain": "k8s.example.internal"}))
+    assert "svc.cluster.local" not in text
+    assert "approval.vaccination.svc.k8s.example.internal:8080" in text
+
+
+@pytest.mark.parametrize("more", [{}, WITH_ISTIO], ids=["without", "istio"])
+def test_where_a_quota_asks_for_limits_every_container_can_have_them(more: Json) -> None:
+    found = objects(*EVALUATION, values=more | {"default.resources.limits.cpu": "1"})
+    amounts = {(kind, what) for kind in ("requests", "limits") for what in ("cpu", "memory")}
+    assert {name.split()[0] for name, _ in containers(found)} == {"Deployment", "StatefulSet", "Job", "Pod"}
+    for name, container in containers(found):
+        given = {(kind, what) for kind, some in container["resources"].items() for what in some}
+        assert given == amounts, (name, container["name"])
+
+
+def test_how_the_gateways_service_is_reached_is_a_value() -> None:
+    service = objects()["Service gateway"]["spec"]
+    assert (service["type"], service["externalTrafficPolicy"]) == ("LoadBalancer", "Local")
+    given = {"type": "NodePort", "externalTrafficPolicy": "Cluster", "nodePort": 30080}
+    found = objects(values={f"gateway.service.{key}": value for key, value in given.items()})["Service gateway"]["spec"]
+    [port] = found["ports"]
+    assert found["externalTrafficPolicy"] == "Cluster"
+    assert port["nodePort"] == 30080
+    inside = objects(values={"gateway.service.type": "ClusterIP"})["Service gateway"]["spec"]
+    assert "externalTrafficPolicy" not in inside
+    assert "nodePort" not in inside["ports"][0]
+
+
+def test_pages_of_allowed_origins_may_send_each_header_that_a_call_needs() -> None:
+    routes = objects(values={"gateway.cors.origins": ["https://console.example.org"]})["VirtualService gateway"]["spec"]
+    policies = [route["corsPolicy"] for route in routes["http"] if "corsPolicy" in route]
+    needed = {"authorization", "content-type", "service", "x-grpc-web", "x-user-agent", "grpc-timeout"}
+    assert policies
+    assert all(needed <= set(policy["allowHeaders"]) for policy in policies)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [(), ("--values", CHART / "values-production.yaml"), GIVEN_PASSWORDS],
+    ids=["values", "production", "evaluation"],
+)
+def test_two_renderings_without_a_cluster_are_equal(options: tuple[str | Path, ...]) -> None:
+    again = template.__wrapped__(*NEEDED, *options)
+    assert again.stdout == template(*NEEDED, *options).stdout != ""
+
+
+def test_given_passwords_are_read_from_their_own_secret_and_nowhere_else() -> None:
+    found = objects(*GIVEN_PASSWORDS)
+    assert not [name for name in found if name.startswith("Secret ")]
+    for name in SERVICES:
+        url = found[f"ConfigMap {name}"]["data"]["DATABASE_URL"]
+        assert f"://{name}@{deployed_store(name)}.vaccination.svc.cluster.local:" in url
+        for pod in (found[f"Deployment {name}"], found[f"Job {name}-migrate"]):
+            assert secrets_of(pod) == {"database_password": ("passwords", name), "nats_password": ("passwords", name)}
+    for store in ("postgres", "mongo", "nats"):
+        volumes = found[f"StatefulSet {store}"]["spec"]["template"]["spec"]["volumes"]
+        assert [v["secret"]["secretName"] for v in volumes if "secret" in v] == ["passwords"]
+
+
+def secrets_of(workload: Json) -> dict[str, tuple[str, str]]:
+    """The Secret and the key of each file of a pod's secrets."""
+    [volume] = [v for v in workload["spec"]["template"]["spec"]["volumes"] if v["name"] == "secrets"]
+    sources = [source["secret"] for source in volume["projected"]["sources"]]
+    return {item["path"]: (source["name"], item["key"]) for source in sources for item in source["items"]}
+
+
+def test_secrets_may_be_where_the_operators_of_the_stores_put_them() -> None:
+    found = objects(
+        values={
+            "components.approval.secrets": {
+                "database_url": {"secret": "approval-app", "key": "uri"},
+                "nats_password": {"secret": "nats-users", "key": "approval"},
+            },
+            "components.vaccinemgmt.databaseUrl": "mongodb://dose@m-0.m:27017,m-1.m:27017/doses?replicaSet=m&tls=true",
+            "components.vaccinemgmt.secrets": {"database_password": {"secret": "doses-user", "key": "password"}},
+        }
+    )
+    wanted = {
+        "approval": {"database_url": ("approval-app", "uri"), "nats_password": ("nats-users", "approval")},
+        "vaccinemgmt": {
+            "database_password": ("doses-user", "password"),
+            "nats_password": ("vaccinemgmt", "nats_password"),
+        },
+        "mypage": {"database_url": ("mypage", "database_url"), "nats_password": ("mypage", "nats_password")},
+    }
+    for name, secrets in wanted.items():
+        assert secrets_of(found[f"Deployment {name}"]) == secrets
+        assert secrets_of(found[f"Job {name}-migrate"]) == secrets
+    assert found["ConfigMap vaccinemgmt"]["data"]["DATABASE_URL"].startswith("mongodb://dose@m-0.m:27017,m-1.m:27017/")
+    assert "DATABASE_URL" not in found["ConfigMap approval"]["data"]
+
+
+def test_argo_cd_makes_evaluations_stores_then_migrates_and_then_starts_everything_else() -> None:
+    """It takes a first sync for an upgrade too, and runs what Helm calls pre-upgrade before there is any store."""
+    found = objects(*GIVEN_PASSWORDS)
+    waves: dict[int, set[str]] = {}
+    for name, item in found.items():
+        annotations = item["metadata"].get("annotations", {})
+        if annotations.get("helm.sh/hook") != "test":  # Argo CD leaves it out
+            waves.setdefault(int(annotations.get("argocd.argoproj.io/sync-wave", 0)), set()).add(name)
+        if "helm.sh/hook" in annotations and "test" not in annotations["helm.sh/hook"]:
+            assert annotations["argocd.argoproj.io/hook"] == "Sync", name
+    stores = ("postgres", "mongo", "nats")
+    assert waves[-2] == {f"{kind} {s}" for kind in ("ServiceAccount", "Service", "StatefulSet") for s in stores} | {
+        "Service nats-peers", "ServiceAccount migrate",
+    }  # fmt: skip
+    assert waves[-1] == {f"Job {name}-migrate" for name in SERVICES}
+    assert waves.keys() == {-2, -1, 0}
+    # Where the stores are somebody else's, migrations come before all else, by Helm's own words.
+    production = objects("--values", CHART / "values-production.yaml")
+    assert "argocd" not in json.dumps(production)
+    assert production["Job approval-migrate"]["metadata"]["annotations"]["helm.sh/hook"] == "pre-install,pre-upgrade"
+
+
+def test_a_version_with_build_metadata_is_one_that_labels_and_images_can_have(tmp_path: Path) -> None:
+    other = tmp_path / "vaccination"
+    shutil.copytree(CHART, other)
+    about = (CHART / "Chart.yaml").read_text()
+    (other / "Chart.yaml").write_text(re.sub(r"(?m)^(version|appVersion): .*", r"\1: 1.2.3+abc.1", about))
+    found = objects(*EVALUATION, chart=other)
+    label = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
+    for name, item in found.items():
+        for value in item["metadata"].get("labels", {}).values():
+            assert label.fullmatch(value), (name, value)
+    images = {container["image"] for _, container in containers(found)}
+    assert images == {"vaccination:1.2.3_abc.1", "vaccination-evaluation:1.2.3_abc.1"}
 
 
 def test_the_version_is_one() -> None:

@@ -845,6 +845,19 @@ class TestSettings:
         (environment / "database_url").write_text(url)
         assert Settings.load().database_url.get_secret_value() == url
 
+    def test_a_password_may_be_a_secret_of_its_own(self, environment: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        (environment / "database_password").write_text("p@ss/:word\n")
+        for name in ("postgresql://a@h1:5432,h2/a?sslmode=require", "mongodb+srv://a@cluster.example.org/a"):
+            (environment / "database_url").write_text(name)
+            assert Settings.load().database_url.get_secret_value() == name.replace("//a@", "//a:p%40ss%2F%3Aword@")
+        for name in ("postgresql://a:hunter2@h/a", "postgresql://h/a"):
+            (environment / "database_url").write_text(name)
+            with pytest.raises(SystemExit):
+                Settings.load()
+            said = capsys.readouterr().err
+            assert "beside DATABASE_PASSWORD it should be" in said
+            assert "hunter2" not in said
+
     @pytest.mark.parametrize("level", ["INFO", "debug", "Warning"])
     def test_a_log_level_may_be_in_capitals_or_not(
         self, environment: Path, monkeypatch: pytest.MonkeyPatch, level: str

@@ -22,7 +22,8 @@ corsPolicy:
     - exact: {{ . }}
     {{- end }}
   allowMethods: [GET, POST, PUT]
-  allowHeaders: [authorization, content-type, accept-language, x-grpc-web, x-user-agent, grpc-timeout, traceparent]
+  # By `service` an operator's call names the component that it is for.
+  allowHeaders: [authorization, content-type, accept-language, service, x-grpc-web, x-user-agent, grpc-timeout, traceparent]
   exposeHeaders: [grpc-status, grpc-message, grpc-status-details-bin, retry-after]
   maxAge: 24h
 {{- end }}

@@ -5,9 +5,15 @@ takes a dict; its comment names the keys. */ -}}
 {{- define "vaccination.labels" -}}
 app.kubernetes.io/part-of: vaccination
 app.kubernetes.io/instance: {{ .Release.Name }}
-app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ include "vaccination.version" .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+helm.sh/chart: {{ include "vaccination.version" (printf "%s-%s" .Chart.Name .Chart.Version) }}
+{{- end }}
+
+{{- /* A version as labels and images' tags take it: their characters do not include the plus before build metadata, as
+in 1.2.3+abc. The version is the argument. */ -}}
+{{- define "vaccination.version" -}}
+{{ . | replace "+" "_" | trunc 63 | trimSuffix "-" | trimSuffix "_" | trimSuffix "." }}
 {{- end }}
 
 {{- /* Name and labels of an object that belongs to a workload. Keys: root; name; app, the workload's name where the
@@ -38,7 +44,7 @@ sidecar.istio.io/inject: {{ not .outside | quote }}
 
 {{- /* A workload's name in the cluster's DNS. Keys: root, name. */ -}}
 {{- define "vaccination.host" -}}
-{{ .name }}.{{ .root.Release.Namespace }}.svc.cluster.local
+{{ .name }}.{{ .root.Release.Namespace }}.svc.{{ .root.Values.clusterDomain }}
 {{- end }}
 
 {{- /* The identity by which others in the mesh know a workload. Keys: root, name. */ -}}
@@ -111,8 +117,8 @@ metadata:
   {{- end }}
 {{- end }}
 
-{{- /* What every pod has: its account, what Pod Security "restricted" asks for, and the node that it may run on. Keys:
-root; name; workload, its values. */ -}}
+{{- /* What every pod has: its account, its user, and the node that it may run on. Keys: root; name; workload, its
+values. */ -}}
 {{- define "vaccination.pod" -}}
 serviceAccountName: {{ .name }}
 automountServiceAccountToken: false
@@ -125,12 +131,7 @@ imagePullSecrets:
   {{- end }}
 {{- end }}
 securityContext:
-  runAsNonRoot: true
-  runAsUser: 65532
-  runAsGroup: 65532
-  fsGroup: 65532
-  seccompProfile:
-    type: RuntimeDefault
+  {{- toYaml .workload.podSecurityContext | nindent 2 }}
 {{- with .workload.nodeSelector }}
 nodeSelector:
   {{- toYaml . | nindent 2 }}
@@ -172,18 +173,45 @@ sidecar.istio.io/nativeSidecar: "true"
 {{- end }}
 
 {{- define "vaccination.image" -}}
-"{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}"
+"{{ .Values.image.repository }}:{{ .Values.image.tag | default (include "vaccination.version" .Chart.AppVersion) }}"
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
 {{- define "vaccination.evaluationImage" -}}
-"{{ .Values.evaluation.image.repository }}:{{ .Values.evaluation.image.tag | default .Values.image.tag | default .Chart.AppVersion }}"
+"{{ .Values.evaluation.image.repository }}:{{ .Values.evaluation.image.tag | default .Values.image.tag | default (include "vaccination.version" .Chart.AppVersion) }}"
 imagePullPolicy: {{ .Values.image.pullPolicy }}
 {{- end }}
 
 {{- /* Name of the Secret that a component reads. Keys: root, name. */ -}}
 {{- define "vaccination.secret" -}}
 {{ (get .root.Values.components .name).existingSecret | default .name }}
+{{- end }}
+
+{{- /* Whether a component's passwords are those in evaluation.existingSecret; empty: no. Keys: root, name. */ -}}
+{{- define "vaccination.hasGivenPasswords" -}}
+{{- $evaluation := .root.Values.evaluation }}
+{{- if and $evaluation.enabled $evaluation.existingSecret (not (get .root.Values.components .name).existingSecret) }}yes{{ end }}
+{{- end }}
+
+{{- /* The URL of a component's own store, without the password; empty: it is a secret as a whole. Keys: root, name. */ -}}
+{{- define "vaccination.databaseUrl" -}}
+{{- $component := get .root.Values.components .name }}
+{{- if $component.databaseUrl }}
+{{- $component.databaseUrl }}
+{{- else if include "vaccination.hasGivenPasswords" . }}
+{{- include "vaccination.evaluationUrl" (dict "root" .root "name" .name "login" .name) }}
+{{- end }}
+{{- end }}
+
+{{- /* The URL of a component's database in evaluation's stores. Keys: root; name; login, USER or USER:PASSWORD. */ -}}
+{{- define "vaccination.evaluationUrl" -}}
+{{- $store := (get .root.Values.components .name).store }}
+{{- $at := printf "%s@%s" .login (include "vaccination.host" (dict "root" .root "name" $store)) }}
+{{- if eq $store "mongo" -}}
+mongodb://{{ $at }}:27017/{{ .name }}?replicaSet=rs0&authSource={{ .name }}
+{{- else -}}
+postgresql://{{ $at }}:5432/{{ .name }}?sslmode=disable
+{{- end }}
 {{- end }}
 
 {{- /* Where the page signs people in. The argument is `auth`. */ -}}
@@ -219,6 +247,9 @@ END_SESSION_ENDPOINT: {{ . | quote }}
 {{- end }}
 {{- end }}
 {{- if .component.store }}
+{{- with include "vaccination.databaseUrl" . }}
+DATABASE_URL: {{ . | quote }}
+{{- end }}
 NATS_URL: {{ $values.nats.url | quote }}
 NATS_USER: {{ .name }}
 STREAM_REPLICAS: {{ $values.nats.streamReplicas | quote }}
@@ -279,12 +310,19 @@ volumes:
   - name: tmp
     emptyDir: {}
   - name: secrets
-    secret:
-      secretName: {{ include "vaccination.secret" . }}
-      # Other keys of the Secret are not mounted.
-      items:
-        - {key: database_url, path: database_url}
-        - {key: nats_password, path: nats_password}
+    projected:
+      sources:
+        # Other keys of the Secrets are not mounted.
+        {{- $given := include "vaccination.hasGivenPasswords" . }}
+        {{- $secret := ternary .root.Values.evaluation.existingSecret (include "vaccination.secret" .) (eq $given "yes") }}
+        {{- $own := (get .root.Values.components .name).secrets | default dict }}
+        {{- range list (ternary "database_password" "database_url" (ne (include "vaccination.databaseUrl" .) "")) "nats_password" }}
+        {{- $where := get $own . | default dict }}
+        - secret:
+            name: {{ $where.secret | default $secret }}
+            items:
+              - {key: {{ $where.key | default (ternary $.name . (eq $given "yes")) }}, path: {{ . }}}
+        {{- end }}
   {{- with .root.Values.trust.existingSecret }}
   - name: trust
     secret:
