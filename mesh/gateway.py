@@ -15,8 +15,10 @@ from mesh.istio.kinds import Gateway, Untranslatable
 from mesh.istio.objects import Objects
 from mesh.istio.proxy import STATS, Proxy, endpoints, listener
 from mesh.istio.writing import Json, http_filter, typed
+from services.chassis.settings import EVERYWHERE
 
 ADMIN, STATUS = 15000, 15021
+ADDRESS = EVERYWHERE.strip("[]")
 
 
 def _status() -> tuple[Json, Json]:
@@ -29,7 +31,7 @@ def _status() -> tuple[Json, Json]:
         route_config={"virtual_hosts": [{"name": "status", "domains": ["*"], "routes": routes}]},
         http_filters=[http_filter("router", "router.v3.Router")],
     )
-    return listener("status", "0.0.0.0", STATUS, made), admin  # noqa: S104 - the pod's network policy says who gets there
+    return listener("status", ADDRESS, STATUS, made), admin
 
 
 def config(objects: Sequence[Json]) -> Json:
@@ -37,7 +39,7 @@ def config(objects: Sequence[Json]) -> Json:
     proxy = Proxy(Objects(objects))
     [gateway] = proxy.istio.of(Gateway)
     [server] = gateway.spec.servers
-    proxy.gateway(gateway.spec.selector, "0.0.0.0", server.port.number)  # noqa: S104 - it is the way in
+    proxy.gateway(gateway.spec.selector, ADDRESS, server.port.number)
     status, admin = _status()
     return {
         "admin": {"address": {"socket_address": {"address": "127.0.0.1", "port_value": ADMIN}}},

@@ -73,7 +73,8 @@ def listener(
         inspected["listener_filters"] = [named("envoy.filters.listener.tls_inspector", kind)]
     return {
         "name": name,
-        "address": {"socket_address": {"address": address, "port_value": port}},
+        # With ipv4_compat that of all addresses in IPv6 takes IPv4 too, and says IPv4's clients' addresses as they are.
+        "address": {"socket_address": {"address": address, "port_value": port, "ipv4_compat": address == "::"}},
         "filter_chains": [chain],
         **inspected,
         # This limits the memory for what one connection has waiting.

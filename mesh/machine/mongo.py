@@ -78,7 +78,9 @@ class Mongo:
     def command(self, member: str) -> list[str | Path]:
         """The command. Replica sets always keep a journal."""
         mongod = package_file("fiftyone", "db", "bin", "mongod")
-        options = f"--bind_ip {self.home.listen} --port {self.home.port(member)} --nounixsocket --replSet rs0"
+        every = self.home.listen.startswith("[")  # address; mongod's :: does not take IPv4
+        options = "--ipv6 --bind_ip_all" if every else f"--bind_ip {self.home.listen}"
+        options += f" --port {self.home.port(member)} --nounixsocket --replSet rs0"
         options += " --wiredTigerCacheSizeGB 0.25 --oplogSize 256 --setParameter diagnosticDataCollectionEnabled=false"
         # A primary that stops hands over to another member. By default it looks for one for 15 s.
         handover = 1000 if len(self.members) > 1 else 100

@@ -179,7 +179,7 @@ class Postgres:
     def command(self, member: str) -> list[str | Path]:
         """The command. fsync and synchronous_commit are on by default, so a commit survives a crash."""
         settings: dict[str, object] = {
-            "listen_addresses": self.home.listen,
+            "listen_addresses": "*" if self.home.listen.startswith("[") else self.home.listen,  # its :: takes no IPv4
             "port": self.home.port(member),
             "unix_socket_directories": "",  # a socket's path may have 107 bytes, and the home's path may be longer
             "max_connections": 200,  # four services' pools, with room for replicas and tests

@@ -59,7 +59,7 @@ def start(service: str, level: str, metrics_listen: str) -> None:
     structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     host, port = metrics_listen.rsplit(":", 1)
-    start_http_server(int(port), host)
+    start_http_server(int(port), host.strip("[]"))
     component_ready.labels(service).set(0)
 
 
