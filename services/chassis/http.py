@@ -17,7 +17,7 @@ from granian.server.embed import Server
 from prometheus_client import Counter
 
 from . import telemetry
-from .settings import Process
+from .settings import Process, socket_address
 from .telemetry import log
 
 LIVE, READY = "/livez", "/readyz"
@@ -59,8 +59,8 @@ Handler = Callable[[Request], Awaitable[Answer]]
 
 async def serve(name: str, settings: Process, handle: Handler) -> None:
     """Serves until SIGTERM or SIGINT, then drains."""
-    host, _, port = settings.listen.rpartition(":")
-    _refuse_taken(host, int(port))
+    host, port = socket_address(settings.listen)
+    _refuse_taken(host, port)
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -84,7 +84,7 @@ async def serve(name: str, settings: Process, handle: Handler) -> None:
         except ProtocolClosed:
             pass  # the client did not wait
 
-    server = Server(answer, host, int(port), interface=Interfaces.RSGI, websockets=False, log_enabled=False)
+    server = Server(answer, host, port, interface=Interfaces.RSGI, websockets=False, log_enabled=False)
     serving = asyncio.create_task(server.serve())
     stopping = asyncio.create_task(stop.wait())
     telemetry.component_ready.labels(name).set(1)
@@ -124,6 +124,6 @@ def _refuse_taken(host: str, port: int) -> None:
     with closing(socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((host.strip("[]"), port))
+            probe.bind((host, port))
         except OSError as error:
             raise SystemExit(f"cannot listen on {host}:{port}: {error.strerror}") from None

@@ -19,6 +19,12 @@ Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
 EVERYWHERE = "[::]" if Path("/proc/net/if_inet6").exists() else "0.0.0.0"  # noqa: S104 - what a pod's server is for
 
 
+def socket_address(listen: str) -> tuple[str, int]:
+    """Host and port of a listening address, the host without the brackets that an address of IPv6 has there."""
+    host, _, port = listen.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
 class Process(BaseSettings):
     """What every process needs. A field's variable is its name in capitals; secrets are files in SECRETS_DIR."""
 

@@ -13,6 +13,8 @@ import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.samples import Sample
 
+from .settings import socket_address
+
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 
 traceparent: ContextVar[str] = ContextVar("traceparent", default="")
@@ -58,8 +60,8 @@ def start(service: str, level: str, metrics_listen: str) -> None:
     )
     structlog.contextvars.bind_contextvars(service=service)
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    host, port = metrics_listen.rsplit(":", 1)
-    start_http_server(int(port), host.strip("[]"))
+    host, port = socket_address(metrics_listen)
+    start_http_server(port, host)
     component_ready.labels(service).set(0)
 
 

@@ -28,6 +28,7 @@ from services.chassis.events import STREAM, Bus
 from services.chassis.mongo import Mongo
 from services.chassis.postgres import Database
 from services.chassis.retention import Retention
+from services.chassis.settings import EVERYWHERE
 from services.vaccinemgmt.adapters.mongo import SCHEMA
 from tests.conftest import free_base_port
 from tests.e2e.conftest import eventually
@@ -124,6 +125,7 @@ def servers() -> Iterator[Servers]:
     roomy = memory.is_dir() and shutil.disk_usage(memory).free > 4 * 2**30
     with tempfile.TemporaryDirectory(prefix="integration-", dir=memory if roomy else None) as home:
         mesh = Mesh(Path(home), free_base_port())
+        mesh.home.listen = EVERYWHERE  # as evaluation's stores in a pod
         try:
             mesh.up(only=STORES)
             found = Servers(mesh)

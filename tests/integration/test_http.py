@@ -12,19 +12,25 @@ import pytest
 
 from mesh import ROOT
 from services.chassis.http import LONGEST_BODY
+from services.chassis.settings import EVERYWHERE
 
-from .test_process import free_port
+from .test_process import HERE, free_port
 
 Browser = httpx.AsyncClient
 
 
 @pytest.fixture
-async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
+def metrics_port() -> int:
+    return free_port()
+
+
+@pytest.fixture
+async def browser(tmp_path: Path, metrics_port: int) -> AsyncIterator[Browser]:
     """The page, served by its own process, and somebody who asks for it."""
     (tmp_path / "index.html").write_text("<!doctype html><title>Vaccination</title>")
-    address = f"127.0.0.1:{free_port()}"
+    port = free_port()
     env = os.environ | {
-        "LISTEN": address, "METRICS_LISTEN": f"127.0.0.1:{free_port()}", "FILES": str(tmp_path),
+        "LISTEN": f"{EVERYWHERE}:{port}", "METRICS_LISTEN": f"{EVERYWHERE}:{metrics_port}", "FILES": str(tmp_path),
         "ISSUER": "https://id.example.org", "CLIENT_ID": "page",
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
@@ -33,7 +39,7 @@ async def browser(tmp_path: Path) -> AsyncIterator[Browser]:
     assert process.stdout
     while b"ready" not in await asyncio.wait_for(process.stdout.readline(), 30):
         pass
-    async with Browser(base_url=f"http://{address}", trust_env=False, timeout=20) as client:
+    async with Browser(base_url=f"http://127.0.0.1:{port}", trust_env=False, timeout=20) as client:
         yield client
     process.terminate()
     assert await asyncio.wait_for(process.wait(), 30) == 0
@@ -53,6 +59,12 @@ async def test_of_a_body_without_an_end_no_more_is_taken_than_a_form_has(browser
     assert taken < 500 * LONGEST_BODY, "what is in the buffers between the two is sent, too"
     assert (await browser.post("/", content=bytes(LONGEST_BODY))).status_code == 405
     assert (await browser.get("/")).status_code == 200
+
+
+async def test_pages_and_metrics_are_at_the_addresses_of_both_families(browser: Browser, metrics_port: int) -> None:
+    for host in ("127.0.0.1", HERE):
+        assert (await browser.get(browser.base_url.copy_with(host=host.strip("[]")))).status_code == 200
+        assert "component_ready" in (await browser.get(f"http://{host}:{metrics_port}/metrics")).text
 
 
 async def test_an_answer_without_content_tells_no_length_of_it(browser: Browser) -> None:

@@ -27,6 +27,7 @@ from services.chassis import server
 from services.chassis.caller import CLAIMS_HEADER
 from services.chassis.edge import status_of
 from services.chassis.events import STREAM
+from services.chassis.settings import EVERYWHERE
 from vaccination.approval.v1 import approval_service_pb2, approval_service_pb2_grpc, hospital_pb2
 from vaccination.approval.v1 import hospital_service_pb2 as pb
 from vaccination.approval.v1.hospital_service_pb2_grpc import HospitalServiceStub
@@ -38,6 +39,8 @@ CLAIMS = base64.urlsafe_b64encode(json.dumps({"sub": "o", "roles": ["operator"],
 OPERATOR = ((CLAIMS_HEADER, CLAIMS),)
 DAY = "2099-03-10"
 FULL = Path("/dev/full")  # takes nothing, as a disk without room
+# This machine, by IPv6 where it has that: as in a cluster that has nothing else.
+HERE = "[::1]" if EVERYWHERE == "[::]" else "127.0.0.1"
 
 
 def free_port() -> int:
@@ -155,10 +158,10 @@ async def service(
     user, password = servers.stores.nats_login("approval")
     (tmp_path / "database_url").write_text(through_the_door.geturl())
     (tmp_path / "nats_password").write_text(password)
-    address = f"127.0.0.1:{free_port()}"
+    port = free_port()
     env = os.environ | {
-        "LISTEN": address,
-        "METRICS_LISTEN": f"127.0.0.1:{free_port()}",
+        "LISTEN": f"{EVERYWHERE}:{port}",
+        "METRICS_LISTEN": f"{EVERYWHERE}:{free_port()}",
         "NATS_URL": f"nats://127.0.0.1:{nats.port}",
         "NATS_USER": user,
         "SECRETS_DIR": str(tmp_path),
@@ -168,7 +171,7 @@ async def service(
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.approval", cwd=ROOT, env=env, stdout=output, stderr=output
         )
-    yield Service(process, address, postgres, nats, url.geturl(), log)
+    yield Service(process, f"{HERE}:{port}", postgres, nats, url.geturl(), log)
     if process.returncode is None:
         process.kill()
         await process.wait()

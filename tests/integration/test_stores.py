@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
+import nats
 import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
@@ -20,6 +21,7 @@ from services.chassis.errors import LostRace, StoreUnavailable
 from services.chassis.events import Outgoing, Relay
 from services.chassis.mongo import Mongo, Schema
 from services.chassis.postgres import Database
+from services.chassis.settings import EVERYWHERE
 from services.vaccinemgmt.adapters.mongo import SCHEMA
 
 from .conftest import MIGRATIONS, OpenDatabase, OpenMongo, Servers, eventually
@@ -190,6 +192,18 @@ async def test_check_tells_whether_a_database_takes_writes_now(switchover: Switc
         for _ in range(10):
             await busy.enter_async_context(switchover.database.connection())
         await switchover.database.check()  # a pool whose sessions are all busy does not mean that the server is away
+
+
+@pytest.mark.skipif(EVERYWHERE != "[::]", reason="this machine has no IPv6")
+async def test_evaluations_stores_are_there_for_a_cluster_that_has_ipv6_alone(servers: Servers) -> None:
+    stores = servers.stores
+    by_ipv6 = [url.replace("127.0.0.1", "[::1]") for url in (stores.postgres_url, stores.mongo_url, stores.nats_url)]
+    session = await asyncpg.connect(by_ipv6[0])
+    await session.close()
+    client: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(by_ipv6[1], replicaSet=None, directConnection=True)
+    await client.admin.command("ping")
+    client.close()
+    await (await nats.connect(by_ipv6[2], allow_reconnect=False)).close()
 
 
 async def test_check_does_not_wait_for_a_database_that_hangs() -> None:
