@@ -1,7 +1,7 @@
 """Postgres: the pool, transactions with one error boundary, migrations, and the outbox table."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from enum import Enum
 from pathlib import Path
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 else:
     Connection = asyncpg.pool.PoolConnectionProxy
 
+# A pooler that gives each transaction another session says so.
+_NOT_PREPARED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 # What says "not here, not now": the same statement may succeed on another server or later, so the item that it is about
 # is never to blame.
 _AWAY = (
@@ -35,6 +37,7 @@ _AWAY = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidAuthorizationSpecificationError,  # the role or its password is not there yet
     asyncpg.InvalidCatalogNameError,  # the database is not there yet
+    *_NOT_PREPARED,
 )
 # What another transaction did, and not the server.
 _LOST_RACE = (
@@ -100,6 +103,19 @@ DELETE FROM outbox USING lazily WHERE sequence = ANY (ARRAY(
 BACKLOG = """
 SELECT count(*) AS depth, coalesce(extract(epoch FROM now() - min(enqueued)), 0)::float8 AS oldest FROM outbox"""
 
+# What a session has beside the server's defaults. It is asked for after the login, since PgBouncer refuses a login that
+# asks for it.
+SETTINGS = {
+    # A process that hangs in a transaction, or a host that is gone, must not hold its rows for ever.
+    "idle_in_transaction_session_timeout": int(IDLE_IN_TRANSACTION * 1000),
+}
+
+PROCESS = "SELECT pg_backend_pid()"
+SHARED = (
+    "a pooler before Postgres gives each transaction another session, and a service needs sessions of its own: "
+    "set PgBouncer's pool_mode to session, or let database_url lead to Postgres itself"
+)
+
 REFUSES_WRITES = "SELECT pg_is_in_recovery() OR current_setting('transaction_read_only')::bool"
 
 ENQUEUE = """
@@ -127,11 +143,10 @@ class Database:
                     max_size=self._max,
                     command_timeout=10,
                     max_inactive_connection_lifetime=0,
-                    # A process that hangs in a transaction, or a host that is gone, must not hold its rows for ever.
-                    server_settings={"idle_in_transaction_session_timeout": _milliseconds(IDLE_IN_TRANSACTION)},
                     # Nothing here leaves a connection changed, and asyncpg's reset costs a round trip each time.
                     reset=_nothing_to_reset,
                 )
+        await self._refuse_shared_sessions()
         async with self.exclusively(), self.connection() as connection:
             await _migrate(connection, migrations)
 
@@ -201,13 +216,13 @@ class Database:
         cancellation would keep it. A process that hangs for longer than lease.LEASE loses it too.
         """
         settings = {
-            "idle_session_timeout": _milliseconds(lease.LEASE),
-            "tcp_keepalives_idle": "10",  # nothing else tells the server that the client's host is gone
-            "tcp_keepalives_interval": "5",
-            "tcp_keepalives_count": "3",
+            "idle_session_timeout": int(lease.LEASE * 1000),
+            "tcp_keepalives_idle": 10,  # nothing else tells the server that the client's host is gone
+            "tcp_keepalives_interval": 5,
+            "tcp_keepalives_count": 3,
         }
         with _boundary():
-            connection = await self._connect(server_settings=settings)
+            connection = await self._connect(settings=settings)
             try:
                 async with asyncio.timeout(LOCK_WITHIN):
                     # Asked again and again: a statement that waits has a snapshot, and an index that the lock's holder
@@ -219,7 +234,31 @@ class Database:
             finally:
                 connection.terminate()
 
-    async def _connect(self, *_: object, **options: Any) -> "asyncpg.Connection[asyncpg.Record]":
+    async def _refuse_shared_sessions(self) -> None:
+        """Raises StoreUnavailable behind a pooler that gives each transaction another session.
+
+        Locks, settings and prepared statements belong to a session, and so does LISTEN. A pooler shows itself by the
+        number that it tells a client in place of that of the server's process. It shares sessions if, while one client
+        is in a transaction, the other one's session is gone or is that of the first.
+        """
+        try:
+            async with self.connection() as first:
+                own = await first.fetchval(PROCESS)
+                if own == first.get_server_pid():
+                    return
+                async with self.connection() as second:
+                    for _ in range(3):  # other clients of the pooler may be in between
+                        async with second.transaction():
+                            if own == await second.fetchval(PROCESS) or own != await first.fetchval(PROCESS):
+                                raise StoreUnavailable(SHARED)
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, _NOT_PREPARED):
+                raise StoreUnavailable(SHARED) from error
+            raise
+
+    async def _connect(
+        self, *_: object, settings: Mapping[str, int] = SETTINGS, **options: Any
+    ) -> "asyncpg.Connection[asyncpg.Record]":
         """A new session on the host that takes writes.
 
         asyncpg can try several hosts too, but gives the first of them that is switched off all the time that there is.
@@ -233,6 +272,7 @@ class Database:
                 connection: asyncpg.Connection[asyncpg.Record] = await asyncpg.connect(
                     url, timeout=within, target_session_attrs=read_write, **options
                 )
+                await _set(connection, settings, within)
             except Exception as error:
                 if not _is_away(error):
                     raise
@@ -374,8 +414,12 @@ def _url_per_host(url: str) -> list[str]:
     return [parts._replace(netloc=f"{login}{at}{host}").geturl() for host in hosts.split(",")]
 
 
-def _milliseconds(seconds: float) -> str:
-    return str(int(seconds * 1000))
+async def _set(connection: "asyncpg.Connection[asyncpg.Record]", settings: Mapping[str, int], within: float) -> None:
+    try:
+        await connection.execute("; ".join(f"SET {name} = {value}" for name, value in settings.items()), timeout=within)
+    except BaseException:
+        connection.terminate()
+        raise
 
 
 def columns(items: Sequence[object], *names: str) -> list[list[Any]]:

@@ -3,12 +3,15 @@ works again by itself when the store is back."""
 
 import asyncio
 import hashlib
+import shutil
+import tempfile
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import asyncpg
 import nats
@@ -26,6 +29,7 @@ from services.vaccinemgmt.adapters.mongo import SCHEMA
 
 from .conftest import MIGRATIONS, OpenDatabase, OpenMongo, Servers, eventually
 from .test_outbox import rows
+from .test_process import free_port
 
 
 @dataclass
@@ -192,6 +196,75 @@ async def test_check_tells_whether_a_database_takes_writes_now(switchover: Switc
         for _ in range(10):
             await busy.enter_async_context(switchover.database.connection())
         await switchover.database.check()  # a pool whose sessions are all busy does not mean that the server is away
+
+
+@asynccontextmanager
+async def through_a_pooler(servers: Servers, url: str, mode: str) -> AsyncIterator[Database]:
+    """The database behind a PgBouncer of its own."""
+    program = shutil.which("pgbouncer")
+    if program is None:
+        pytest.skip("there is no pgbouncer on the PATH; ./dev test fetches it where there is apt-get")
+    parts, port = urlsplit(url), free_port()
+    with tempfile.TemporaryDirectory(prefix="pooler-") as folder:
+        config = pooler_config(Path(folder), parts, port, mode)
+        user = servers.stores.kinds["postgres"].os_user()  # PgBouncer refuses to run as root
+        command = [program, "-q", *(("-u", user) if user else ()), str(config)]
+        process = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+        try:
+            await eventually(lambda: listens(port), bool)
+            netloc = f"{parts.username}:{parts.password}@127.0.0.1:{port}"
+            database = Database(parts._replace(netloc=netloc).geturl())
+            yield database
+            await database.close()
+        finally:
+            process.kill()
+            await process.wait()
+
+
+def pooler_config(folder: Path, server: SplitResult, port: int, mode: str) -> Path:
+    folder.chmod(0o755)  # PgBouncer runs as another user
+    users, config = folder / "users", folder / "pgbouncer.ini"
+    users.write_text(f'"{server.username}" "{server.password}"\n')
+    settings = f"listen_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir =\npool_mode = {mode}\n"
+    settings += f"auth_type = scram-sha-256\nauth_file = {users}\n"
+    config.write_text(f"[databases]\n* = host=127.0.0.1 port={server.port}\n[pgbouncer]\n{settings}")
+    return config
+
+
+async def listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def test_a_pooler_that_shares_sessions_is_refused_in_words_at_the_start(servers: Servers) -> None:
+    async with through_a_pooler(servers, await servers.clone("approval"), "transaction") as database:
+        for _ in range(3):
+            with pytest.raises(StoreUnavailable, match="set PgBouncer's pool_mode to session"):
+                await database.open(MIGRATIONS["approval"])
+
+
+async def test_through_a_pooler_that_keeps_sessions_locks_settings_and_listening_work(servers: Servers) -> None:
+    async with through_a_pooler(servers, await servers.clone("approval"), "session") as database:
+        await database.open(MIGRATIONS["approval"])
+        await database.check()
+        heard = asyncio.Event()
+
+        def hear(*_: object) -> None:
+            heard.set()
+
+        async with database.exclusively(), database.connection() as first, database.connection() as second:
+            assert await first.fetchval("SHOW idle_in_transaction_session_timeout") == "15s"
+            await first.add_listener("news", hear)
+            await second.execute("NOTIFY news")
+            await asyncio.wait_for(heard.wait(), 10)
+            assert not await second.fetchval("SELECT pg_try_advisory_lock($1)", postgres.EXCLUSIVE)
+            await first.remove_listener("news", hear)
+        async with database.exclusively():
+            pass
 
 
 @pytest.mark.skipif(EVERYWHERE != "[::]", reason="this machine has no IPv6")
