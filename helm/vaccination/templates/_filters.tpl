@@ -203,8 +203,25 @@ spec:
             envoy.filters.http.grpc_json_transcoder:
               "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
               disabled: true
-            {{- if hasSuffix ".pages" . }}
-            # The query of a page may have the code of a sign-in. This is what logs tell of the path, as of a REST request.
+    {{- end }}
+    {{- $asked := list "rest" }}
+    {{- range $name, $component := $components }}
+    {{- if hasKey $component "pages" }}
+    {{- $asked = append $asked (printf "%s.pages" $name) }}
+    {{- end }}
+    {{- end }}
+    {{- range $asked }}
+    - applyTo: HTTP_ROUTE
+      match:
+        context: GATEWAY
+        routeConfiguration:
+          vhost:
+            route:
+              name: {{ . }}
+      patch:
+        operation: MERGE
+        value:
+          typed_per_filter_config:
             header_mutation.without_query:
               "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute
               mutations:
@@ -212,10 +229,28 @@ spec:
                   - append:
                       header: {key: x-envoy-original-path, value: "%PATH(NQ)%"}
                       append_action: OVERWRITE_IF_EXISTS_OR_ADD
-            {{- end }}
     {{- end }}
-    {{- /* These filters stand in this order, and before the one that checks the token: a browser's preflight has no
-    token, and the policies behind it know the paths of gRPC only. */}}
+    {{- range $name, $component := $components }}
+    {{- if $component.reflection }}
+    # A conversation: what is asked next depends on the answer, so nobody may wait for all that will be asked.
+    - applyTo: HTTP_ROUTE
+      match:
+        context: GATEWAY
+        routeConfiguration:
+          vhost:
+            route:
+              name: {{ $name }}.reflection
+      patch:
+        operation: MERGE
+        value:
+          typed_per_filter_config:
+            envoy.filters.http.buffer:
+              "@type": type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute
+              disabled: true
+    {{- end }}
+    {{- end }}
+    {{- /* These filters stand in this order. A browser's preflight has no token, so the first are before the filter that
+    checks it. The policies know the paths of gRPC only, so the others are before the policies. */}}
     {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
           name: envoy.filters.http.cors
           typed_config:
@@ -224,6 +259,14 @@ spec:
           name: envoy.filters.http.grpc_web
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.grpc_web.v3.GrpcWeb
+    {{- /* Of a REST request the query may tell where somebody is, and of a page it may have the code of a sign-in. Istio's
+    own format of the access log has all of the path that was asked for, but this header before it. Routes that have
+    such queries set it. */}}
+    {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
+          name: header_mutation.without_query
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
+            mutations: {}
     {{- if $limits.perAddress }}
     {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
           {{- include "vaccination.ratelimit" (dict "name" "address" "key" "masked_remote_address" "limit" $limits.perAddress "callers" $limits.callersCounted) | nindent 10 }}
@@ -233,7 +276,53 @@ spec:
                       v4_prefix_mask_len: 32
                       v6_prefix_mask_len: 64
     {{- end }}
-    {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
+    {{- if $limits.perCustomer }}
+    {{- /* The customer is the one whom jwt_authn has read in the token, which no header can forge. Calls count when they
+    begin, so that it bounds how many may be waiting for their bodies. */}}
+    {{- include "vaccination.before" "envoy.filters.http.rbac" }}
+          {{- include "vaccination.ratelimit" (dict "name" "customer" "key" "sub" "limit" $limits.perCustomer "callers" $limits.callersCounted) | nindent 10 }}
+            rate_limits:
+              - actions:
+                  - metadata:
+                      descriptor_key: sub
+                      source: DYNAMIC
+                      metadata_key:
+                        key: envoy.filters.http.jwt_authn
+                        path:
+                          - key: payload
+                          - key: sub
+    {{- end }}
+    {{- /* A call goes on when its body is complete: one whose body never comes holds no breaker's place, and one that is
+    too large is refused before anybody parses it. What has no verified token goes by and is refused by the policies
+    without waiting for a body; no other call with a token is anything but one message. */}}
+    {{- include "vaccination.before" "envoy.filters.http.rbac" }}
+          name: envoy.filters.http.buffer
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.common.matching.v3.ExtensionWithMatcher
+            extension_config:
+              name: envoy.filters.http.buffer
+              typed_config:
+                "@type": type.googleapis.com/envoy.extensions.filters.http.buffer.v3.Buffer
+                max_request_bytes: {{ $limits.bodyBytes | int }}
+            xds_matcher:
+              matcher_list:
+                matchers:
+                  - predicate:
+                      not_matcher:
+                        single_predicate:
+                          input:
+                            name: verified
+                            typed_config:
+                              "@type": type.googleapis.com/envoy.type.matcher.v3.HttpRequestHeaderMatchInput
+                              header_name: x-jwt-payload
+                          value_match:
+                            safe_regex: {google_re2: {}, regex: ".+"}
+                    on_match:
+                      action:
+                        name: skip
+                        typed_config:
+                          "@type": type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.SkipFilter
+    {{- include "vaccination.before" "envoy.filters.http.rbac" }}
           name: envoy.filters.http.grpc_json_transcoder
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder
@@ -247,7 +336,8 @@ spec:
               {{- end }}
             convert_grpc_status: true
             # Without a bound of its own the filter takes as much as happens to fit into buffers: less, the busier the
-            # gateway is.
+            # gateway is. It does not count what its JSON parser holds of a string whose end has not come, so that the
+            # bound of a request is the one above.
             max_request_body_size: {{ $limits.bodyBytes | int }}
             max_response_body_size: {{ $limits.bodyBytes | int }}
             print_options:
@@ -259,10 +349,9 @@ spec:
               reject_unknown_method: true
               reject_unknown_query_parameters: true
               reject_binding_body_field_collisions: true
-    {{- /* Of a REST request the query may tell where somebody is, and Istio's own format of the access log has all of
-    the path that was asked for. So the path is kept without it. Routes have it only as a prefix. */}}
-    {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
-          name: header_mutation.without_query
+    {{- /* The transcoder keeps the path that was asked for. Routes have it only as a prefix. */}}
+    {{- include "vaccination.before" "envoy.filters.http.rbac" }}
+          name: header_mutation.transcoded
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutation
             mutations:
@@ -277,21 +366,6 @@ spec:
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
             stat_prefix: crowd
-    {{- if $limits.perCustomer }}
-    {{- /* The customer is the one whom jwt_authn has read in the token, which no header can forge. */}}
-    {{- include "vaccination.before" "envoy.filters.http.router" }}
-          {{- include "vaccination.ratelimit" (dict "name" "customer" "key" "sub" "limit" $limits.perCustomer "callers" $limits.callersCounted) | nindent 10 }}
-            rate_limits:
-              - actions:
-                  - metadata:
-                      descriptor_key: sub
-                      source: DYNAMIC
-                      metadata_key:
-                        key: envoy.filters.http.jwt_authn
-                        path:
-                          - key: payload
-                          - key: sub
-    {{- end }}
 {{- range $name, $component := $components }}
 {{- if $component.endless }}
 ---
