@@ -29,12 +29,14 @@ CROWD = 507
 PAUSES = (1, 2, 3, 4, 5, 6, 8, 10)  # seconds
 BUSY = "too many calls at once: try again shortly"
 OFTEN = "too many calls by this caller: try again shortly"
-# Envoy's failures by HTTP status, with the code in REST's JSON. Over gRPC the code that Envoy chooses is right.
+SLOW = "no answer in time; the call may have taken effect, and may be repeated"
+AWAY = "the service cannot be reached: repeat the call"
+# Envoy's failures by HTTP status, as REFUSALS has them.
 FAILURES = {
-    408: code_pb2.DEADLINE_EXCEEDED,
-    502: code_pb2.UNAVAILABLE,
-    503: code_pb2.UNAVAILABLE,
-    504: code_pb2.DEADLINE_EXCEEDED,
+    408: (code_pb2.DEADLINE_EXCEEDED, code_pb2.DEADLINE_EXCEEDED, "TIMED_OUT", "the request did not arrive in time"),
+    502: (code_pb2.UNAVAILABLE, code_pb2.UNAVAILABLE, "UNREACHABLE", AWAY),
+    503: (code_pb2.UNAVAILABLE, code_pb2.UNAVAILABLE, "UNREACHABLE", AWAY),
+    504: (code_pb2.DEADLINE_EXCEEDED, code_pb2.DEADLINE_EXCEEDED, "TIMED_OUT", SLOW),
 }
 
 
@@ -141,6 +143,7 @@ def _refusals() -> list[Refusal]:
         Refusal(_status_is(403), *unknown, "TOKEN_MISSING", NO_TOKEN),
         Refusal(_status_is(401), *unknown, "TOKEN_INVALID", INVALID_TOKEN),
         *(Refusal(_status_is(http), http, *refusal, keeps_text=True) for http, refusal in REFUSALS.items()),
+        *(Refusal(_status_is(http), http, *failure) for http, failure in FAILURES.items()),
     ]
 
 
@@ -148,13 +151,7 @@ def local_replies() -> Json:
     """Envoy's local_reply_config."""
     refusals = _refusals()
     to_rest = [refusal.to_rest() for refusal in refusals]
-    for http, code in FAILURES.items():
-        content = {"code": code, "message": "%LOCAL_REPLY_BODY%"}
-        to_rest.append({"filter": _status_is(http), "body_format_override": {"json_format": content}})
-    # Without this a 408 would be UNKNOWN in gRPC.
-    deadline = [_set("grpc-status", str(code_pb2.DEADLINE_EXCEEDED))]
-    too_slow = {"filter": _all(_IS_GRPC, _status_is(408)), "headers_to_add": deadline}
-    return {"mappers": [*(r.to_grpc() for r in refusals), too_slow, {"filter": _IS_GRPC}, *to_rest]}
+    return {"mappers": [*(r.to_grpc() for r in refusals), {"filter": _IS_GRPC}, *to_rest]}
 
 
 def reasons() -> dict[str, str]:

@@ -671,6 +671,8 @@ export const errorReason = {
     "Too many calls from here. Please try again shortly.",
   ],
   STOPPING: ["서버가 교체되고 있습니다. 다시 시도해 주세요.", "This replica is about to stop. Please try again."],
+  TIMED_OUT: ["제때 응답을 받지 못했습니다. 다시 시도해 주세요.", "No answer came in time. Please try again."],
+  UNREACHABLE: ["서비스에 연결할 수 없습니다. 다시 시도해 주세요.", "The service cannot be reached. Please try again."],
   // approval
   UNKNOWN_HOSPITAL: ["병원을 찾을 수 없습니다.", "There is no such hospital."],
   DATE_PASSED: [

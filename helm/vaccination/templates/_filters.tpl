@@ -95,14 +95,16 @@ spec:
             "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
             # Routes and policies then judge the same path that the service sees.
             merge_slashes: true
-            max_request_headers_kb: {{ $limits.headersKiB }}
+            # What Envoy itself refuses in HTTP/2 is told no reason, so it takes more than {{ $limits.headersKiB }} KiB, as much as it can, and
+            # a route refuses what is above that.
+            max_request_headers_kb: 96
             request_headers_timeout: {{ $limits.headersTimeout }}
             request_timeout: {{ $limits.requestTimeout }}
             stream_idle_timeout: {{ $limits.streamIdle }}
             drain_timeout: {{ $limits.drain }}
             http1_safe_max_connection_duration: true
             common_http_protocol_options:
-              max_headers_count: {{ $limits.headers }}
+              max_headers_count: 1000
               idle_timeout: {{ $limits.connectionIdle }}
               max_connection_duration: {{ $limits.connectionAge }}
             http2_protocol_options:
@@ -123,6 +125,10 @@ spec:
                     - remove: x-jwt-payload
                     - remove: x-envoy-original-path
                     - remove: x-forwarded-client-cert
+                    # The route `too-large` refuses what has this one.
+                    - append:
+                        header: {key: x-too-large, value: '%CEL(request.total_size > {{ mul $limits.headersKiB 1024 }} || size(request.headers) > {{ $limits.headers }} ? "headers" : "")%'}
+                        append_action: OVERWRITE_IF_EXISTS_OR_ADD
             local_reply_config: {{ .Files.Get "files/local-replies.json" }}
     {{- range $name, $component := $components }}
     {{- range $rpc := ternary (concat ($component.endless | default list) ($.Values.operations.endless | default list)) list (hasKey $component "store") }}

@@ -144,6 +144,17 @@ spec:
   hosts: {{ toJson $gateway.hosts }}
   gateways: [{{ $gateway.name }}]
   http:
+    # Headers that are too long or too many: the listener has marked the call.
+    - name: too-large
+      match:
+        - headers:
+            x-too-large:
+              exact: headers
+      {{- include "vaccination.cors" $ | nindent 6 }}
+      directResponse:
+        status: 431
+        body:
+          string: Request Header Fields Too Large
     {{- $components := include "vaccination.components" . | fromJson }}
     {{- range $name, $component := $components }}
     {{- include (ternary "vaccination.publicRoutes" "vaccination.pages" (hasKey $component "store"))
