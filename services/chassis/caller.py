@@ -10,7 +10,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from .errors import InvalidToken, OtherScope, RoleNotAllowed, Unauthenticated
+from .errors import InvalidToken, OtherScope, RoleNotAllowed, TimedOut, Unauthenticated
 
 CLAIMS_HEADER = "x-jwt-payload"
 """Set by the gateway alone: it strips what comes from outside and forwards the payload it verified."""
@@ -53,14 +53,18 @@ def caller() -> Caller:
     return current
 
 
-async def while_valid(responses: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Yields what a stream answers to the current caller; raises InvalidToken as soon as the caller's token expires.
+async def while_valid(responses: AsyncGenerator[T, None], time_left: float | None = None) -> AsyncGenerator[T, None]:
+    """Yields what a stream answers to the current caller.
+
+    Raises InvalidToken as soon as the caller's token expires, and TimedOut after `time_left` seconds.
 
     The limit is on waiting for a response. Sending one has no limit, but a client that does not read gets no later one.
-    An internal call has no token and no limit. `responses` are closed in the end.
+    An internal call has no token and no such limit. `responses` are closed in the end.
     """
-    current = _current.get()
-    end = None if current is None else asyncio.get_running_loop().time() + current.until - time.time()
+    current, now = _current.get(), asyncio.get_running_loop().time()
+    expiry = None if current is None else now + current.until - time.time()
+    deadline = None if time_left is None else now + time_left
+    end = min((at for at in (expiry, deadline) if at is not None), default=None)
     async with aclosing(responses):
         while True:
             try:
@@ -69,9 +73,11 @@ async def while_valid(responses: AsyncGenerator[T, None]) -> AsyncGenerator[T, N
             except StopAsyncIteration:
                 return
             except TimeoutError:
-                if limit.expired():
-                    raise InvalidToken("the token has expired meanwhile: call again with a new one") from None
-                raise
+                if not limit.expired():
+                    raise
+                if end == deadline:
+                    raise TimedOut from None
+                raise InvalidToken("the token has expired meanwhile: call again with a new one") from None
             yield response
 
 

@@ -15,6 +15,7 @@ looked up along the exception's MRO. What nobody maps is a bug: INTERNAL, withou
     |- InvalidPageToken               -> INVALID_ARGUMENT, INVALID_PAGE_TOKEN
     |- Overloaded                     -> RESOURCE_EXHAUSTED, OVERLOADED
     |- Stopping                       -> UNAVAILABLE, STOPPING
+    |- TimedOut                       -> DEADLINE_EXCEEDED, TIMED_OUT
     `- StoreUnavailable, LostRace     -> UNAVAILABLE, STORE_UNAVAILABLE
 """
 
@@ -31,8 +32,8 @@ from .unit_of_work import LostRace, StoreUnavailable
 
 __all__ = [
     "Answer", "Detailed", "Details", "Errors", "InvalidFields", "InvalidPageToken", "InvalidToken", "LostRace",
-    "MalformedRequest", "OtherScope", "Overloaded", "Refusal", "RoleNotAllowed", "StoreUnavailable", "Unauthenticated",
-    "details_of", "to_status",
+    "MalformedRequest", "OtherScope", "Overloaded", "Refusal", "RoleNotAllowed", "StoreUnavailable", "TimedOut",
+    "Unauthenticated", "details_of", "to_status",
 ]  # fmt: skip
 
 EDGE = "vaccination.edge"
@@ -134,6 +135,13 @@ class Stopping(Exception):
         super().__init__("this replica is about to stop: call again")
 
 
+class TimedOut(Exception):
+    """A stream has come to its client's own deadline."""
+
+    def __init__(self) -> None:
+        super().__init__("the call's own deadline has come: call again")
+
+
 @dataclass(frozen=True)
 class Answer:
     """The status for an exception class."""
@@ -168,6 +176,7 @@ _CHASSIS = Errors(
         InvalidPageToken: Answer(StatusCode.INVALID_ARGUMENT, "INVALID_PAGE_TOKEN", "page_token"),
         Overloaded: Answer(StatusCode.RESOURCE_EXHAUSTED, "OVERLOADED"),
         Stopping: Answer(StatusCode.UNAVAILABLE, "STOPPING"),
+        TimedOut: Answer(StatusCode.DEADLINE_EXCEEDED, "TIMED_OUT"),
         StoreUnavailable: Answer(StatusCode.UNAVAILABLE, "STORE_UNAVAILABLE"),
         Exception: Answer(StatusCode.INTERNAL, "INTERNAL"),
     },

@@ -52,6 +52,7 @@ from services.chassis.errors import (
     Refusal,
     RoleNotAllowed,
     StoreUnavailable,
+    TimedOut,
     Unauthenticated,
     to_status,
 )
@@ -342,6 +343,17 @@ class TestCaller:
         with pytest.raises(InvalidToken, match="expired meanwhile"):
             await asyncio.wait_for(anext(stream), 10)
         assert closed.is_set()
+
+    async def test_a_stream_ends_at_its_clients_deadline_and_says_so(self) -> None:
+        async def responses() -> AsyncGenerator[int, None]:
+            yield 1
+            await asyncio.Event().wait()
+
+        admit(claims(sub="c1", roles=["customer"]), frozenset({"customer"}), {})
+        stream = while_valid(responses(), time_left=0.05)
+        assert await anext(stream) == 1
+        with pytest.raises(TimedOut):
+            await asyncio.wait_for(anext(stream), 10)
 
     async def test_a_timeout_inside_a_stream_is_not_taken_for_the_end_of_the_token(self) -> None:
         async def responses() -> AsyncGenerator[int, None]:
