@@ -86,11 +86,11 @@ def _without_rules(messages: Iterable[descriptor_pb2.DescriptorProto]) -> None:
 
 
 def chart_files() -> dict[str, bytes]:
-    """The committed files by name: contracts for Envoy's transcoder, OpenAPI, local replies, the values' README.
+    """The committed files by name: contracts for Envoy's transcoder, OpenAPI, replies, bodies, the values' README.
 
     The contracts are without comments and rules, a quarter of the image, because istiod sends them to each gateway.
     """
-    from mesh.contracts import openapi, replies, values
+    from mesh.contracts import bodies, openapi, replies, values
 
     image = IMAGE.read_bytes()
     files = descriptor_pb2.FileDescriptorSet.FromString(image)
@@ -107,5 +107,6 @@ def chart_files() -> dict[str, bytes]:
         "files/contracts.binpb": files.SerializeToString(),
         "files/openapi.json": description.encode(),
         "files/local-replies.json": replies.text().encode(),
+        "files/bodies.lua": bodies.text(image).encode(),
         "README.md": values.readme().encode(),
     }

@@ -329,6 +329,13 @@ spec:
                         typed_config:
                           "@type": type.googleapis.com/envoy.extensions.filters.common.matcher.action.v3.SkipFilter
     {{- include "vaccination.before" "envoy.filters.http.rbac" }}
+          name: envoy.filters.http.lua
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
+            default_source_code:
+              inline_string: |
+                {{- .Files.Get "files/bodies.lua" | trim | nindent 16 }}
+    {{- include "vaccination.before" "envoy.filters.http.rbac" }}
           name: envoy.filters.http.grpc_json_transcoder
           typed_config:
             "@type": type.googleapis.com/envoy.extensions.filters.http.grpc_json_transcoder.v3.GrpcJsonTranscoder

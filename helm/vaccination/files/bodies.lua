@@ -1,0 +1,282 @@
+local BODIES = {
+  {verb = "PUT", path = "^/v1/hospitals/[^/]+$", message = "vaccination.approval.v1.Hospital"},
+  {verb = "PUT", path = "^/v1/hospitals/[^/]+/capacity$", message = "vaccination.approval.v1.SetDailyCapacityRequest"},
+  {verb = "POST", path = "^/v1/hospitals/[^/]+/days/[^/]+:callOff$", message = "vaccination.approval.v1.CallOffDayRequest"},
+  {verb = "POST", path = "^/v1/hospitals/[^/]+/days/[^/]+:reopen$", message = "vaccination.approval.v1.ReopenDayRequest"},
+  {verb = "POST", path = "^/v1/view:rebuild$", message = "vaccination.mypage.v1.RebuildViewRequest"},
+  {verb = "POST", path = "^/v1/operations/[^/]+/deadLetters:redrive$", message = "vaccination.operations.v1.RedriveDeadLettersRequest"},
+  {verb = "POST", path = "^/v1/operations/[^/]+/deadLetters:redriveAll$", message = "vaccination.operations.v1.RedriveAllDeadLettersRequest"},
+  {verb = "POST", path = "^/v1/operations/[^/]+/deadLetters/[^/]+:discard$", message = "vaccination.operations.v1.DiscardDeadLetterRequest"},
+  {verb = "POST", path = "^/v1/operations/[^/]+/consumer:pause$", message = "vaccination.operations.v1.PauseConsumerRequest"},
+  {verb = "POST", path = "^/v1/operations/[^/]+/people:erase$", message = "vaccination.operations.v1.ErasePersonRequest"},
+  {verb = "POST", path = "^/v1/operations/[^/]+/consumer:resume$", message = "vaccination.operations.v1.ResumeConsumerRequest"},
+  {verb = "POST", path = "^/v1/reservations$", message = "vaccination.reservation.v1.CreateReservationRequest"},
+  {verb = "POST", path = "^/v1/reservations/[^/]+:cancel$", message = "vaccination.reservation.v1.CancelReservationRequest"},
+  {verb = "POST", path = "^/v1/reservations/[^/]+:move$", message = "vaccination.reservation.v1.MoveReservationRequest"},
+  {verb = "POST", path = "^/v1/vaccinations/[^/]+:checkIn$", message = "vaccination.vaccinemgmt.v1.CheckInRequest"},
+  {verb = "POST", path = "^/v1/vaccinations/[^/]+:administer$", message = "vaccination.vaccinemgmt.v1.AdministerRequest"},
+  {verb = "POST", path = "^/v1/vaccinations/[^/]+:markMissed$", message = "vaccination.vaccinemgmt.v1.MarkMissedRequest"},
+  {verb = "POST", path = "^/v1/recalls$", message = "vaccination.vaccinemgmt.v1.RecallLotRequest"},
+  {verb = "POST", path = "^/v1/hospitals/[^/]+/lots$", message = "vaccination.vaccinemgmt.v1.RegisterLotsRequest"},
+  {verb = "POST", path = "^/v1/vaccinations/[^/]+:assignLot$", message = "vaccination.vaccinemgmt.v1.AssignLotRequest"},
+  {verb = "POST", path = "^/v1/lots/[^/]+:correct$", message = "vaccination.vaccinemgmt.v1.CorrectLotRequest"},
+  {verb = "POST", path = "^/v1/lots/[^/]+:writeOff$", message = "vaccination.vaccinemgmt.v1.WriteOffDosesRequest"},
+}
+local FIELDS = {
+  ["vaccination.approval.v1.CallOffDayRequest"] = {
+    ["hospitalId"] = {key = "hospital_id"},
+    ["hospital_id"] = {key = "hospital_id"},
+    ["date"] = {key = "date"},
+    ["note"] = {key = "note"},
+  },
+  ["vaccination.approval.v1.Hospital"] = {
+    ["hospitalId"] = {key = "hospital_id"},
+    ["hospital_id"] = {key = "hospital_id"},
+    ["name"] = {key = "name"},
+    ["timeZone"] = {key = "time_zone"},
+    ["time_zone"] = {key = "time_zone"},
+    ["vaccineCodes"] = {key = "vaccine_codes"},
+    ["vaccine_codes"] = {key = "vaccine_codes"},
+    ["location"] = {key = "location", message = "vaccination.approval.v1.Location"},
+  },
+  ["vaccination.approval.v1.Location"] = {
+    ["latitude"] = {key = "latitude"},
+    ["longitude"] = {key = "longitude"},
+  },
+  ["vaccination.approval.v1.ReopenDayRequest"] = {
+    ["hospitalId"] = {key = "hospital_id"},
+    ["hospital_id"] = {key = "hospital_id"},
+    ["date"] = {key = "date"},
+  },
+  ["vaccination.approval.v1.SetDailyCapacityRequest"] = {
+    ["hospitalId"] = {key = "hospital_id"},
+    ["hospital_id"] = {key = "hospital_id"},
+    ["firstDate"] = {key = "first_date"},
+    ["first_date"] = {key = "first_date"},
+    ["lastDate"] = {key = "last_date"},
+    ["last_date"] = {key = "last_date"},
+    ["capacity"] = {key = "capacity"},
+  },
+  ["vaccination.mypage.v1.RebuildViewRequest"] = {
+    ["since"] = {key = "since"},
+    ["withoutNewerEvents"] = {key = "without_newer_events"},
+    ["without_newer_events"] = {key = "without_newer_events"},
+  },
+  ["vaccination.operations.v1.DiscardDeadLetterRequest"] = {
+    ["service"] = {key = "service"},
+    ["sequence"] = {key = "sequence"},
+    ["reason"] = {key = "reason"},
+  },
+  ["vaccination.operations.v1.ErasePersonRequest"] = {
+    ["service"] = {key = "service"},
+    ["subject"] = {key = "subject"},
+    ["after"] = {key = "after"},
+  },
+  ["vaccination.operations.v1.PauseConsumerRequest"] = {
+    ["service"] = {key = "service"},
+    ["until"] = {key = "until"},
+  },
+  ["vaccination.operations.v1.RedriveAllDeadLettersRequest"] = {
+    ["service"] = {key = "service"},
+  },
+  ["vaccination.operations.v1.RedriveDeadLettersRequest"] = {
+    ["service"] = {key = "service"},
+    ["sequence"] = {key = "sequence"},
+    ["all"] = {key = "all"},
+  },
+  ["vaccination.operations.v1.ResumeConsumerRequest"] = {
+    ["service"] = {key = "service"},
+  },
+  ["vaccination.reservation.v1.CancelReservationRequest"] = {
+    ["reservationId"] = {key = "reservation_id"},
+    ["reservation_id"] = {key = "reservation_id"},
+  },
+  ["vaccination.reservation.v1.CreateReservationRequest"] = {
+    ["requestId"] = {key = "request_id"},
+    ["request_id"] = {key = "request_id"},
+    ["hospitalId"] = {key = "hospital_id"},
+    ["hospital_id"] = {key = "hospital_id"},
+    ["date"] = {key = "date"},
+    ["vaccineCode"] = {key = "vaccine_code"},
+    ["vaccine_code"] = {key = "vaccine_code"},
+  },
+  ["vaccination.reservation.v1.MoveReservationRequest"] = {
+    ["requestId"] = {key = "request_id"},
+    ["request_id"] = {key = "request_id"},
+    ["reservationId"] = {key = "reservation_id"},
+    ["reservation_id"] = {key = "reservation_id"},
+    ["hospitalId"] = {key = "hospital_id"},
+    ["hospital_id"] = {key = "hospital_id"},
+    ["date"] = {key = "date"},
+    ["vaccineCode"] = {key = "vaccine_code"},
+    ["vaccine_code"] = {key = "vaccine_code"},
+  },
+  ["vaccination.vaccinemgmt.v1.AdministerRequest"] = {
+    ["reservationId"] = {key = "reservation_id"},
+    ["reservation_id"] = {key = "reservation_id"},
+    ["lotId"] = {key = "lot_id"},
+    ["lot_id"] = {key = "lot_id"},
+  },
+  ["vaccination.vaccinemgmt.v1.AssignLotRequest"] = {
+    ["reservationId"] = {key = "reservation_id"},
+    ["reservation_id"] = {key = "reservation_id"},
+    ["lotId"] = {key = "lot_id"},
+    ["lot_id"] = {key = "lot_id"},
+  },
+  ["vaccination.vaccinemgmt.v1.CheckInRequest"] = {
+    ["reservationId"] = {key = "reservation_id"},
+    ["reservation_id"] = {key = "reservation_id"},
+  },
+  ["vaccination.vaccinemgmt.v1.CorrectLotRequest"] = {
+    ["lotId"] = {key = "lot_id"},
+    ["lot_id"] = {key = "lot_id"},
+    ["requestId"] = {key = "request_id"},
+    ["request_id"] = {key = "request_id"},
+    ["productionDate"] = {key = "production_date"},
+    ["production_date"] = {key = "production_date"},
+    ["expiryDate"] = {key = "expiry_date"},
+    ["expiry_date"] = {key = "expiry_date"},
+    ["received"] = {key = "received"},
+    ["note"] = {key = "note"},
+  },
+  ["vaccination.vaccinemgmt.v1.Delivery"] = {
+    ["lotNumber"] = {key = "lot_number"},
+    ["lot_number"] = {key = "lot_number"},
+    ["vaccineCode"] = {key = "vaccine_code"},
+    ["vaccine_code"] = {key = "vaccine_code"},
+    ["manufacturer"] = {key = "manufacturer"},
+    ["productionDate"] = {key = "production_date"},
+    ["production_date"] = {key = "production_date"},
+    ["expiryDate"] = {key = "expiry_date"},
+    ["expiry_date"] = {key = "expiry_date"},
+    ["quantity"] = {key = "quantity"},
+    ["deliveryId"] = {key = "delivery_id"},
+    ["delivery_id"] = {key = "delivery_id"},
+  },
+  ["vaccination.vaccinemgmt.v1.MarkMissedRequest"] = {
+    ["reservationId"] = {key = "reservation_id"},
+    ["reservation_id"] = {key = "reservation_id"},
+  },
+  ["vaccination.vaccinemgmt.v1.RecallLotRequest"] = {
+    ["vaccineCode"] = {key = "vaccine_code"},
+    ["vaccine_code"] = {key = "vaccine_code"},
+    ["manufacturer"] = {key = "manufacturer"},
+    ["lotNumber"] = {key = "lot_number"},
+    ["lot_number"] = {key = "lot_number"},
+    ["hospitalId"] = {key = "hospital_id"},
+    ["hospital_id"] = {key = "hospital_id"},
+    ["note"] = {key = "note"},
+  },
+  ["vaccination.vaccinemgmt.v1.RegisterLotsRequest"] = {
+    ["hospitalId"] = {key = "hospital_id"},
+    ["hospital_id"] = {key = "hospital_id"},
+    ["deliveries"] = {key = "deliveries", message = "vaccination.vaccinemgmt.v1.Delivery"},
+  },
+  ["vaccination.vaccinemgmt.v1.WriteOffDosesRequest"] = {
+    ["lotId"] = {key = "lot_id"},
+    ["lot_id"] = {key = "lot_id"},
+    ["requestId"] = {key = "request_id"},
+    ["request_id"] = {key = "request_id"},
+    ["quantity"] = {key = "quantity"},
+    ["reason"] = {key = "reason"},
+    ["note"] = {key = "note"},
+  },
+}
+
+-- Envoy's transcoder drops the fields of a JSON body that it does not know, and takes the last of two that have one
+-- name. This refuses both, and what is not JSON by RFC 8259, before the transcoder reads it. FIELDS is made from the
+-- contracts: it has the names of each message's fields, both spellings, with the message that a field holds, if any.
+
+local NOTHING = {}  -- the names in what should hold none: the transcoder says what is wrong with it
+
+-- The names that a call's body may have; nil for calls without a body.
+local function names_of(verb, path)
+  path = path:match("^[^?]*")
+  for _, form in ipairs(BODIES) do
+    if form.verb == verb and path:find(form.path) then return FIELDS[form.message] end
+  end
+end
+
+-- The position after a string that begins at `at`; nil when it has no end.
+local function after_string(text, at)
+  at = at + 1
+  while true do
+    local found = text:find('["\\]', at)
+    if not found then return nil end
+    if text:byte(found) == 34 then return found + 1 end
+    at = found + 2
+  end
+end
+
+-- What is wrong with a body; nil for nothing.
+local function wrong(text, names)
+  local malformed = "the body is not JSON, at its byte "
+  local outer = {}  -- what surrounds the value that is read: {names, seen} of an object, {names} of an array
+  local inner = nil
+  local at = text:find("[^ \t\r\n]")
+  if not at then return nil end  -- an empty body is a message without fields
+  local value = true  -- whether a value is next; else a comma or an end
+  local first = false  -- whether an object or array has just begun, which may end at once
+  repeat
+    local byte = text:byte(at)
+    if not value or first and (byte == 125 or byte == 93) then
+      if byte == (inner.seen and 125 or 93) then  -- } or ]
+        inner = table.remove(outer)
+        at, value, first = at + 1, false, false
+      elseif byte == 44 and not first then  -- a comma
+        at, value = text:find("[^ \t\r\n]", at + 1), true
+        if not at then return malformed .. #text end
+        byte = text:byte(at)
+      else
+        return malformed .. at
+      end
+    end
+    if value then
+      first = false
+      local below = names
+      if inner then
+        below = inner.names
+        if inner.seen then
+          local ends = byte == 34 and after_string(text, at)
+          if not ends then return malformed .. at end
+          local name = text:sub(at + 1, ends - 2)
+          local field = below[name]
+          if not field and below ~= NOTHING then
+            return #name > 64 and "a name in the body is no field" or name .. ": there is no such field"
+          end
+          local key = field and field.key or name
+          if inner.seen[key] then return (field and name or "a field") .. ": it is there twice" end
+          inner.seen[key] = true
+          at = text:match("^[ \t\r\n]*:[ \t\r\n]*()", ends)
+          if not at or at > #text then return malformed .. ends end
+          byte = text:byte(at)
+          below = field and field.message and FIELDS[field.message] or NOTHING
+        end
+      end
+      if byte == 123 or byte == 91 then  -- { or [
+        if #outer > 100 then return "the body is nested too deeply" end
+        outer[#outer + 1] = inner or false
+        inner = {names = below, seen = byte == 123 and {} or nil}
+        at, first = at + 1, true
+      else
+        at = byte == 34 and after_string(text, at) or text:match("^[%w+.-]+()", at)
+        if not at then return malformed .. #text end
+        value = false
+      end
+    end
+    at = text:find("[^ \t\r\n]", at)
+  until not inner or not at
+  if inner then return malformed .. #text end
+  if at then return malformed .. at end
+end
+
+function envoy_on_request(handle)
+  local headers = handle:headers()
+  -- Without a verified token the call is refused, and nobody waits for its body.
+  if not headers:get("x-jwt-payload") then return end
+  local names = names_of(headers:get(":method"), headers:get(":path"))
+  local body = names and handle:body()
+  if not body then return end
+  local told = wrong(body:getBytes(0, body:length()), names)
+  if told then handle:respond({[":status"] = "400"}, told) end
+end
