@@ -109,7 +109,7 @@ class Mesh:
             "limits": {"perCustomer": 1000, "perAddress": 100_000},
             "cors": {"origins": ["http://localhost:3000"]},  # for developing a page
         }
-        crowd = {"CreateReservation": {"inFlight": 1024, "perSecond": 100_000}}
+        crowd = {"CreateReservation": {"inFlight": 1024, "perSecond": 100_000, "perCustomer": 1000}}
         reservation = {"crowded": crowd, "env": {"MAX_CALLS": "1000"}}
         approval = {"env": {"MAX_CALLS": "1000"}}
         components = {"reservation": reservation, "approval": approval}

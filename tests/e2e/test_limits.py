@@ -10,6 +10,7 @@ import json
 import socket
 import uuid
 from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.request import ProxyHandler, build_opener
 
@@ -22,24 +23,31 @@ from mesh.machine.home import write_secret
 from mesh.machine.processes import package_file
 from vaccination.mypage.v1 import mypage_service_pb2
 
-from .conftest import Refusal, World, eventually
+from .conftest import Refusal, World, eventually, refusal
 from .ways import Ways
 
 Json = dict[str, Any]
 ORIGIN = "https://vaccination.example"
 LIST = "ListHospitals"
 LIST_PATH = "/vaccination.approval.v1.HospitalService/ListHospitals"
+CREATE_PATH = "/vaccination.reservation.v1.ReservationService/CreateReservation"
 WATCH_PATH = "/vaccination.mypage.v1.MypageService/WatchMyReservations"
 EMPTY = bytes(5)  # a gRPC message without fields
+MB = 1 << 20
 PATIENCE = 20.0  # seconds to wait for what takes one or two
 
 
 class Door(World):
     """The world behind a gateway that has other numbers."""
 
-    def __init__(self, mesh: Mesh, channel: grpc.aio.Channel, port: int, admin: int) -> None:
+    def __init__(self, mesh: Mesh, channel: grpc.aio.Channel, port: int, admin: int, pid: int) -> None:
         super().__init__(mesh, channel)
-        self.channel, self.port, self._admin = channel, port, admin
+        self.channel, self.port, self._admin, self._pid = channel, port, admin, pid
+
+    def memory(self) -> int:
+        """Bytes in RAM of this door's Envoy, at most until now."""
+        lines = Path(f"/proc/{self._pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
     async def stat(self, name: str) -> int:
         """The sum of Envoy's counters or gauges whose names end with `name`."""
@@ -96,32 +104,29 @@ def _configuration(mesh: Mesh, port: int, admin: int, numbers: Mapping[str, Any]
     limits = {
         f["typed_config"]["stat_prefix"]: f["typed_config"] for f in manager["http_filters"] if "ratelimit" in f["name"]
     }
-    crowds = _found(manager["route_config"], "local_ratelimit.crowd")
     for who, calls in buckets.items():
-        if who == "crowd":
-            assert crowds, "no route has a limit for crowds"
-            for route in crowds:
-                bucket = {"max_tokens": calls, "tokens_per_fill": calls, "fill_interval": "3600s"}
-                route["local_ratelimit.crowd"]["token_bucket"] = bucket
-            continue
-        assert who in limits, f"the gateway has no rate limit with the stat_prefix {who}"
-        for descriptor in limits[who]["descriptors"]:
-            descriptor["token_bucket"] = {"max_tokens": calls, "tokens_per_fill": calls, "fill_interval": "3600s"}
+        bucket = {"max_tokens": calls, "tokens_per_fill": calls, "fill_interval": "3600s"}
+        of_routes = [x[f"local_ratelimit.{who}"] for x in _found(manager["route_config"], f"local_ratelimit.{who}")]
+        found = of_routes or [limits[who]]
+        for limit in found:
+            for holder in limit.get("descriptors", [limit]):
+                assert "token_bucket" in holder, f"the gateway sets no rate limit {who}"
+                holder["token_bucket"] = bucket
     return config
 
 
 @contextlib.asynccontextmanager
 async def door(
-    world: World, numbers: Mapping[str, Any] | None = None, *, full: bool = False, **buckets: int
+    world: World, numbers: Mapping[str, Any] | None = None, *, places: int | None = None, **buckets: int
 ) -> AsyncIterator[Door]:
-    """A door with other numbers, and with rate limits (`customer`, `address`, `crowd`) of so many calls an hour.
+    """A door with other numbers, and with rate limits (customer, address, crowd, share) of so many calls an hour.
 
-    If `full`, its breakers are always open.
+    Each of its breakers lets so many calls in at once as there are `places`.
     """
     port, admin = _free_port(), _free_port()
     config = _configuration(world.mesh, port, admin, numbers or {}, buckets)
-    for thresholds in _found(config, "max_requests") if full else ():
-        thresholds["max_requests"] = 0
+    for thresholds in _found(config, "max_requests") if places is not None else ():
+        thresholds["max_requests"] = places
     file = world.mesh.home.path / f"door-{port}.json"
     write_secret(file, json.dumps(config))
     process = await asyncio.create_subprocess_exec(
@@ -132,7 +137,7 @@ async def door(
         options = [("grpc.enable_retries", 0), ("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
             await asyncio.wait_for(channel.channel_ready(), PATIENCE)
-            yield Door(world.mesh, channel, port, admin)
+            yield Door(world.mesh, channel, port, admin, process.pid)
     finally:
         process.terminate()
         await process.wait()
@@ -219,16 +224,37 @@ async def ended(reader: asyncio.StreamReader) -> bytes:
 async def test_headers_that_are_too_large_or_too_many_are_refused(headers: dict[str, str], world: World) -> None:
     token = world.customer().token
     async with door(world) as at, at.ways() as ways:
-        answer = await ways.rest(token, LIST, {}, **headers)
-        assert isinstance(answer, Refusal)
-        assert (answer.code.name, answer.reason) == ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE")
-        web = {"content-type": "application/grpc-web+proto", "x-grpc-web": "1"} | headers
-        assert (await ways.http.post(LIST_PATH, content=EMPTY, headers=web)).status_code == 431  # after a part was read
-        assert isinstance(
-            await ways.grpc(token, LIST, {}, **headers), Refusal
-        )  # Envoy resets the stream and gives no reason
         for way in (ways.grpc, ways.rest, ways.grpc_web):
+            answer = await way(token, LIST, {}, **headers)
+            assert isinstance(answer, Refusal)
+            assert (answer.code.name, answer.reason) == ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE")
             assert not isinstance(await way(token, LIST, {}, x_short="h" * 1000), Refusal)
+
+
+@pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web"])
+async def test_a_body_that_is_too_large_is_refused(way: str, world: World) -> None:
+    token = world.customer().token
+    async with door(world) as at, at.ways() as ways:
+        for size, reason in ((4 * MB - 100, "INVALID_FIELD"), (4 * MB, "REQUEST_TOO_LARGE")):
+            answer = await getattr(ways, way)(token, "CreateReservation", {"hospital_id": "h" * size})
+            assert isinstance(answer, Refusal)
+            assert answer.reason == reason
+
+
+async def test_a_body_without_an_end_is_refused_at_the_limit_and_fills_no_memory(world: World) -> None:
+    async with door(world) as at, connected(at) as (reader, writer):
+        before = at.memory()
+        writer.write(_head(world.customer().token, "transfer-encoding: chunked"))
+        writer.write(b'10\r\n{"hospital_id":"\r\n')
+        answer = asyncio.create_task(reader.read(1 << 16))
+        with contextlib.suppress(ConnectionError):
+            while not answer.done():
+                writer.write(b"10000\r\n" + b"h" * (1 << 16) + b"\r\n")
+                await writer.drain()
+        assert at.memory() - before < 32 * MB
+        head, _, body = (await answer).partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 413")  # and not 429, which clients repeat
+        assert json.loads(body)["details"][0]["reason"] == "REQUEST_TOO_LARGE"
 
 
 # Streams and connections
@@ -307,18 +333,48 @@ async def test_the_gateway_does_not_wait_for_a_body_that_never_ends(world: World
     token = world.customer().token
     async with door(world, SLOW) as at:
         async with connected(at) as (reader, writer):
-            head = (
-                f"POST /v1/reservations HTTP/1.1\r\nhost: door\r\nauthorization: Bearer {token}\r\ncontent-length: 9999"
-            )
-            writer.write(f"{head}\r\n\r\n".encode())
+            writer.write(_head(token, "content-length: 9999"))
             answer = await drip(reader, writer)
             assert answer.startswith(b"HTTP/1.1 408")
-            assert json.loads(answer.partition(b"\r\n\r\n")[2])["code"] == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+            told = json.loads(answer.partition(b"\r\n\r\n")[2])
+            assert told["code"] == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+            assert told["details"][0]["reason"] == "TIMED_OUT"
         call: Any = at.channel.stream_unary(LIST_PATH)
         with pytest.raises(grpc.aio.AioRpcError) as error:
             await call(_never(), metadata=[("authorization", f"Bearer {token}")], timeout=PATIENCE)
-        assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-        assert error.value.details() != "Deadline Exceeded"  # the gateway's time-out has ended it, not the client's
+        ended = refusal(error.value)  # by the gateway's time-out, not by the client's
+        assert (ended.code, ended.reason) == (grpc.StatusCode.DEADLINE_EXCEEDED, "TIMED_OUT")
+
+
+def _head(token: str | None, field: str) -> bytes:
+    """The headers of a booking by REST, whose body is to follow."""
+    fields = f"host: door\r\nauthorization: Bearer {token}\r\n{field}"
+    return f"POST /v1/reservations HTTP/1.1\r\n{fields}\r\n\r\n".encode()
+
+
+async def test_calls_whose_bodies_never_come_keep_nobody_else_out(world: World) -> None:
+    hospital, day = await world.new_hospital(capacity=1)
+    staller = world.customer().token
+    async with door(world, places=1) as at, contextlib.AsyncExitStack() as stack:
+        for stream in (1, 3, 5):
+            connection = await stack.enter_async_context(http2(at))
+            connection.begin(stream, CREATE_PATH, staller)
+            _, writer = await stack.enter_async_context(connected(at))
+            writer.write(_head(staller, "content-length: 9999") + b"{")
+        await eventually(lambda: at.stat("downstream_rq_active"), lambda active: active == 6, PATIENCE)
+        assert await at.stat("upstream_rq_active") == 0
+        assert not turned_away(await at.customer().create(hospital, day))
+        assert await at.stat("downstream_rq_active") == 6
+
+
+async def test_nobody_without_a_token_is_waited_for(world: World) -> None:
+    async with door(world) as at:
+        async with connected(at) as (reader, writer):
+            writer.write(_head(None, "content-length: 9999").replace(b"Bearer None", b"none"))
+            assert (await asyncio.wait_for(reader.read(1 << 16), PATIENCE)).startswith(b"HTTP/1.1 401")
+        async with http2(at) as connection:
+            connection.begin(1, CREATE_PATH, "forged")
+            await connection.until(Http2.HEADERS, 1)
 
 
 async def _never() -> AsyncIterator[bytes]:
@@ -340,6 +396,18 @@ async def test_a_watch_on_which_nothing_happens_is_kept_open(world: World) -> No
         created = await world.bearer(customer.token).create(hospital, day)
         assert [r.reservation_id for r in (await watch.read()).reservations] == [created.reservation_id]
         watch.cancel()
+
+
+async def test_a_watch_that_comes_to_its_clients_deadline_says_so(world: World) -> None:
+    async with door(world) as at:
+        customer = at.customer()
+        request = mypage_service_pb2.WatchMyReservationsRequest()
+        for _ in range(5):
+            watch: Any = customer.mypage.WatchMyReservations(request, metadata=customer.metadata, timeout=1)
+            assert not (await watch.read()).reservations
+            with pytest.raises(grpc.aio.AioRpcError) as error:
+                await watch.read()
+            assert error.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
 
 
 # Browsers
@@ -429,7 +497,7 @@ async def test_rest_says_when_to_try_again_in_the_header_too(world: World) -> No
 
 @pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web"])
 async def test_calls_that_a_service_has_no_room_for_are_told_to_try_again(way: str, world: World) -> None:
-    async with door(world, full=True) as at, at.ways() as ways:
+    async with door(world, places=0) as at, at.ways() as ways:
         assert turned_away(await getattr(ways, way)(at.customer().token, LIST, {}), "OVERLOADED")
 
 
@@ -448,3 +516,15 @@ async def test_a_rush_is_let_in_at_a_limited_rate_and_unauthorized_calls_do_not_
         answers = [await book(at.customer().token) for _ in range(5)]
         assert [turned_away(answer, "OVERLOADED") for answer in answers] == [False, False, False, True, True]
         assert not turned_away(await call(at.customer().token, LIST, {}))  # reads have no such limit
+
+
+@pytest.mark.parametrize("way", ["grpc", "rest", "grpc_web"])
+async def test_one_customer_gets_a_share_of_a_rush_and_no_more(way: str, world: World) -> None:
+    hospital, day = await world.new_hospital(capacity=10)
+    async with door(world, share=2) as at, at.ways() as ways:
+        request = {"request_id": str(uuid.uuid4()), "hospital_id": hospital, "date": str(day)}
+        greedy, call = at.customer().token, getattr(ways, way)
+        answers = [await call(greedy, "CreateReservation", request) for _ in range(4)]
+        assert [turned_away(answer) for answer in answers] == [False, False, True, True]
+        assert not turned_away(await call(greedy, LIST, {}))
+        assert not turned_away(await call(at.customer().token, "CreateReservation", request))

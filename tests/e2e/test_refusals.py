@@ -26,7 +26,7 @@ from mesh.machine import identity
 from services.chassis import paging
 
 from .conftest import Client, Refusal, Status, World, delivery, eventually, refusal, zone_at_noon
-from .ways import RPCS, Request, Ways, ways_into
+from .ways import ROUTES, RPCS, Request, Ways, ways_into
 
 MB = 1 << 20
 
@@ -852,9 +852,45 @@ async def test_rest_that_cannot_be_understood_is_refused(world: World, ways: Way
     assert await stage.stored() == before
 
 
-async def test_rest_ignores_what_it_does_not_know_in_a_body_as_protobuf_does(world: World, ways: Ways) -> None:
+async def test_rest_refuses_what_it_does_not_know(world: World, ways: Ways) -> None:
+    token, somewhere = world.operator.token, f"/v1/hospitals/h-{uuid.uuid4().hex[:12]}"
+    rows = [
+        (b'{"name":"n","beds":[{"x":1}]}', "beds: there is no such field"),
+        (b'{"name":"n","location":{"latitud":1}}', "latitud: there is no such field"),
+        (b'{"name":"n","b\\u0065ds":1}', "there is no such field"),
+        (b'{"name":"n","name":"m"}', "name: it is there twice"),
+        (b'{"timeZone":"Asia/Seoul","time_zone":"Asia/Tokyo"}', "time_zone: it is there twice"),
+        (b'{"name":"n","location":{"latitude":1,"latitude":2}}', "latitude: it is there twice"),
+        (b'{"name":"n","name":{"x":1,"x":2}}', "name: it is there twice"),
+        (b"{'name':'n'}", "not JSON"),
+        (b'{name:"n"}', "not JSON"),
+        (b'{"name":"n",}', "not JSON"),
+        (b'{"name":"n"}}', "not JSON"),
+        (b'{"name":"n"', "not JSON"),
+        (b'{"name":"n"]', "not JSON"),
+        (b'{"vaccine_codes":["8",]}', "not JSON"),
+        (b'{"name":' + b"[" * 200, "nested too deeply"),
+    ]
+    for body, told in rows:
+        answer = await ways.send("PUT", somewhere, token, content=body)
+        assert isinstance(answer, Refusal), body
+        assert (answer.code.name, answer.reason) == ("INVALID_ARGUMENT", "MALFORMED_REQUEST"), (body, answer)
+        assert told in answer.message, (body, answer)
+    strange = (
+        b' { "name" : "\\"{[,]}\\\\" ,\r\n\t"vaccineCodes":[ ],"location":{"latitude" : -1.5e+0 ,"longitude":1} } '
+    )
+    assert not isinstance(await ways.send("PUT", somewhere, token, content=strange), Refusal)
+    for line in ROUTES.values():
+        verb, path = re.sub(r"{[^}]*}", "x", line).split()
+        if verb != "GET":
+            answer = await ways.send(verb, path, token, content=b'{"beds":1}')
+            assert isinstance(answer, Refusal)
+            assert answer.message == "beds: there is no such field", line
+
+
+async def test_rest_takes_json_whatever_it_is_called(world: World, ways: Ways) -> None:
     hospital, token = f"h-{uuid.uuid4().hex[:12]}", world.operator.token
-    path, body = f"/v1/hospitals/{hospital}", b'{"name":"n","beds":[{"x":1}]}'
+    path, body = f"/v1/hospitals/{hospital}", b'{"name":"n"}'
     for kind in ("application/json", "application/x-www-form-urlencoded", "text/plain", "application/json; charset=x"):
         assert not isinstance(await ways.send("PUT", path, token, content=body, content_type=kind), Refusal)
     page = await ways.send("GET", "/v1/hospitals?page_size=1", token)
@@ -868,12 +904,7 @@ async def test_a_request_that_is_too_large_is_refused_and_the_connection_stays_o
     large = stage.good["RegisterLots"] | {"deliveries": [a_delivery(lot_number="L" * 5 * MB)]}
     over_grpc = await ways.grpc(manager, "RegisterLots", large)
     assert isinstance(over_grpc, Refusal)
-    assert over_grpc.code.name == "RESOURCE_EXHAUSTED"
-    by_rest = await ways.rest(manager, "RegisterLots", large)
-    assert isinstance(by_rest, Refusal)
-    assert (
-        by_rest.code.name == "RESOURCE_EXHAUSTED"
-    )  # the gateway or the service refuses it, whichever reaches its limit first
+    assert (over_grpc.code.name, over_grpc.reason) == ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE")
     header = await ways.rest(manager, "ListLots", stage.good["ListLots"], x_long="h" * 70_000)
     assert isinstance(header, Refusal)
     assert (header.code.name, header.reason) == ("RESOURCE_EXHAUSTED", "REQUEST_TOO_LARGE")

@@ -20,25 +20,38 @@ form, and how much it takes from a caller. */ -}}
 {{- /* A rate limit with a token bucket for each value of a descriptor; a request without the descriptor is not limited.
 Keys: name, key (the descriptor's), limit (a second), callers (how many values are counted at once). */ -}}
 {{- define "vaccination.ratelimit" -}}
-name: local_ratelimit.{{ .name }}
-typed_config:
-  "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
-  stat_prefix: {{ .name }}
-  filter_enabled:
-    default_value: {numerator: 100, denominator: HUNDRED}
-  filter_enforced:
-    default_value: {numerator: 100, denominator: HUNDRED}
-  token_bucket: {max_tokens: 4294967295, tokens_per_fill: 4294967295, fill_interval: 1s}
-  always_consume_default_token_bucket: false
-  rate_limited_as_resource_exhausted: true
-  max_dynamic_descriptors: {{ .callers }}
-  descriptors:
-    - entries:
-        - key: {{ .key }}
-      token_bucket:
-        max_tokens: {{ .limit }}
-        tokens_per_fill: {{ .limit }}
-        fill_interval: 1s
+"@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+stat_prefix: {{ .name }}
+filter_enabled:
+  default_value: {numerator: 100, denominator: HUNDRED}
+filter_enforced:
+  default_value: {numerator: 100, denominator: HUNDRED}
+token_bucket: {max_tokens: 4294967295, tokens_per_fill: 4294967295, fill_interval: 1s}
+always_consume_default_token_bucket: false
+rate_limited_as_resource_exhausted: true
+max_dynamic_descriptors: {{ .callers }}
+descriptors:
+  - entries:
+      - key: {{ .key }}
+    token_bucket:
+      max_tokens: {{ .limit }}
+      tokens_per_fill: {{ .limit }}
+      fill_interval: 1s
+{{- end }}
+
+{{- /* The same for each customer: the one whom jwt_authn has read in the token, which no header can forge. */ -}}
+{{- define "vaccination.ratelimit.customer" -}}
+{{ include "vaccination.ratelimit" (set . "key" "sub") }}
+rate_limits:
+  - actions:
+      - metadata:
+          descriptor_key: sub
+          source: DYNAMIC
+          metadata_key:
+            key: envoy.filters.http.jwt_authn
+            path:
+              - key: payload
+              - key: sub
 {{- end }}
 
 {{- /* A patch of what a proxy takes from a component that has endless streams, before the reader of a stream has it. A
@@ -95,8 +108,8 @@ spec:
             "@type": type.googleapis.com/envoy.extensions.filters.network.http_connection_manager.v3.HttpConnectionManager
             # Routes and policies then judge the same path that the service sees.
             merge_slashes: true
-            # What Envoy itself refuses in HTTP/2 is told no reason, so it takes more than {{ $limits.headersKiB }} KiB, as much as it can, and
-            # a route refuses what is above that.
+            # What Envoy itself refuses in HTTP/2 is told no reason. So it takes as much as it can, and a route refuses
+            # what is above the limits.
             max_request_headers_kb: 96
             request_headers_timeout: {{ $limits.headersTimeout }}
             request_timeout: {{ $limits.requestTimeout }}
@@ -154,6 +167,22 @@ spec:
     {{- end }}
     {{- range $name, $component := $components }}
     {{- range $rpc, $crowd := $component.crowded }}
+    {{- if $crowd.perCustomer }}
+    - applyTo: HTTP_ROUTE
+      match:
+        context: GATEWAY
+        routeConfiguration:
+          vhost:
+            route:
+              name: {{ $name }}.{{ $rpc }}
+      patch:
+        operation: MERGE
+        value:
+          typed_per_filter_config:
+            local_ratelimit.share:
+              {{- $share := dict "limit" $crowd.perCustomer "callers" $limits.callersCounted }}
+              {{- include "vaccination.ratelimit.customer" (set $share "name" "share") | nindent 14 }}
+    {{- end }}
     {{- if $crowd.perSecond }}
     - applyTo: HTTP_ROUTE
       match:
@@ -275,7 +304,11 @@ spec:
             mutations: {}
     {{- if $limits.perAddress }}
     {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
-          {{- include "vaccination.ratelimit" (dict "name" "address" "key" "masked_remote_address" "limit" $limits.perAddress "callers" $limits.callersCounted) | nindent 10 }}
+          name: local_ratelimit.address
+          typed_config:
+            {{- $address := dict "limit" $limits.perAddress "callers" $limits.callersCounted }}
+            {{- $_ := set $address "key" "masked_remote_address" }}
+            {{- include "vaccination.ratelimit" (set $address "name" "address") | nindent 12 }}
             rate_limits:
               - actions:
                   - masked_remote_address:
@@ -283,20 +316,12 @@ spec:
                       v6_prefix_mask_len: 64
     {{- end }}
     {{- if $limits.perCustomer }}
-    {{- /* The customer is the one whom jwt_authn has read in the token, which no header can forge. Calls count when they
-    begin, so that it bounds how many may be waiting for their bodies. */}}
+    {{- /* Calls count when they begin, so that it bounds how many may be waiting for their bodies. */}}
     {{- include "vaccination.before" "envoy.filters.http.rbac" }}
-          {{- include "vaccination.ratelimit" (dict "name" "customer" "key" "sub" "limit" $limits.perCustomer "callers" $limits.callersCounted) | nindent 10 }}
-            rate_limits:
-              - actions:
-                  - metadata:
-                      descriptor_key: sub
-                      source: DYNAMIC
-                      metadata_key:
-                        key: envoy.filters.http.jwt_authn
-                        path:
-                          - key: payload
-                          - key: sub
+          name: local_ratelimit.customer
+          typed_config:
+            {{- $customer := dict "limit" $limits.perCustomer "callers" $limits.callersCounted }}
+            {{- include "vaccination.ratelimit.customer" (set $customer "name" "customer") | nindent 12 }}
     {{- end }}
     {{- /* A call goes on when its body is complete: one whose body never comes holds no breaker's place, and one that is
     too large is refused before anybody parses it. What has no verified token goes by and is refused by the policies
@@ -372,8 +397,13 @@ spec:
                 - append:
                     header: {key: x-envoy-original-path, value: "%PATH(NQ:ORIG)%"}
                     append_action: OVERWRITE_IF_EXISTS
-    {{- /* This limit is off except on routes that set one. It stands behind the policies, so that callers who may not
-    book do not use up the places of those who may. */}}
+    {{- /* These limits are off except on routes that set them. They stand behind the policies, so that callers who may
+    not book do not use up the places of those who may; and one customer's before everybody's. */}}
+    {{- include "vaccination.before" "envoy.filters.http.router" }}
+          name: local_ratelimit.share
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
+            stat_prefix: share
     {{- include "vaccination.before" "envoy.filters.http.router" }}
           name: local_ratelimit.crowd
           typed_config:
