@@ -368,7 +368,9 @@ class _Feed:
             self.keep(row, take, values)
 
     def lot(self, row: Row, values: dict[str, str], equal: Counter[Hashable]) -> None:
-        hospital, cvx, mvx, number = (_text(values, name) for name in COLUMNS[:4])
+        hospital, cvx, told, number = (_text(values, name) for name in COLUMNS[:4])
+        if (mvx := told.upper()) != told:
+            self.data.note(row, "mvx", "is in small letters, and read as in capitals")
         manufactured, expires = _day(values, "manufactured"), _day(values, "expires")
         quantity = _text(values, "quantity")
         doses = _whole("quantity", int(quantity) if re.fullmatch("-?[0-9]{1,9}", quantity) else quantity, 1)

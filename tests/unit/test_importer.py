@@ -439,6 +439,12 @@ def test_of_a_column_that_is_there_twice_no_cell_is_taken_silently(tmp_path: Pat
     assert notes(data) == ["l.csv line 1: header: quantity is there twice: rows are taken in which both say the same"]
 
 
+def test_a_manufacturers_code_in_small_letters_is_that_of_the_same_lot(tmp_path: Path) -> None:
+    data = read(given(tmp_path, HEADER, LOT, LOT.replace("PFR", "pfr"), name="l.csv"))
+    assert ([lot.mvx for lot in data.lots["h1"]], errors(data)) == (["PFR", "PFR"], [])
+    assert notes(data) == ["l.csv line 3: mvx: is in small letters, and read as in capitals"]
+
+
 def test_what_is_wrong_with_every_row_is_one_line_of_the_report(tmp_path: Path) -> None:
     open_slots = [slot(str(at), status="open") for at in range(300)]
     data = read(given(tmp_path, *to_seoul(*open_slots, slot("last", status="Free"))))
