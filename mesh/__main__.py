@@ -59,6 +59,9 @@ def _arguments() -> argparse.ArgumentParser:
     proof = command("books", "add up places and doses from the stores and from the events, and name every difference")
     proof.add_argument("service", nargs="*", metavar="SERVICE", help="approval, vaccinemgmt; both when none is named")
     load = command("import", "import hospitals, capacity and lots from a directory")
+    load.epilog = (
+        "Exit code 0: all was taken, perhaps with notes; 1: something was refused; 2: nothing is in, or it stopped."
+    )
     load.add_argument("directory", type=Path)
     load.add_argument(
         "--time-zone", action="append", default=[], metavar="[STATE=]NAME",

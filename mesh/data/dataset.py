@@ -6,9 +6,10 @@ refused, assumed or left out on the way is collected here as well.
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from typing import Any
 from uuid import UUID, uuid5
 
 # The UUIDv5 namespace of the ids of deliveries and hospitals that have none that can be used. It never changes.
@@ -185,6 +186,23 @@ def show(value: object) -> str:
     """A value for a message: short, on one line, without control characters for a terminal."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def text_of(values: Mapping[str, Any], name: str) -> str:
+    """The text of a field. Invalid: there is none."""
+    value = values.get(name)
+    if value is None or value == "":
+        raise Invalid(name, "is missing")
+    if not isinstance(value, str):
+        raise Invalid(name, f"{show(value)} is not text")
+    return value
+
+
+def whole(name: str, value: object, least: int) -> int:
+    """The value of a field, if it is a number from `least` to MOST. Invalid: it is not."""
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
+        raise Invalid(name, f"{show(value)} is not a whole number from {least} to {MOST:,}")
+    return value
 
 
 def shift(data: Data, to: date) -> int:

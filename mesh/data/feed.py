@@ -2,7 +2,7 @@
 
 The format is that of SMART Scheduling Links (smart-on-fhir/smart-scheduling-links, specification.md): FHIR NDJSON, one
 Location, Schedule or Slot a line, in any number of *.ndjson files of any name and order. Other resource types are
-counted and left out. Beside them each *.csv holds deliveries of lots, under a header with the names in `COLUMNS`.
+counted and left out. Beside them each *.csv holds deliveries of lots; see `stock`.
 
 - A Location is a hospital, in the time zone that `zones` finds, where its `position` says. Without a position nobody
   finds it by how near it is.
@@ -11,10 +11,6 @@ counted and left out. Beside them each *.csv holds deliveries of lots, under a h
   out among its days, since the publisher says how many there are in all.
 - A hospital offers the vaccines that its Schedules name, if each of them names some: of one that names none, or none by
   a CVX code, nobody knows what it offers. A CVX code is the same with and without leading zeros.
-- A line of a *.csv is a delivery, and deliveries of one lot add up. Its id is in the column `delivery_id`, for example
-  the number of the delivery note. Without one it is made of the file's name, the line's content, and how many equal
-  lines come before it in the file: the same file imported again is the same deliveries, and an equal line in another
-  file is another delivery.
 
 Publishers do not keep to the specification. Where a row still says enough, it is taken under the assumption that loses
 least, which is noted; else it is refused. The rows beside it are kept.
@@ -25,29 +21,29 @@ recognise a repeated one.
 """
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
-from uuid import uuid5
 from zoneinfo import ZoneInfo
 
 from mesh.data.dataset import (
     MOST,
-    NAMESPACE,
     Data,
     Day,
     Hospital,
     Invalid,
-    Lot,
     Row,
     canonical_code,
     hospital_id,
     show,
+    text_of,
+    whole,
 )
-from mesh.data.files import COLUMNS, DELIVERY_ID, Advance, Folder, Reader, Resource
+from mesh.data.files import Advance, Folder, Reader, Resource
+from mesh.data.stock import Stock
 from mesh.data.zones import Options, Written, Zone, time_zones, zone_of
 
 LONGEST_NAME = 200  # a limit of the contract
@@ -67,11 +63,14 @@ def read(directory: Path, options: Options | None = None, advance: Advance = lam
     for path in folder.resources:
         feed.sites_and_schedules(reader.resources(path))
     feed.join()
-    again = Reader(Data(), advance)  # what is wrong with the lines has been said
+    again = Data()
     for path in folder.resources:
-        feed.slots(again.resources(path))
+        feed.slots(Reader(again, advance).resources(path))
+    said = {*feed.data.errors}  # what is wrong with the lines has been said, unless a file has just gone
+    feed.data.errors += [error for error in again.errors if error not in said]
+    stock = Stock(feed.data)
     for path in folder.stock:
-        feed.stock(reader.deliveries(path))
+        stock.take(reader.deliveries(path))
     return feed.data
 
 
@@ -104,8 +103,7 @@ class _Feed:
         self.zones: dict[str, Zone] = {}  # by Location
         self.broken: set[str] = set()  # resources that were refused; a row that refers to one is not refused again
         self.places_of_slots: dict[str, int] = {}  # by id, a digest of where and when the first of them is
-        self.contents: dict[int, int] = {}  # digests of contents, by those of their keys
-        self.dates_of_lots: dict[Hashable, Hashable] = {}
+        self.contents: dict[int, int] = {}  # digests of slots, by those of what tells them apart
 
     def keep(self, row: Row, take: Callable[[Row, T], None], value: T) -> bool:
         try:
@@ -114,14 +112,6 @@ class _Feed:
             self.data.refuse(row, error)
             return False
         return True
-
-    def differs(self, key: Hashable, content: Hashable) -> bool | None:
-        """Whether what came before under this key was something else; None: nothing came before."""
-        at, digest = hash(key), hash(content)
-        if at not in self.contents:
-            self.contents[at] = digest
-            return None
-        return self.contents[at] != digest
 
     # Locations and Schedules
 
@@ -161,7 +151,7 @@ class _Feed:
         if isinstance(value, int) and not isinstance(value, bool):
             self.data.note(row, "id", "is a number, and read as text")
             return str(value)
-        return _text(resource, "id")
+        return text_of(resource, "id")
 
     def name(self, row: Row, location: Resource, key: str) -> str:
         value = location.get("name")
@@ -265,7 +255,7 @@ class _Feed:
                 raise Invalid("schedule", f"there is no Schedule {show(schedule)}")
             self.data.ignored["Slot of a Schedule that was refused"] += 1
             return
-        status = _text(slot, "status").strip().lower()
+        status = text_of(slot, "status").strip().lower()
         if status not in STATUSES:
             raise Invalid("status", f"{show(status)} is neither free nor busy")
         location = self.schedules[schedule].location
@@ -297,18 +287,19 @@ class _Feed:
         where = hash(place)
         if self.places_of_slots.setdefault(key, where) != where:
             self.data.note(row, "id", "an earlier Slot of another Schedule or time has this id: both are taken")
-        differs = self.differs((key, where), content)
-        if differs is None:
+        at, digest = hash((key, where)), hash(content)
+        if at not in self.contents:
+            self.contents[at] = digest
             return True
-        if differs:
-            self.data.note(row, "id", "this Slot came before with another content, which is kept")
-        else:
+        if self.contents[at] == digest:
             self.data.ignored["repeated Slot"] += 1
+        else:
+            self.data.note(row, "id", "this Slot came before with another content, which is kept")
         return False
 
     def start(self, row: Row, slot: Resource, zone: Zone) -> datetime:
         """When the slot starts, as a clock at the hospital shows it."""
-        text = _text(slot, "start")
+        text = text_of(slot, "start")
         try:
             instant = datetime.fromisoformat(text)
             start = _at(instant, zone)
@@ -354,43 +345,7 @@ class _Feed:
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             self.data.note(row, "slot-capacity", "is no number of places: the slot counts as one place")
             return 1
-        return _whole("slot-capacity", value, 0)
-
-    # Deliveries
-
-    def stock(self, deliveries: Iterable[tuple[Row, dict[str, str]]]) -> None:
-        equal = Counter[Hashable]()  # lines of this file, by content
-
-        def take(row: Row, values: dict[str, str]) -> None:
-            self.lot(row, values, equal)
-
-        for row, values in deliveries:
-            self.keep(row, take, values)
-
-    def lot(self, row: Row, values: dict[str, str], equal: Counter[Hashable]) -> None:
-        hospital, cvx, told, number = (_text(values, name) for name in COLUMNS[:4])
-        if (mvx := told.upper()) != told:
-            self.data.note(row, "mvx", "is in small letters, and read as in capitals")
-        manufactured, expires = _day(values, "manufactured"), _day(values, "expires")
-        quantity = _text(values, "quantity")
-        doses = _whole("quantity", int(quantity) if re.fullmatch("-?[0-9]{1,9}", quantity) else quantity, 1)
-        of_lot = hospital, canonical_code(cvx), mvx, number
-        dates = manufactured, expires
-        if self.dates_of_lots.setdefault(of_lot, dates) != dates:
-            raise Invalid("lot_number", "this lot came before with other dates, which are kept")
-        delivery_id = values.get(DELIVERY_ID, "")
-        if delivery_id:
-            differs = self.differs(("delivery", *of_lot, delivery_id), doses)
-            if differs:
-                raise Invalid(DELIVERY_ID, "this delivery came before with another content, which is kept")
-            if differs is False:
-                self.data.ignored["repeated delivery"] += 1
-                return
-        else:
-            content = (*of_lot, *map(str, dates), str(doses))
-            equal[content] += 1
-            delivery_id = str(uuid5(NAMESPACE, "\n".join((row.file, *content, str(equal[content])))))
-        self.data.lots[hospital_id(hospital)].append(Lot(row, cvx, mvx, number, *dates, doses, delivery_id))
+        return whole("slot-capacity", value, 0)
 
 
 def _at(instant: datetime, zone: Zone) -> datetime:
@@ -404,25 +359,6 @@ def _from(first: date, days: int) -> Iterator[date]:
     return (first + timedelta(days=at) for at in range(days))
 
 
-def _text(values: Resource, name: str) -> str:
-    value = values.get(name)
-    if value is None or value == "":
-        raise Invalid(name, "is missing")
-    if not isinstance(value, str):
-        raise Invalid(name, f"{show(value)} is not text")
-    return value
-
-
-def _day(values: dict[str, str], name: str) -> date:
-    text = _text(values, name)
-    try:
-        if re.fullmatch("[0-9]{4}-[0-9]{2}-[0-9]{2}", text):  # fromisoformat accepts weeks too
-            return date.fromisoformat(text)
-    except ValueError:
-        pass
-    raise Invalid(name, f"{show(text)} is not a day written YYYY-MM-DD")
-
-
 def _position(value: object) -> tuple[float, float] | None:
     """FHIR's position as latitude and longitude; None if it is no point on the earth."""
     found = [value.get(name) for name in ("latitude", "longitude")] if isinstance(value, dict) else []
@@ -433,12 +369,6 @@ def _position(value: object) -> tuple[float, float] | None:
     if len(degrees) == 2 and abs(degrees[0]) <= 90 and abs(degrees[1]) <= 180:
         return degrees[0], degrees[1]
     return None
-
-
-def _whole(name: str, value: object, least: int) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= MOST:
-        raise Invalid(name, f"{show(value)} is not a whole number from {least} to {MOST:,}")
-    return value
 
 
 def _several(value: object) -> list[Any]:

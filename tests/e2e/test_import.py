@@ -28,7 +28,9 @@ async def imported(world: World, folder: Path, **options: Any) -> tuple[int, str
     """Imports as `./dev import` does; returns the exit code and the report."""
     report = io.StringIO()
     with contextlib.redirect_stdout(report):
-        run = functools.partial(importer.run, folder, world.mesh.connect_aio, world.operator.token, **options)
+        run = functools.partial(
+            importer.run, folder, world.mesh.connect_aio, world.token("operator", ["operator"]), **options
+        )
         code = await asyncio.to_thread(run)
     return code, report.getvalue()
 
