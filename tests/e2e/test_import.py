@@ -135,14 +135,14 @@ async def test_a_code_with_a_leading_zero_is_served_and_one_that_is_not_offered_
     assert code == 0, report
     for asked in ("08", "8"):
         customer = world.customer()
-        booked = await customer.create(clinic.key, DAY, vaccine_code=asked)
+        booked = await customer.book(clinic.key, DAY, vaccine_code=asked)
         seen = await customer.reaches(booked.reservation_id, Status.RESERVATION_STATUS_COMPLETED)
         assert seen.lot_number == "IM-0001"
     customer = world.customer()
-    refused = await customer.create(clinic.key, DAY, vaccine_code="999")
+    refused = await customer.book(clinic.key, DAY, vaccine_code="999")
     assert refused.rejection_reason == appointment_pb2.DenialReason.DENIAL_REASON_VACCINE_NOT_OFFERED
     assert (await world.operator.availability(clinic.key, DAY)).approved == 2
-    assert (await customer.create(clinic.key, DAY, vaccine_code="8")).status == Status.RESERVATION_STATUS_APPROVED
+    assert (await customer.book(clinic.key, DAY, vaccine_code="8")).status == Status.RESERVATION_STATUS_APPROVED
 
 
 async def test_a_day_that_left_the_feed_is_reported_and_closed_when_that_is_asked_for(
