@@ -82,6 +82,8 @@ class Reader:
                 delimiter = max(DELIMITERS, key=text.count)
             try:
                 cells = _cells(text, delimiter)
+                if not any(cells):  # as spreadsheets write a row that was emptied
+                    continue
                 if header:
                     yield row, _values(header, cells)
                     continue

@@ -455,7 +455,7 @@ def test_what_is_wrong_with_every_row_is_one_line_of_the_report(tmp_path: Path) 
 
 def test_lots_are_read_under_any_order_of_columns(tmp_path: Path) -> None:
     header, lot = (",".join(reversed(text.split(","))) for text in (HEADER, LOT))
-    content = f'\ufeff{header.upper()},note\r\n\r\n{lot},"first, and last"\r\n{lot},\r\n'
+    content = f'\ufeff{header.upper()},note\r\n\r\n{lot},"first, and last"\r\n{lot},\r\n,,,,,,,\r\n'
     (tmp_path / "stock.csv").write_text(content, encoding="utf-8", newline="")
     data = read(tmp_path)
     assert errors(data) == []
