@@ -778,6 +778,18 @@ def test_secrets_may_be_where_the_operators_of_the_stores_put_them() -> None:
     assert "DATABASE_URL" not in found["ConfigMap approval"]["data"]
 
 
+def test_the_examples_of_other_clusters_are_values_of_the_chart(tmp_path: Path) -> None:
+    examples = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "clusters.md").read_text(), flags=re.DOTALL)
+    for number, example in enumerate(examples):
+        (tmp_path / f"{number}.yaml").write_text(example)
+    files = [option for file in sorted(tmp_path.iterdir()) for option in ("--values", file)]
+    found = objects(*files)
+    assert found["Deployment web"]["spec"]["template"]["spec"]["securityContext"].keys() == {
+        "runAsNonRoot", "seccompProfile",
+    }  # fmt: skip
+    assert secrets_of(found["Deployment approval"])["database_url"] == ("approval-app", "uri")
+
+
 def test_argo_cd_makes_evaluations_stores_then_migrates_and_then_starts_everything_else() -> None:
     """It takes a first sync for an upgrade too, and runs what Helm calls pre-upgrade before there is any store."""
     found = objects(*GIVEN_PASSWORDS)

@@ -21,6 +21,7 @@ from mesh.istio.kinds import read as read_object
 from mesh.istio.proxy import manager
 from mesh.machine import chart, envoy
 from mesh.machine.home import Home
+from services.chassis.settings import EVERYWHERE
 from tests.releases import extract
 
 HERE = Path(__file__).parent / "istio"
@@ -312,7 +313,13 @@ def test_the_gateway_of_the_chart_that_is_released_starts_with_this_version_too(
         for item in yaml.load_all(done.stdout, yaml.CSafeLoader)
         if item and item["kind"] == "ConfigMap" and "objects.json" in item["data"]
     ]
-    assert gateway.config(json.loads(found))["static_resources"]["listeners"]
+    listeners = gateway.config(json.loads(found))["static_resources"]["listeners"]
+    addresses = [listener["address"]["socket_address"] for listener in listeners]
+    assert {a["port_value"] for a in addresses} == {8080, 15021}
+    # It is called and probed by whichever family the cluster has.
+    assert {(f"[{a['address']}]", a["ipv4_compat"]) for a in addresses} == {
+        (EVERYWHERE, True)
+    } or "::" not in EVERYWHERE
 
 
 def test_a_policy_about_a_port_applies_to_the_port_that_listens_in_its_place() -> None:
