@@ -22,6 +22,7 @@ from google.protobuf import any_pb2, descriptor_pb2, duration_pb2, field_mask_pb
 from mesh import ROOT
 
 PROTOS = ROOT / "protos"
+GOOGLEAPIS = Path(next(iter(google.api.__path__))).parents[1]
 OUT = ROOT / "vaccination"
 IMAGE = OUT / "image.binpb"
 # Error details travel in google.rpc.Status: the transcoder needs their messages to write them as JSON.
@@ -66,7 +67,7 @@ def generate() -> bool:
         "protoc",
         f"--descriptor_set_in={third_party}",
         f"-I{PROTOS}",
-        f"-I{Path(next(iter(google.api.__path__))).parents[1]}",
+        f"-I{GOOGLEAPIS}",
     ]
     image = ["--include_imports", "--include_source_info", f"--descriptor_set_out={IMAGE}"]
     code = [f"--{plugin}={ROOT}" for plugin in ("python_out", "grpc_python_out", "mypy_out", "mypy_grpc_out")]

@@ -15,20 +15,15 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
-import google.api
 import grpc_tools
 import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool
 
 from mesh import CHART
 from mesh.contracts import printer
-from mesh.contracts.generation import IMAGE, PROTOS, RULES
+from mesh.contracts.generation import GOOGLEAPIS, IMAGE, PROTOS, RULES
 
-_SOURCES = [
-    PROTOS,
-    Path(next(iter(google.api.__path__))).parents[1],
-    Path(grpc_tools.__file__).parent / "_proto",
-]
+_SOURCES = (PROTOS, GOOGLEAPIS, Path(grpc_tools.__file__).parent / "_proto")
 _ABOUT_RULES = f"""\
 // Printed from the compiled form in the Python package protovalidate {version("protovalidate")}, which has no comments.
 // Copyright Buf Technologies, Inc., under the Apache License, Version 2.0: http://www.apache.org/licenses/LICENSE-2.0
@@ -56,10 +51,8 @@ def _sources() -> Iterator[tuple[str, bytes]]:
         if file.name == RULES:
             yield file.name, (_ABOUT_RULES + printer.source(file, pool)).encode()
         else:
-            yield (
-                file.name,
-                next(folder / file.name for folder in _SOURCES if (folder / file.name).exists()).read_bytes(),
-            )
+            [path] = (folder / file.name for folder in _SOURCES if (folder / file.name).exists())
+            yield file.name, path.read_bytes()
 
 
 def _archive(folder: str) -> bytes:
