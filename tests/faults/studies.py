@@ -522,6 +522,7 @@ async def full_disks(folder: Path, options: Options) -> Report:
                             await asyncio.to_thread(full_disk.move, world.mesh, store, disk.folder)
                         row, wrong = await _full(world, crowd, store, disk, options)
                         rows.append((turn, store, *row))
+                        console.print(*rows[-1], *wrong)
                         report.violations += [f"{turn}, {store}: {problem}" for problem in wrong]
                     report.violations += (await settled(world, crowd.driver.history, options)).violations
     show(
