@@ -93,7 +93,7 @@ class Mongo:
     # Working
 
     def stuck(self, member: str) -> bool:
-        """Never: it ends itself when it cannot write."""
+        """Never: it ends by itself when it cannot go on."""
         return False
 
     def provision(self, member: str) -> None:

@@ -200,7 +200,7 @@ class Postgres:
     # Working
 
     def stuck(self, member: str) -> bool:
-        """Never: it ends itself when it cannot write."""
+        """Never: it writes as soon as there is room, or ends by itself."""
         return False
 
     def provision(self, member: str) -> None:
