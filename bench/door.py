@@ -1,4 +1,4 @@
-"""What somebody can do to others at the gateway: `python -m bench.door memory|stall`, on a mesh of its own.
+"""What somebody can do to others at the gateway: `./dev door memory|stall`, on a mesh of its own.
 
 `memory` sends bodies that are far too large, one after the other, and reads how much memory the gateway had at most.
 `stall` lets one customer begin as many calls as their limit allows and send no body, while another one books; all
