@@ -37,7 +37,7 @@ CREATE = "/vaccination.reservation.v1.ReservationService/CreateReservation"
 PIECE = 1 << 16
 PATIENCE = 120.0  # seconds for one body
 STREAMS = 90  # stalled calls on one connection: the gateway's limit is 100
-RATE = 5.0  # calls of the other customer, a second
+RATE = 2.5  # calls of the other customer, a second
 
 
 def bearer(mesh: Mesh, subject: str, role: str = "customer") -> str:

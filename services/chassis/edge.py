@@ -28,7 +28,7 @@ _FAULTS = {"UNKNOWN", "DEADLINE_EXCEEDED", "UNIMPLEMENTED", "INTERNAL", "UNAVAIL
 Trailers = tuple[tuple[str, str | bytes], ...]
 # A stream ends itself so many seconds before its client's deadline, at most a tenth of the time that was given. At the
 # deadline gRPC's server would reset it, and of a reset the gateway makes INTERNAL.
-BEFORE_DEADLINE = 0.1
+BEFORE_DEADLINE = 0.5
 # Refusals of Overloaded made in advance, so that one costs no protobuf: enough to spread those who come back.
 VARIANTS = 32
 
