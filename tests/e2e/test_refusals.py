@@ -870,6 +870,8 @@ async def test_rest_refuses_what_it_does_not_know(world: World, ways: Ways) -> N
         (b'{"name":"n"]', "not JSON"),
         (b'{"vaccine_codes":["8",]}', "not JSON"),
         (b'{"name":' + b"[" * 200, "nested too deeply"),
+        (b'{"vaccine_codes":[' + b"1," * 100_000 + b"1]}", "too many values"),
+        (b'{"name":"' + rb"\n" * 100_000 + b'"}', "not JSON"),
     ]
     for body, told in rows:
         answer = await ways.send("PUT", somewhere, token, content=body)

@@ -187,6 +187,9 @@ local FIELDS = {
 -- name. This refuses both, and what is not JSON by RFC 8259, before the transcoder reads it. FIELDS is made from the
 -- contracts: it has the names of each message's fields, both spellings, with the message that a field holds, if any.
 
+-- Values, and escapes in strings, that a body may have: many times what a request has. Millions fit into a body, and
+-- would keep the gateway busy for half a second.
+local MOST = 20000
 local NOTHING = {}  -- the names in what should hold none: the transcoder says what is wrong with it
 
 -- The names that a call's body may have; nil for calls without a body.
@@ -197,10 +200,10 @@ local function names_of(verb, path)
   end
 end
 
--- The position after a string that begins at `at`; nil when it has no end.
+-- The position after a string that begins at `at`; nil when it has no end, or too many escapes.
 local function after_string(text, at)
   at = at + 1
-  while true do
+  for _ = 0, MOST do
     local found = text:find('["\\]', at)
     if not found then return nil end
     if text:byte(found) == 34 then return found + 1 end
@@ -216,6 +219,7 @@ local function wrong(text, names)
   local at = text:find("[^ \t\r\n]")
   if not at then return nil end  -- an empty body is a message without fields
   local value = true  -- whether a value is next; else a comma or an end
+  local values = 0
   local first = false  -- whether an object or array has just begun, which may end at once
   repeat
     local byte = text:byte(at)
@@ -232,7 +236,8 @@ local function wrong(text, names)
       end
     end
     if value then
-      first = false
+      first, values = false, values + 1
+      if values > MOST then return "the body has too many values" end
       local below = names
       if inner then
         below = inner.names
