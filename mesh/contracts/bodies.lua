@@ -5,6 +5,7 @@
 -- Values, and escapes in strings, that a body may have: many times what a request has. Millions fit into a body, and
 -- would keep the gateway busy for half a second.
 local MOST = 20000
+local left  -- of MOST, in the body that is read
 local NOTHING = {}  -- the names in what should hold none: the transcoder says what is wrong with it
 
 -- The names that a call's body may have; nil for calls without a body.
@@ -18,11 +19,11 @@ end
 -- The position after a string that begins at `at`; nil when it has no end, or too many escapes.
 local function after_string(text, at)
   at = at + 1
-  for _ = 0, MOST do
+  while left >= 0 do
     local found = text:find('["\\]', at)
     if not found then return nil end
     if text:byte(found) == 34 then return found + 1 end
-    at = found + 2
+    at, left = found + 2, left - 1
   end
 end
 
@@ -34,7 +35,7 @@ local function wrong(text, names)
   local at = text:find("[^ \t\r\n]")
   if not at then return nil end  -- an empty body is a message without fields
   local value = true  -- whether a value is next; else a comma or an end
-  local values = 0
+  left = MOST
   local first = false  -- whether an object or array has just begun, which may end at once
   repeat
     local byte = text:byte(at)
@@ -51,8 +52,8 @@ local function wrong(text, names)
       end
     end
     if value then
-      first, values = false, values + 1
-      if values > MOST then return "the body has too many values" end
+      first, left = false, left - 1
+      if left < 0 then return "the body has too many values" end
       local below = names
       if inner then
         below = inner.names
