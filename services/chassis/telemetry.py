@@ -59,7 +59,7 @@ def start(service: str, level: str, metrics_listen: str) -> None:
         logger_factory=structlog.WriteLoggerFactory(file=cast(TextIO, _Lines(sys.stdout.fileno()))),
     )
     structlog.contextvars.bind_contextvars(service=service)
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    logging.basicConfig(level=logging.WARNING, handlers=[_LikeOurs(service)])
     host, port = socket_address(metrics_listen)
     start_http_server(port, host)
     component_ready.labels(service).set(0)
@@ -85,6 +85,29 @@ class _Lines:
 
     def flush(self) -> None:
         """Nothing is kept back."""
+
+
+class _LikeOurs(logging.Handler):
+    """What libraries log, as lines like our own.
+
+    What a library only warns of, it copes with by itself: asyncpg's pool connects again and again while Postgres is
+    away. So a warning has the error's type and text, and nothing but an error has the stack.
+    """
+
+    def __init__(self, service: str) -> None:
+        super().__init__()
+        self._service = service  # a library may log in a thread of its own, where no context is bound
+
+    def emit(self, record: logging.LogRecord) -> None:
+        about: dict[str, object] = {"logger": record.name}
+        if record.levelno >= logging.ERROR:
+            about["exc_info"] = record.exc_info
+        elif record.exc_info and (error := record.exc_info[1]):
+            about |= {"error": type(error).__name__, "detail": without_row_values(str(error))}
+        try:
+            log.log(record.levelno, record.getMessage(), service=self._service, **about)
+        except Exception:
+            self.handleError(record)  # what cannot be logged is not the library's trouble
 
 
 def measured(names: Sequence[str]) -> Iterator[Sample]:

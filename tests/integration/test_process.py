@@ -131,6 +131,10 @@ class Service:
             answer = await approval_service_pb2_grpc.ApprovalServiceStub(channel).Approve(request, timeout=20)
         return int(answer.denial_reason)
 
+    def logged(self) -> list[dict[str, Any]]:
+        """What it has logged: each line is a JSON object, whoever wrote it."""
+        return [json.loads(line) for line in self.log.read_text().splitlines()]
+
     def complaints(self) -> int:
         """How often it has logged that something is not there."""
         return self.log.read_text().count('"level": "warning"')
@@ -171,7 +175,8 @@ async def service(
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "services.approval", cwd=ROOT, env=env, stdout=output, stderr=output
         )
-    yield Service(process, f"{HERE}:{port}", postgres, nats, url.geturl(), log)
+    service = Service(process, f"{HERE}:{port}", postgres, nats, url.geturl(), log)
+    yield service
     if process.returncode is None:
         process.kill()
         await process.wait()
@@ -179,6 +184,7 @@ async def service(
     await nats.shut()
     if log != FULL:
         print(log.read_text())
+        assert service.logged()
 
 
 @pytest.mark.parametrize("first", ["postgres", "nats"])
@@ -258,6 +264,10 @@ async def test_a_service_whose_store_is_away_is_alive_and_not_ready_until_it_is_
     await service.postgres.shut()
     await service.becomes("approval", NOT_SERVING)
     assert await service.health("") == SERVING
+    # The driver complains too, and a known outage needs no stack.
+    [told] = {line["error"] for line in service.logged() if line.get("logger") == "asyncpg.pool"}
+    assert told in ("ConnectionRefusedError", "ConnectionResetError")
+    assert "Traceback" not in service.log.read_text()
     await service.postgres.open()
     await service.becomes("approval", SERVING)
     assert service.process.returncode is None
