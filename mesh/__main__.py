@@ -7,7 +7,8 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mesh.machine.home import DEFAULT_HOME, MAX_REPLICAS, STORES
+from mesh.machine.home import DEFAULT_HOME, MAX_REPLICAS, STORES, Home
+from mesh.machine.processes import MeshError
 
 if TYPE_CHECKING:
     from mesh.machine import Mesh
@@ -76,9 +77,11 @@ def _arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def _token(arguments: argparse.Namespace, home: Path) -> None:
+def _token(arguments: argparse.Namespace, home: Path, made: bool) -> None:
     from mesh.machine import identity  # and nothing more: shell scripts call this command in loops
 
+    if not (made or identity.has_key(home)):  # the first key is made on demand
+        raise MeshError(f"there is no mesh in {home}, so no gateway would know this token: up makes one, jwks a key")
     role = arguments.role or "customer"
     if (role == "manager") != bool(arguments.hospital):
         sys.exit("--role manager needs --hospital ID, and nothing else does")
@@ -107,73 +110,88 @@ def main() -> int:
     """Returns the exit code."""
     arguments = _arguments().parse_args()
     home: Path = getattr(arguments, "home", Path(os.environ.get("MESH_HOME", DEFAULT_HOME)))
+    try:
+        return _run(arguments, home)
+    except MeshError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 1
+    except OSError as error:
+        if not Path(os.fsdecode(error.filename or "")).is_relative_to(home.resolve()):
+            raise
+        sys.stderr.write(f"error: {error.filename}: {error.strerror}; --home takes another folder\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+
+
+def _run(arguments: argparse.Namespace, home: Path) -> int:
+    made = Home(home, getattr(arguments, "base_port", None)).is_made
     if arguments.command == "token":
-        _token(arguments, home)
+        _token(arguments, home, made)
         return 0
     if arguments.command == "jwks":
         from mesh.machine import identity
 
         sys.stdout.write(f"{identity.jwks(home)}\n")
         return 0
+    if not made and arguments.command not in ("up", "start", "demo"):
+        if arguments.command == "down":  # so there is nothing to stop, as was wanted
+            sys.stderr.write(f"there is no mesh in {home}\n")
+            return 0
+        raise MeshError(f"there is no mesh in {home}: up makes one")
+
     from rich.console import Console
     from rich.markup import escape
 
     from mesh.machine import Mesh
-    from mesh.machine.processes import MeshError
 
     console = Console(highlight=False)
     external = {s: url for s in STORES if (url := getattr(arguments, f"{s}_url", None))}
-    try:
-        mesh = Mesh(
-            home,
-            getattr(arguments, "base_port", None),
-            external,
-            getattr(arguments, "replicas", None),
-            replicated=getattr(arguments, "replicated", None),
-        )
+    mesh = Mesh(
+        home,
+        getattr(arguments, "base_port", None),
+        external,
+        getattr(arguments, "replicas", None),
+        replicated=getattr(arguments, "replicated", None),
+    )
 
-        def report(name: str, what: str) -> None:
-            console.print(f"  [bold]{name:<12}[/] {escape(what)}")
+    def report(name: str, what: str) -> None:
+        console.print(f"  [bold]{name:<12}[/] {escape(what)}")
 
-        match arguments.command:
-            case "up":
-                with console.status("starting the mesh"):
-                    mesh.up(report=report)
-                console.print(mesh.how_to_call(), soft_wrap=True)
-            case "down":
-                mesh.down(report)
-            case "status":
-                return _show_status(mesh)
-            case "logs":
-                follow = ["-F"] if arguments.follow else []
-                os.execvp("tail", ["tail", "-n", "100", *follow, str(mesh.processes.log(arguments.name))])  # noqa: S606
-            case "start":
-                mesh.start(arguments.name, report)
-            case "stop":
-                report(arguments.name, "stopped" if mesh.stop(arguments.name) else "was not running")
-            case "rebuild":
-                mesh.rebuild_mypage(report)
-            case "books":
-                return 0 if mesh.check_books(arguments.service or ["approval", "vaccinemgmt"], report) else 1
-            case "import":
-                from mesh.data import importer
-                from mesh.machine import identity
+    match arguments.command:
+        case "up":
+            with console.status("starting the mesh"):
+                mesh.up(report=report)
+            console.print(mesh.how_to_call(), soft_wrap=True)
+        case "down":
+            mesh.down(report)
+        case "status":
+            return _show_status(mesh)
+        case "logs":
+            follow = ["-F"] if arguments.follow else []
+            os.execvp("tail", ["tail", "-n", "100", *follow, str(mesh.log(arguments.name))])  # noqa: S606
+        case "start":
+            mesh.start(arguments.name, report)
+        case "stop":
+            report(arguments.name, "stopped" if mesh.stop(arguments.name) else "was not running")
+        case "rebuild":
+            mesh.rebuild_mypage(report)
+        case "books":
+            return 0 if mesh.check_books(arguments.service or ["approval", "vaccinemgmt"], report) else 1
+        case "import":
+            from mesh.data import importer
+            from mesh.machine import identity
 
-                operator = identity.token(home, subject="operator", roles=["operator"], expires_in=24 * 3600)
-                return importer.run(
-                    arguments.directory, mesh.connect_aio, operator, arguments.shift_to, arguments.time_zone,
-                    close_gone_days=arguments.close_gone_days,
-                )  # fmt: skip
-            case "demo":
-                from mesh.data import demo
+            operator = identity.token(home, subject="operator", roles=["operator"], expires_in=24 * 3600)
+            return importer.run(
+                arguments.directory, mesh.connect_aio, operator, arguments.shift_to, arguments.time_zone,
+                close_gone_days=arguments.close_gone_days,
+            )  # fmt: skip
+        case "demo":
+            from mesh.data import demo
 
-                return demo.run(mesh, console, report, stop=arguments.stop)
-    except MeshError as error:
-        console.print(f"[bold red]error:[/] {escape(str(error))}", soft_wrap=True)
-        return 1
-    except KeyboardInterrupt:
-        console.print("interrupted")
-        return 130
+            return demo.run(mesh, console, report, stop=arguments.stop)
     return 0
 
 

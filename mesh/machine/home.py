@@ -9,6 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from mesh.machine.processes import MeshError
+
 DEFAULT_HOME = Path(__file__).resolve().parents[2] / ".mesh"
 DEFAULT_BASE_PORT = 18080
 SERVICES = ("reservation", "approval", "vaccinemgmt", "mypage")
@@ -37,6 +39,8 @@ PORTS = (
         for r in range(2, MAX_REPLICAS + 1)
     }
 )
+# Below it, only root may listen. Above it, the highest port would be none.
+LOWEST_BASE_PORT, HIGHEST_BASE_PORT = 1024, 65535 - max(PORTS.values())
 
 
 class Home:
@@ -46,6 +50,8 @@ class Home:
     `values` are values of the chart; they stand above the chart's own, and above those that one machine needs.
     `replicated` stores survive the death of a server, see MEMBERS. A home keeps that choice for good, since a stream of
     one NATS server cannot be carried into a cluster.
+
+    MeshError: there can be no such folder, or the ports above the base port are none.
     """
 
     # The stores' listening address. A pod has another one, see mesh.evaluation.
@@ -61,17 +67,29 @@ class Home:
         replicated: bool | None = None,
     ) -> None:
         self.path = path.resolve()
+        there = next(folder for folder in (self.path, *self.path.parents) if folder.exists())
+        if not there.is_dir():
+            raise MeshError(f"{self.path} cannot be a home, which is a folder: {there} is a file")
         self._settings = self.path / "mesh.json"
-        remembered = json.loads(self._settings.read_text()) if self._settings.exists() else {}
+        self._before = remembered = self._read()
         self.remembered_port: int | None = remembered.get("base_port")
         self.remembered_replicated: bool | None = remembered.get("replicated", False) if remembered else None
-        self.base_port = base_port or self.remembered_port or DEFAULT_BASE_PORT
+        self.base_port = (self.remembered_port or DEFAULT_BASE_PORT) if base_port is None else base_port
+        if not LOWEST_BASE_PORT <= self.base_port <= HIGHEST_BASE_PORT:
+            raise MeshError(
+                f"the base port {self.base_port} is not from {LOWEST_BASE_PORT} to {HIGHEST_BASE_PORT}: below, only "
+                "root may listen, and above, not all ports of the mesh exist"
+            )
         self.replicas: int = replicas or remembered.get("replicas") or 1
         self.external: dict[str, str] = remembered.get("external", {}) | dict(external or {})
         self.values: dict[str, Any] = dict(values or remembered.get("values") or {})
         self.code: str | None = remembered.get("code")
         """The version of the services' code that was started last."""
         self.replicated = bool(self.remembered_replicated if replicated is None else replicated)
+
+    def _read(self) -> dict[str, Any]:
+        settings: dict[str, Any] = json.loads(self._settings.read_text()) if self._settings.exists() else {}
+        return settings
 
     def processes_of(self, service: str) -> list[str]:
         """Names of a service's processes: SERVICE, SERVICE-2 and so on."""
@@ -126,8 +144,14 @@ class Home:
         passwords: dict[str, str] = json.loads(file.read_text())
         return passwords
 
+    @property
+    def is_made(self) -> bool:
+        """Whether `up` was here."""
+        return self._settings.exists()
+
     def save(self) -> None:
         """Writes the settings, and makes the folder if it is not there."""
+        self._before = self._read()
         self.path.mkdir(parents=True, exist_ok=True)
         settings = {"base_port": self.base_port, "replicas": self.replicas}
         settings |= {"external": self.external, "values": self.values, "replicated": self.replicated, "code": self.code}
@@ -135,12 +159,20 @@ class Home:
         self.remembered_port, self.remembered_replicated = self.base_port, self.replicated
         _ = self.passwords  # they are made here, before several threads ask for them
 
+    def put_back(self) -> None:
+        """Undoes the last `save`, when nothing was started after it.
+
+        Whether stores are replicated is kept: their data may be there.
+        """
+        write_secret(self._settings, json.dumps(self._before | {"replicated": self.replicated}))
+        self.remembered_port = self._before.get("base_port")
+
 
 def write_secret(file: Path, text: str) -> None:
     """Writes a file that only its owner may read. Readers see the old content or the new, never a part."""
     file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     unfinished = file.with_name(f"{file.name}.{os.getpid()}-{threading.get_ident()}")
     unfinished.unlink(missing_ok=True)
-    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as open_file:
+    with open(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as open_file:
         open_file.write(text)
     unfinished.rename(file)

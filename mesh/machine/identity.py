@@ -24,10 +24,19 @@ PrivateKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 def _files(home: Path) -> list[Path]:
     """The keys, each named by its id: jwt, jwt-2, jwt-3 and so on. The last one signs; the first is made on demand."""
     folder = home / "keys"
-    if not (folder.is_dir() and (names := [name for name in os.listdir(folder) if name.endswith(".pem")])):
+    if not (names := _names(folder)):
         _make(folder / "jwt.pem", "ES256")
         names = ["jwt.pem"]
     return [folder / name for name in sorted(names, key=lambda name: (len(name), name))]
+
+
+def _names(folder: Path) -> list[str]:
+    return [name for name in os.listdir(folder) if name.endswith(".pem")] if folder.is_dir() else []
+
+
+def has_key(home: Path) -> bool:
+    """Whether there is a key already, which some gateway may trust."""
+    return bool(_names(home.resolve() / "keys"))
 
 
 def _make(file: Path, algorithm: str) -> None:

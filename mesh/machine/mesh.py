@@ -10,6 +10,7 @@ All of it blocks; within an event loop call it in a thread (`await asyncio.to_th
 """
 
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -294,9 +295,9 @@ class Mesh:
         self._refuse_a_full_disk()
         with self.processes.exclusive() as lock:
             self._refuse_a_move()
-            self.home.save()
             running = [c.name for c in wanted if self.processes.find(c.name)]
             self._refuse_taken_ports([c for c in wanted if c.name not in running])
+            self.home.save()
             try:
                 if self.home.code not in (None, version()) and any(c.name not in self.stores.names for c in wanted):
                     report("services", "another version ran here last: stores and consumers are brought up to date")
@@ -305,6 +306,8 @@ class Mesh:
                 self._start_all(wanted, lock, report)
             except BaseException:
                 self._stop_all([c.name for c in wanted if c.name not in running], report)
+                if not self._anything_runs():
+                    self.home.put_back()
                 raise
             if only is None:
                 self.home.code = version()
@@ -343,7 +346,7 @@ class Mesh:
             kind = "replicated" if self.home.remembered_replicated else "not replicated"
             raise MeshError(f"the stores of {self.home.path} are {kind}, for good: choose another home")
         remembered, asked = self.home.remembered_port, self.home.base_port
-        if remembered not in (None, asked) and any(map(self.processes.find, self.processes.recorded())):
+        if remembered not in (None, asked) and self._anything_runs():
             raise MeshError(f"this mesh runs at base port {remembered}: stop it before it moves to {asked}")
 
     def _refuse_a_full_disk(self) -> None:
@@ -353,6 +356,9 @@ class Mesh:
                     f"the disk of {folder} is full ({free // 2**20} MiB are free): make room, and run this once more; "
                     "nothing was started"
                 )
+
+    def _anything_runs(self) -> bool:
+        return any(map(self.processes.find, self.processes.recorded()))
 
     def _refuse_taken_ports(self, components: list[Component]) -> None:
         taken = [
@@ -519,11 +525,18 @@ class Mesh:
         with ThreadPoolExecutor(len(self.components)) as pool:
             return list(pool.map(state, self.components.values()))
 
+    def log(self, name: str) -> Path:
+        """The file of a component's log, or of the gateway's access log; MeshError if there is none."""
+        if not (file := self.processes.log(name)).exists():
+            there = sorted(path.stem for path in self.processes.logs.glob("*.log"))
+            raise MeshError(f"{name} has logged nothing here; {', '.join(there) or 'nobody'} has")
+        return file
+
     def how_to_call(self, hospital: str = "HOSPITAL", day: str = "YYYY-MM-DD") -> str:
         """Lines to type in the repository's folder, with which one books a place."""
-        dev = "./dev" if self.home.path == DEFAULT_HOME else f"./dev --home {self.home.path}"
+        dev = "./dev" if self.home.path == DEFAULT_HOME else f"./dev --home {shlex.quote(str(self.home.path))}"
         booking = f'{{"request_id": "{uuid.uuid4()}", "hospital_id": "{hospital}", "date": "{day}"}}'
-        token, root = '-H "authorization: Bearer $TOKEN"', self.home.root_certificate
+        token, root = '-H "authorization: Bearer $TOKEN"', shlex.quote(str(self.home.root_certificate))
         grpcurl, curl, url = f"grpcurl -plaintext {token}", f"curl {token}", f"http://{self.gateway}/v1"
         if self.gateway_server.tls:
             grpcurl, curl, url = f"grpcurl -cacert {root} {token}", f"curl --cacert {root} {token}", f"https{url[4:]}"

@@ -98,7 +98,8 @@ class Nats:
                 "authorization": {"user": "admin", "password": password},
                 "routes": [f"nats-route://admin:{password}@{route}" for route in routes],
             }
-        write_secret(self._config(member), json.dumps(config, indent=1))
+        # NATS reads almost JSON: it knows no escapes for letters beyond ASCII, which may be in the home's path.
+        write_secret(self._config(member), json.dumps(config, indent=1, ensure_ascii=False))
 
     def _volume(self, member: str) -> Path:
         """A folder that is on the same disk as the streams, and there before they are."""

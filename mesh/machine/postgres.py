@@ -129,11 +129,11 @@ class Postgres:
     def _initialize(self, folder: Path) -> None:
         password_file = self.home.path / "postgres.password"
         self._hand_over(password_file, self.home.passwords[self.name])
-        options = f"-U postgres --pwfile={password_file} --auth=scram-sha-256 --encoding=UTF8 --locale=C"
+        options = "-U postgres --auth=scram-sha-256 --encoding=UTF8 --locale=C"
         options += " --locale-provider=builtin --builtin-locale=C.UTF-8 --no-sync"
         try:
             # Syncing once at the end is faster than syncing file by file.
-            self._run("initdb", folder, *options.split())
+            self._run("initdb", folder, *options.split(), f"--pwfile={password_file}")
             self._run("initdb", folder, "--sync-only")
         finally:
             password_file.unlink()
@@ -173,7 +173,9 @@ class Postgres:
     def _conninfo(self, to: str, member: str) -> str:
         """How a member reaches another one; the password is in a file, since everybody may read a command line."""
         host, _, port = self.home.address(to).partition(":")
-        login = f"user=postgres passfile={self._login(member)} application_name={member}"
+        # As libpq reads a value with spaces in it.
+        file = str(self._login(member)).replace("\\", r"\\").replace("'", r"\'")
+        login = f"user=postgres passfile='{file}' application_name={member}"
         return f"host={host} port={port} {login} sslmode=disable"
 
     def command(self, member: str) -> list[str | Path]:

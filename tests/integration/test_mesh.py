@@ -31,7 +31,7 @@ from google.rpc import error_details_pb2, status_pb2
 from mesh import CHART
 from mesh.contracts.generation import IMAGE
 from mesh.machine import Mesh, identity
-from mesh.machine.home import STORES
+from mesh.machine.home import DEFAULT_BASE_PORT, STORES
 from mesh.machine.processes import MeshError
 from tests.conftest import free_base_port
 from vaccination.approval.v1 import approval_service_pb2 as approval
@@ -59,10 +59,14 @@ def _eventually(condition: Callable[[], bool], within: float = 20) -> None:
         time.sleep(0.01)
 
 
+# A folder's name that is a name in each of the servers' languages only when it is quoted.
+ODD = 'my 집\'s "home"'
+
+
 @pytest.fixture
 def machine(tmp_path: Path) -> Iterator[Mesh]:
     """A mesh of the test's own, of which nothing runs yet."""
-    mesh = Mesh(tmp_path / "home", free_base_port())
+    mesh = Mesh(tmp_path / ODD, free_base_port())
     yield mesh
     mesh.down()
     assert not _processes_of(mesh.home.path)
@@ -101,6 +105,7 @@ class TestProcesses:
                 machine.up(only=STORES)
         assert f"port {machine.home.port('nats')}, which nats needs" in str(refused.value)
         assert f"process {os.getpid()}" in str(refused.value)
+        assert Mesh(machine.home.path).home.base_port == DEFAULT_BASE_PORT  # nothing was started at the other one
         assert not machine.processes.recorded()
 
     def test_a_component_that_ends_is_named_with_the_end_of_its_log(self, machine: Mesh) -> None:
@@ -175,6 +180,8 @@ class TestProcesses:
         guest = Mesh(tmp_path, free_base_port(), {"nats": "nats://127.0.0.1:1"})
         with pytest.raises(MeshError, match="nats at the URL given did not get ready"):
             guest.up(only=["nats"])
+        asked_again = Mesh(tmp_path).home
+        assert (asked_again.base_port, asked_again.external) == (DEFAULT_BASE_PORT, {})  # nothing of it is remembered
 
     async def test_a_service_cannot_reach_the_database_or_the_subjects_of_another(self, machine: Mesh) -> None:
         machine.up(only=["postgres", "nats"])
@@ -235,7 +242,7 @@ def _envoy_alone(folder: Path, values: dict[str, Any] | None = None) -> Iterator
 @pytest.fixture(scope="module")
 def proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mesh]:
     """A laptop's gateway, which takes plain text and any host."""
-    with _envoy_alone(tmp_path_factory.mktemp("proxy")) as mesh:
+    with _envoy_alone(tmp_path_factory.mktemp("proxy") / ODD) as mesh:
         yield mesh
 
 
@@ -253,7 +260,35 @@ class TestCommandLine:
     def _mesh(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, "-m", "mesh", *arguments], capture_output=True, text=True)
 
+    def _refused(self, *arguments: str) -> str:
+        """What a command that fails says, which is one line."""
+        done = self._mesh(*arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        [line] = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        return line
+
+    def test_no_token_is_made_where_no_gateway_would_know_it(self, tmp_path: Path) -> None:
+        home = tmp_path / "mistyped"
+        assert f"there is no mesh in {home}" in self._refused("token", "--customer", "C1", "--home", str(home))
+        assert f"there is no mesh in {home}" in self._refused("import", str(tmp_path), "--home", str(home))
+        assert not home.exists()
+
+    def test_a_home_that_is_a_file_is_told_to_be_one(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        assert "is a file" in self._refused("up", "--home", str(tmp_path / "file" / "home"))
+
+    def test_a_home_that_cannot_be_written_is_named(self) -> None:
+        # Nobody may make a folder there, not even root.
+        assert "error: /proc/mesh: No such file or directory" in self._refused("up", "--home", "/proc/mesh")
+
+    @pytest.mark.parametrize("port", [-5, 0, 80, 65500, 70000])
+    def test_a_base_port_without_room_for_all_ports_is_refused(self, tmp_path: Path, port: int) -> None:
+        with pytest.raises(MeshError, match=f"the base port {port} is not from 1024 to 65458"):
+            Mesh(tmp_path, port)
+
     def test_token_prints_the_token_and_nothing_else(self, tmp_path: Path) -> None:
+        self._mesh("jwks", "--home", str(tmp_path))  # as for a gateway in a cluster
         printed = self._mesh("token", "--customer", "C1", "--home", str(tmp_path)).stdout
         assert _decoded(printed.strip().split(".")[1])["sub"] == "C1"
 

@@ -30,7 +30,7 @@ STREAM = "KEPT"
 def running() -> Iterator[Mesh]:
     """Replicated stores for all tests of this file, in a folder that Postgres' user may enter."""
     with tempfile.TemporaryDirectory(prefix="replicated-") as folder:
-        mesh = Mesh(Path(folder) / "home", free_base_port(), replicated=True)
+        mesh = Mesh(Path(folder) / "my home's", free_base_port(), replicated=True)
         try:
             mesh.up(only=mesh.stores.names)
             yield mesh
