@@ -1,5 +1,6 @@
 """An Envoy that stands for Istio's proxies: its connection managers, listeners and clusters, as istiod makes them."""
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -176,6 +177,8 @@ class Proxy:
 
 def _access_log(path: str | None) -> Json:
     """The access log: what was called and how it ended, without tokens, queries and bodies."""
+    # A call that ends at once has it in its headers.
+    places = [{"command": place, "param": "grpc-status"} for place in ("TRAILER", "RESP")]
     fields = {
         "time": "%START_TIME%",
         "method": "%REQ(:METHOD)%",
@@ -183,7 +186,8 @@ def _access_log(path: str | None) -> Json:
         # As Istio's own format has the path of a REST request, so that a test sees what a cluster's log would tell.
         "original_path": "%REQ(X-ENVOY-ORIGINAL-PATH)%",
         "status": "%RESPONSE_CODE%",
-        "grpc_status": "%GRPC_STATUS%",
+        # What a caller by gRPC got. %GRPC_STATUS% would make one up of a REST answer's status: "Internal" of 400.
+        "grpc_status": f"%COALESCE({json.dumps({'operators': places})})%",
         "details": "%RESPONSE_CODE_DETAILS%",
         "flags": "%RESPONSE_FLAGS%",
         "ms": "%DURATION%",

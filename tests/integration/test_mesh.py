@@ -422,6 +422,22 @@ class TestGateway:
         assert (answer.status_code, answer.json()["code"]) == (status, code)
         assert answer.json()["message"]
 
+    def test_the_access_log_has_the_status_that_the_caller_got_and_no_other(self, proxy: Mesh) -> None:
+        token = identity.token(proxy.home.path, subject="C1", roles=["customer"])
+        bearer = ("authorization", f"Bearer {token}")
+        with grpc.insecure_channel(proxy.gateway) as channel:
+            listing = MypageServiceStub(channel).ListMyReservations
+            listing(mypage.ListMyReservationsRequest(), metadata=(bearer,))
+            with pytest.raises(grpc.RpcError):
+                listing(mypage.ListMyReservationsRequest())
+        last = f"/v1/reservations/{uuid.uuid4()}:cancel"
+        httpx.post(f"http://{proxy.gateway}{last}", content="{", headers=dict([bearer]))
+        log = proxy.processes.log("access")
+        _eventually(lambda: last in log.read_text(), within=15)
+        lines = [json.loads(line) for line in log.read_text().splitlines()]
+        told = [(line["status"], line["grpc_status"]) for line in lines[-3:]]
+        assert told == [(200, "0"), (200, "16"), (400, None)]
+
     def test_no_token_gets_into_the_access_log(self, proxy: Mesh) -> None:
         token = identity.token(proxy.home.path, subject="C1", roles=["customer"])
         url = f"http://{proxy.gateway}/v1/my/reservations?pageToken=a-page&access_token={token}"
