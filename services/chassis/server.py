@@ -16,7 +16,6 @@ from typing import Any
 import grpc
 import uvloop
 from google.api import annotations_pb2
-from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -27,6 +26,7 @@ from .events import Bus, Consumer, PublishFailed, Relay, operations
 from .events.books import Books, Check
 from .events.erasure import Eraser
 from .lifecycle import draining
+from .reflection import Commented
 from .retry import Backoff
 from .settings import Settings
 from .store import Store
@@ -272,13 +272,13 @@ def _reflect(server: grpc.aio.Server) -> None:
     import vaccination
 
     public = {health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME}
-    for root in vaccination.__path__:
-        for file in Path(root).rglob("*_pb2.py"):
-            module = import_module(".".join(file.relative_to(Path(root).parent).with_suffix("").parts))
-            for service in module.DESCRIPTOR.services_by_name.values():
-                if any(method.GetOptions().HasExtension(annotations_pb2.http) for method in service.methods):
-                    public.add(service.full_name)
-    reflection.enable_server_reflection(sorted(public), server, pool=descriptor_pool.Default())
+    root = Path(next(iter(vaccination.__path__)))
+    for file in root.rglob("*_pb2.py"):
+        module = import_module(".".join(file.relative_to(root.parent).with_suffix("").parts))
+        for service in module.DESCRIPTOR.services_by_name.values():
+            if any(method.GetOptions().HasExtension(annotations_pb2.http) for method in service.methods):
+                public.add(service.full_name)
+    reflection.enable_server_reflection(sorted(public), server, pool=Commented(root / "image.binpb"))
 
 
 def main(service: Callable[[], Coroutine[Any, Any, None]]) -> None:

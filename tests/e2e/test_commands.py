@@ -66,6 +66,21 @@ async def test_the_demo_shows_the_whole_journey(world: World) -> None:
         assert what in shown
 
 
+@pytest.mark.parametrize("name", ["gateway", *SERVICES])
+async def test_reflection_has_the_contracts_comments_whoever_answers(world: World, name: str) -> None:
+    describe = await asyncio.create_subprocess_exec(
+        "grpcurl", "-plaintext", world.mesh.home.address(name),
+        "describe", "vaccination.reservation.v1.ReservationService.CancelReservation",
+        env=os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"},
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(describe.communicate(), 60)
+    contract = (ROOT / "protos/vaccination/reservation/v1/reservation_service.proto").read_text()
+    *_, comment = contract.partition("  rpc CancelReservation")[0].rpartition("  }\n")
+    assert comment
+    assert {line.strip() for line in comment.splitlines()} <= {line.strip() for line in out.decode().splitlines()}
+
+
 @pytest.mark.parametrize("service", SERVICES)
 async def test_every_service_offers_its_metrics_to_prometheus(world: World, service: str) -> None:
     await world.customer().screen()
