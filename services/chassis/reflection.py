@@ -27,8 +27,12 @@ class Commented:
         return _File(self._pool.FindFileByName(name), self._comments)
 
     def FindFileContainingSymbol(self, symbol: str) -> "_File":  # noqa: N802
-        """See DescriptorPool."""
-        return _File(self._pool.FindFileContainingSymbol(symbol), self._comments)
+        """See DescriptorPool, which knows all symbols but methods."""
+        try:
+            file = self._pool.FindFileContainingSymbol(symbol)
+        except KeyError:
+            file = self._pool.FindMethodByName(symbol).containing_service.file
+        return _File(file, self._comments)
 
     @cached_property
     def _comments(self) -> dict[str, descriptor_pb2.SourceCodeInfo]:
