@@ -127,6 +127,7 @@ class Release:
             "evaluation": {"image": {"repository": f"{REPOSITORY}-evaluation", "tag": TAG}},
             "auth": {"issuer": identity.ISSUER, "audiences": [identity.AUDIENCE], "jwks": identity.jwks(home)},
             "gateway": {"limits": customer_limits},
+            "monitoring": {"namespace": f"{namespace}-monitoring"},
             "components": {
                 name: {"replicas": replicas, "maxReplicas": replicas, "resources": {"requests": {"cpu": "50m"}}}
                 for name, replicas in REPLICAS.items()
