@@ -191,6 +191,8 @@ class HttpRoute(Part):
 class VirtualService(Part):
     hosts: list[str] = Field(min_length=1)
     gateways: list[str] = Field(default=["mesh"], min_length=1)
+    # All objects are of one namespace here, so it makes no difference.
+    export_to: list[Literal["."]] = []
     http: list[HttpRoute] = []
 
     @model_validator(mode="after")

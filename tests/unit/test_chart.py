@@ -539,6 +539,8 @@ def test_a_gateway_finds_no_other_releases_pods_although_it_looks_in_all_namespa
     pods = [found["Deployment gateway"]["spec"]["template"]["metadata"]["labels"].items() for found in releases]
     for number, selector in enumerate(selectors):
         assert [selector <= labels for labels in pods] == [number == i for i in range(len(releases))]
+    # An upgrade from 0.3 has to look for less, and still lends nobody its routes.
+    assert {tuple(found["VirtualService gateway"]["spec"]["exportTo"]) for found in releases} == {(".",)}
 
 
 def test_the_gateways_proxy_is_pulled_as_the_values_say_although_its_image_has_no_tag_yet() -> None:

@@ -143,6 +143,8 @@ metadata:
 spec:
   hosts: {{ toJson $gateway.hosts }}
   gateways: [{{ $gateway.name }}]
+  # Gateways in other namespaces do not see these routes, not even where a Gateway finds their pods by mistake.
+  exportTo: ["."]
   http:
     # Headers that are too long or too many: the listener has marked the call.
     - name: too-large
