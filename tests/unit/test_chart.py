@@ -527,7 +527,7 @@ def test_replicas_are_kept_apart_by_their_own_labels_whatever_the_constraint() -
 def in_namespace(namespace: str, release: str = "vaccination") -> dict[str, Json]:
     """The objects of another release than the other tests'."""
     helm = Path(sys.executable).parent / "helm"
-    command = [helm, "template", release, CHART, "--namespace", namespace, *NEEDED]
+    command: list[str | Path] = [helm, "template", release, CHART, "--namespace", namespace, *NEEDED]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     items = [item for item in yaml.load_all(done.stdout, yaml.CSafeLoader) if item]
     return {f"{item['kind']} {item['metadata']['name']}": item for item in items}

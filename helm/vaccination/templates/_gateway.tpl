@@ -94,8 +94,8 @@ Keys: root, name, component. */ -}}
 {{- end }}
 
 {{- /* Labels by which the Gateway finds its proxies. Istio looks for them in all namespaces, so the namespace is among
-them; else a gateway of the same name elsewhere would take these routes too, or lose its own. The pods of 0.3 do not have
-that label. The upgrade that replaces them has to find them still, and the next one finds none of them. */ -}}
+them; else a gateway of the same name elsewhere would take this one's routes, or lose its own. The pods of 0.3 do not have
+that label. The upgrade that replaces them still has to find them, and the next one finds none of them. */ -}}
 {{- define "vaccination.gatewaySelector" -}}
 {{ include "vaccination.selector" (dict "root" . "name" .Values.gateway.name) }}
 {{- $running := lookup "apps/v1" "Deployment" .Release.Namespace .Values.gateway.name }}
