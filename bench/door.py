@@ -237,7 +237,7 @@ async def stalled(mesh: Mesh, rate: float, seconds: float, say: Callable[[str], 
                 await stub.CreateReservation(request, metadata=customer, timeout=15)
                 answers.append("OK")
             except grpc.aio.AioRpcError as error:
-                answers.append(error.code().name)
+                answers.append(f"{error.code().name}: {error.details()}")
             ms.append((time.perf_counter() - began) * 1000)
 
         pid = envoy(mesh)
