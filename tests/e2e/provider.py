@@ -72,7 +72,7 @@ class Canaille:
                 self._command("run", "--bind", self._address),
                 cwd=self._folder, env=self._env(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300  # it needs 5 s of a processor before it listens, and others are busy too
         while True:
             try:
                 self.discovered = httpx.get(f"{self.issuer}/.well-known/openid-configuration").json()

@@ -194,7 +194,8 @@ def metric_names(expression: str) -> set[str]:
     text = re.sub(r"\b(by|without|on|ignoring|group_left|group_right)\s*\([^)]*\)", " ", text)
     names = re.findall(r"[a-zA-Z_:][\w:]*(?!\w)(?!\s*\()", text)
     aggregations = set(re.findall(r"\b(sum|max|min|count|avg)\b", text))
-    return set(names) - aggregations - {"and", "or", "unless", "bool", "offset"}
+    kubelets = {name for name in names if name.startswith("kubelet_")}  # of volumes, which only a cluster has
+    return set(names) - aggregations - kubelets - {"and", "or", "unless", "bool", "offset"}
 
 
 def labels_read(expression: str) -> set[tuple[str, str]]:
