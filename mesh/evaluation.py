@@ -28,13 +28,13 @@ from types import FrameType
 
 from mesh.machine.home import SERVICES, STORE_OF, STORES, Home
 from mesh.machine.processes import MeshError
-from mesh.machine.stores import Store, Stores
+from mesh.machine.stores import ROOM, Store, Stores
 from services.chassis.settings import EVERYWHERE
 
 PORTS = {"postgres": 5432, "mongo": 27017, "nats": 4222, "nats-routes": 6222, "nats-monitor": 8222}
 READY = Path("/tmp/ready")  # noqa: S108 - the pod's own
 PAUSE = 0.2  # seconds between attempts to provision
-ROOM = 0.05  # of the volume; with less, a server that is started anew fails again
+SHARE = 0.05  # of the volume, but no more than ROOM is needed: with less, a server that is started anew fails again
 
 
 class PodHome(Home):
@@ -85,7 +85,7 @@ def is_live(home: Home, kind: Store) -> bool:
     """Whether the server answers and a new start would not help it, as it does after a full disk once there is room."""
     disk = shutil.disk_usage(home.path)
     try:
-        return not kind.stuck(kind.name) or disk.free < ROOM * disk.total
+        return not kind.stuck(kind.name) or disk.free < min(SHARE * disk.total, ROOM)
     except OSError:
         return False
 

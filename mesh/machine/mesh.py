@@ -34,7 +34,7 @@ from mesh.istio.proxy import GATEWAY
 from mesh.machine import chart, envoy, identity
 from mesh.machine.home import DEFAULT_HOME, ISSUER, SERVICES, STORE_OF, WEB, Home
 from mesh.machine.processes import MeshError, Processes, holder_of, package_file
-from mesh.machine.stores import Store, Stores
+from mesh.machine.stores import ROOM, Store, Stores
 from services.chassis.version import version
 
 if TYPE_CHECKING:
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
 Report = Callable[[str, str], None]
 # Seconds. On a busy machine a first start has taken five times as long as usual.
 READY_WITHIN = 60.0
-ROOM = 64 * 2**20  # bytes; with less on its disk no store gets far
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,8 @@ class Component:
     directory: Path = ROOT
     stop_signal: signal.Signals = signal.SIGTERM
     grace: float = 35.0  # seconds; a service has 30 to drain
-    stuck: Callable[[], bool] = bool  # whether only a new start makes it work again; OSError if it does not answer
+    stuck: Callable[[], bool] = lambda: False
+    """Whether only a new start makes it work again; OSError if it does not answer."""
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,8 @@ from mesh.machine.mongo import Mongo
 from mesh.machine.nats import Nats
 from mesh.machine.postgres import Postgres
 
+ROOM = 64 * 2**20  # bytes; with less on its disk no store gets far
+
 
 class Store(Protocol):
     """What the machine has to know of a kind of store to run its servers, which are its members."""

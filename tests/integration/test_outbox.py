@@ -17,6 +17,7 @@ import pytest
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import DiscardPolicy
+from nats.js.errors import APIError
 
 from mesh.evaluation import is_live
 from mesh.machine import Mesh
@@ -349,6 +350,46 @@ async def test_without_room_in_the_stream_no_event_is_taken_for_refused(
     await jetstream.update_stream(config)
     assert await Relay(outbox.store, bus.publish).publish_some() == 22
     assert refusals() == before
+
+
+NOT_NOW = [APIError(400, err_code=10002), APIError(409, err_code=10158), APIError(429)]
+
+
+@pytest.mark.parametrize("error", NOT_NOW, ids=str)
+async def test_a_refusal_that_passes_by_itself_is_no_events_own_fault(
+    error: APIError, bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An account without quota, a message that is just being stored, too many requests."""
+
+    async def refuse(_: Outgoing) -> None:
+        raise error
+
+    monkeypatch.setattr(bus, "_publish_one", refuse)
+    with pytest.raises(PublishFailed):
+        await bus.publish(rows(2))
+
+
+async def test_an_event_of_which_nothing_is_ever_said_keeps_no_other_back(
+    bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server between the component and the stream may drop a subject. A server of our own always tells."""
+    silent, *others = rows(3)
+    publish = bus._publish_one
+
+    async def say_nothing(row: Outgoing) -> None:
+        if row.id == silent.id:
+            raise TimeoutError
+        await publish(row)
+
+    monkeypatch.setattr(bus, "_publish_one", say_nothing)
+    for _ in range(2):
+        with pytest.raises(PublishFailed):
+            await bus.publish([silent, *others])
+    with pytest.raises(PublishFailed):
+        await bus.publish([silent])  # alone it tells nothing of the event: the stream may be away
+    with pytest.raises(Refused) as refused:
+        await bus.publish([silent, *others])
+    assert list(refused.value.reasons) == [silent.id]
 
 
 async def test_what_was_just_committed_goes_out_at_once_and_is_read_by_nobody(

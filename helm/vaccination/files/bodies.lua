@@ -193,9 +193,10 @@ local MOST = 20000
 local left  -- of MOST, in the body that is read
 local NOTHING = {}  -- the names in what should hold none: the transcoder says what is wrong with it
 
--- The names that a call's body may have; nil for calls without a body.
+-- The names that a call's body may have; nil for calls without a body. To the transcoder, slashes at the end of a path,
+-- and before the verb of a method such as `:cancel`, are not there.
 local function names_of(verb, path)
-  path = path:match("^[^?]*")
+  path = path:match("^[^?]*"):gsub("/+$", ""):gsub("/+(:[^/:]*)$", "%1")
   for _, form in ipairs(BODIES) do
     if form.verb == verb and path:find(form.path) then return FIELDS[form.message] end
   end
