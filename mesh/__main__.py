@@ -1,8 +1,10 @@
 """The command line: `python -m mesh COMMAND`, or `./dev COMMAND`, which makes the environment first."""
 
 import argparse
+import math
 import os
 import sys
+import traceback
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +55,7 @@ def _arguments() -> argparse.ArgumentParser:
     who.add_argument("--customer", metavar="ID", help="the customer with this id")
     who.add_argument("--role", choices=["manager", "operator"])
     token.add_argument("--hospital", metavar="ID", help="the one that the manager manages")
-    token.add_argument("--expires-in", type=float, default=3600, metavar="SECONDS")
+    token.add_argument("--expires-in", type=seconds, default=3600, metavar="SECONDS")
     command("jwks", "the public keys of the local issuer, for a chart's auth.jwks")
     rebuild = command("rebuild", "replay all events into a new view, beside the one that is read")
     rebuild.add_argument("view", choices=["mypage"])
@@ -75,6 +77,14 @@ def _arguments() -> argparse.ArgumentParser:
     demo = command("demo", "start, import, and show the whole journey")
     demo.add_argument("--stop", action="store_true", help="stop the mesh at the end")
     return parser
+
+
+def seconds(text: str) -> float:
+    """The type of an option; an error of argparse names it."""
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of seconds")
+    return number
 
 
 def _token(arguments: argparse.Namespace, home: Path, made: bool) -> None:
@@ -114,15 +124,15 @@ def main() -> int:
         return _run(arguments, home)
     except MeshError as error:
         sys.stderr.write(f"error: {error}\n")
-        return 1
-    except OSError as error:
-        if not Path(os.fsdecode(error.filename or "")).is_relative_to(home.resolve()):
-            raise
-        sys.stderr.write(f"error: {error.filename}: {error.strerror}; --home takes another folder\n")
-        return 1
     except KeyboardInterrupt:
         sys.stderr.write("interrupted\n")
         return 130
+    except Exception as error:
+        if isinstance(error, OSError) and Path(os.fsdecode(error.filename or "")).is_relative_to(home.resolve()):
+            sys.stderr.write(f"error: {error.filename}: {error.strerror}; --home takes another folder\n")
+        else:
+            traceback.print_exc()
+    return 2 if arguments.command == "import" else 1  # an import's 1 means that all but the refused rows is in
 
 
 def _run(arguments: argparse.Namespace, home: Path) -> int:
