@@ -16,6 +16,8 @@ from uuid import UUID, uuid5
 NAMESPACE = UUID("f6f0a3c1-6a0e-5c53-9d0c-2d1f8f6f0b47")
 # Limits of the contracts: places a day and doses a lot; days in one SetDailyCapacity.
 MOST, MOST_DAYS = 1_000_000, 366
+# Names of what may hold slots and is not read: other kinds of JSON, archives, tables, and files that are half copied.
+MAY_HOLD_SLOTS = re.compile(r"\.(ndjson|jsonl?|gz|zip|xlsx)\b", re.IGNORECASE)
 MOST_SPANS = 20  # of lines that a note names
 
 
@@ -143,6 +145,13 @@ class Data:
     notes: defaultdict[str, Lines] = field(default_factory=lambda: defaultdict(Lines))
     not_read: list[str] = field(default_factory=list)
     slots: bool = False
+
+    def keeps_open(self) -> str:
+        """Why days that are in no file may not be closed, since they may be in something that was not taken; or ""."""
+        if self.errors:
+            return "a row was refused"
+        unread = [name for name in self.not_read if MAY_HOLD_SLOTS.search(name)]
+        return f"{', '.join(unread)} {'were' if len(unread) > 1 else 'was'} not read" if unread else ""
 
     def refuse(self, row: Row, error: Invalid) -> None:
         """The row is not taken."""

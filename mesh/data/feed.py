@@ -50,6 +50,10 @@ LONGEST_NAME = 200  # a limit of the contract
 LONGEST_SLOT = 31  # days; a slot that lasts longer most likely has a wrong end
 # What a name may not have: control characters, and halves of a surrogate pair, which JSON can escape and UTF-8 lacks.
 UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# A whole number as text, perhaps with zeros or commas: "12.0", "1,000". Who writes "1.000" may mean a thousand or one.
+WHOLE = re.compile(r"(-?(?:[0-9]{1,9}|[0-9]{1,3}(?:,[0-9]{3}){1,2}))(?:\.0{1,2})?")
+# How the URLs and OIDs end by which FHIR calls the code system CVX.
+CVX = ("cvx", "2.16.840.1.113883.12.292")
 STATUSES = ("free", "busy", "busy-unavailable", "busy-tentative", "entered-in-error")
 
 T = TypeVar("T")
@@ -337,14 +341,17 @@ class _Feed:
         if extension is None:
             return 1
         value = next((value for key, value in extension.items() if key.startswith("value")), None)
-        if isinstance(value, str) and re.fullmatch(r"\s*[0-9]{1,9}\s*", value):
+        if isinstance(value, str) and (number := WHOLE.fullmatch(value.strip())):
             self.data.note(row, "slot-capacity", "is text, and read as a number")
-            value = int(value)
+            value = int(number[1].replace(",", ""))
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        if not isinstance(value, int) or isinstance(value, bool):
             self.data.note(row, "slot-capacity", "is no number of places: the slot counts as one place")
             return 1
+        if value < 0:  # as when there are more bookings than places
+            self.data.note(row, "slot-capacity", "is below 0: the slot counts as no place")
+            return 0
         return whole("slot-capacity", value, 0)
 
 
@@ -383,10 +390,11 @@ def _extensions(resource: Resource, name: str) -> Iterator[Resource]:
 
 
 def _code(product: Resource) -> str:
-    """The code of the extension `vaccine-product`; empty: it has none."""
-    coding = product.get("valueCoding")
-    code = coding.get("code") if isinstance(coding, dict) else None
-    return "" if code is None else str(code).strip()
+    """The code of the extension `vaccine-product`, as SYSTEM|CODE if it is not CVX's; empty: it has none."""
+    told = product.get("valueCoding")
+    coding = told if isinstance(told, dict) else {}
+    code, system = ("" if (value := coding.get(name)) is None else str(value).strip() for name in ("code", "system"))
+    return f"{system}|{code}" if code and system and not system.lower().endswith(CVX) else code
 
 
 def _reference(value: object, kind: str) -> str | None:

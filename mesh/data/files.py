@@ -4,12 +4,14 @@
 does not matter. Only files are read: a pipe, for example, would be waited for without end. What else is there is named.
 
 Text is UTF-8, or UTF-16 as its first bytes tell. A line that is not UTF-8 is read as CP949, in which Korean Windows
-writes, if it can be. A CSV file's columns are parted by commas, semicolons or tabs, as its header tells. All that is
-not as the format wants it is noted, and a row that cannot be read is refused; the rows beside it are kept.
+writes, if it can be. A CSV file's columns are parted by commas, semicolons or tabs, as its header tells, or a line
+`sep=;` before it. All that is not as the format wants it is noted, and a row that cannot be read is refused; the rows
+beside it are kept.
 """
 
 import csv
 import json
+import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from mesh.data.dataset import Data, Invalid, Row, show
 COLUMNS = ("hospital", "cvx", "mvx", "lot_number", "manufactured", "expires", "quantity")
 DELIVERY_ID = "delivery_id"  # a column that may be there
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs"}
+TELLS_DELIMITER = re.compile('"?sep=([,;\t])"?', re.IGNORECASE)  # a first line for Excel, which hides it
 CONTROL = re.compile("[\x00-\x1f]")
 
 Resource = dict[str, Any]
@@ -44,7 +47,7 @@ class Folder:
             [path for path in entries if path.suffix.lower() == end and path.is_file()] for end in (".ndjson", ".csv")
         )
         others = {*entries} - {*resources, *stock}
-        return cls(resources, stock, sorted(path.name + "/" * path.is_dir() for path in others))
+        return cls(resources, stock, sorted(printable(path.name) + "/" * path.is_dir() for path in others))
 
     def size(self) -> int:
         """Bytes to read: resources are read twice."""
@@ -76,10 +79,13 @@ class Reader:
     def deliveries(self, path: Path) -> Iterator[tuple[Row, dict[str, str]]]:
         """The lines of a *.csv file below its header, by the names of the columns in small letters."""
         header: list[str] = []
-        delimiter = ","
+        told = delimiter = ""
         for row, text in self._lines(path):
+            if row.line == 1 and (first := TELLS_DELIMITER.fullmatch(text)):
+                told = first[1]
+                continue
             if not header:
-                delimiter = max(DELIMITERS, key=text.count)
+                delimiter = told or max(DELIMITERS, key=text.count)
             try:
                 cells = _cells(text, delimiter)
                 if not any(cells):  # as spreadsheets write a row that was emptied
@@ -103,22 +109,23 @@ class Reader:
 
     def _lines(self, path: Path) -> Iterator[tuple[Row, str]]:
         """The lines that are not blank. Any of them may begin with a BOM, if the file was joined from several."""
+        name = printable(path.name)
         try:
             with path.open("rb") as file:
                 for number, (text, refused) in enumerate(self._decoded(path, file), 1):
-                    row = Row(path.name, number)
+                    row = Row(name, number)
                     if refused:
                         self.data.refuse(row, refused)
                     elif (line := text.removeprefix("\ufeff").rstrip("\r\n")).strip():
                         yield row, line
         except OSError as error:
-            self.data.refuse(Row(path.name, 0), Invalid("file", error.strerror or str(error)))
+            self.data.refuse(Row(name, 0), Invalid("file", error.strerror or str(error)))
 
     def _decoded(self, path: Path, file: BinaryIO) -> Iterator[tuple[str, Invalid | None]]:
         head = file.read(4)
         file.seek(0)
         if encoding := _utf_16(head):
-            self.data.note(Row(path.name, 1), "file", "is UTF-16, not UTF-8, and read as such")
+            self.data.note(Row(printable(path.name), 1), "file", "is UTF-16, not UTF-8, and read as such")
             content = file.read()
             self.advance(len(content))
             try:
@@ -138,7 +145,9 @@ class Reader:
             except UnicodeDecodeError:
                 yield "", Invalid("line", "is neither UTF-8 nor CP949")
             else:
-                self.data.note(Row(path.name, number), "line", "is not UTF-8, and read as CP949 (Korean Windows)")
+                self.data.note(
+                    Row(printable(path.name), number), "line", "is not UTF-8, and read as CP949 (Korean Windows)"
+                )
                 yield text, None
 
     def _json(self, row: Row, text: str) -> object:
@@ -151,6 +160,11 @@ class Reader:
                 raise Invalid("line", f"is not JSON: {getattr(error, 'msg', error)}") from None
         self.data.note(row, "line", "has control characters inside a text; each is read as a space")
         return value
+
+
+def printable(path: str | Path) -> str:
+    """A path as text that can be encoded: bytes in it that are not UTF-8, as of an old archive, are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def _utf_16(head: bytes) -> str | None:

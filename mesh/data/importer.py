@@ -8,7 +8,8 @@ imported, or the import had to stop.
 
 A day that is open here from an earlier import, and is in no file any more, is reported as gone. It stays open, since a
 file may be missing, or a manager may have opened it, unless `--close-gone-days` is given: then nobody new is approved
-for it, and what is booked stays. It is never closed while a row is refused, which might have been that day.
+for it, and what is booked stays. It is never closed while a row is refused, which might have been that day, or while a
+file is not read that may hold slots (*.json, *.jsonl, *.gz, *.zip, *.xlsx).
 
 `--shift-to DATE` moves the first day that has a slot to DATE, and every other day and the lots' dates by as many days,
 so that who can be given which lot stays as it was. A lot that is already registered under other dates is therefore
@@ -27,7 +28,7 @@ from rich.progress import Progress
 
 from mesh.data.dataset import Data, Invalid, Lines, Row, RowError, shift
 from mesh.data.feed import read
-from mesh.data.files import Folder
+from mesh.data.files import Folder, printable
 from mesh.data.sender import Advance, Outcome, Refused, Sender, Stopped
 from mesh.data.zones import Options
 from vaccination.approval.v1.hospital_pb2 import DayAvailability
@@ -55,7 +56,7 @@ def run(
     """
     console = Console(highlight=False, markup=False, soft_wrap=True)
     if not directory.is_dir():
-        console.print(f"{directory} is not a directory")
+        console.print(f"{printable(directory)} is not a directory")
         return 2
     try:
         options, size = Options.of(time_zones), Folder.of(directory).size()
@@ -68,7 +69,7 @@ def run(
         data = read(directory, options, lambda size: progress.advance(bar, size))
         try:
             if not data.rows():
-                raise Stopped(f"there is no hospital and no lot to import in {directory}")
+                raise Stopped(f"there is no hospital and no lot to import in {printable(directory)}")
             if shift_to:
                 console.print(f"Dates are moved by {shift(data, shift_to):+,} days: the first is {shift_to}.")
             bar = progress.add_task("Importing", total=data.rows())
@@ -87,7 +88,7 @@ async def _import(
         await sender.everything()
         if look:
             await sender.days_gone()
-        if close and not data.errors:
+        if close and not data.keeps_open():
             await sender.close_days_gone()
 
 
@@ -146,4 +147,5 @@ def _day(day: DayAvailability) -> str:
 def _closed(data: Data, outcome: Outcome) -> str:
     if outcome.closed:
         return ", and closed to new bookings"
-    return ", and not closed, since a row was refused" if data.errors else "; --close-gone-days closes such days"
+    reason = data.keeps_open()
+    return f", and not closed, since {reason}" if reason else "; --close-gone-days closes such days"

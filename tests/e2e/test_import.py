@@ -162,7 +162,11 @@ async def test_a_day_that_left_the_feed_is_reported_and_closed_when_that_is_aske
     code, report = await imported(world, tmp_path, close_gone_days=True)
     assert (code, (await world.operator.availability(clinic.key, gone)).left) == (1, 19)
     assert f"Open here, but in no file, and not closed, since a row was refused:\n{named}" in report
-    (tmp_path / "broken.ndjson").unlink()
+    (tmp_path / "broken.ndjson").rename(tmp_path / "broken.jsonl")
+    code, report = await imported(world, tmp_path, close_gone_days=True)
+    assert (code, (await world.operator.availability(clinic.key, gone)).left) == (0, 19)
+    assert f"Open here, but in no file, and not closed, since broken.jsonl was not read:\n{named}" in report
+    (tmp_path / "broken.jsonl").unlink()
     code, report = await imported(world, tmp_path, close_gone_days=True)
     closed = await world.operator.availability(clinic.key, gone)
     assert (code, closed.left, closed.approved) == (0, 0, 1)

@@ -233,6 +233,42 @@ def test_a_files_ending_may_be_in_capitals_and_what_is_not_read_is_named(tmp_pat
     assert Folder.of(tmp_path).size() == 2 * (tmp_path / "CLINIC.NDJSON").stat().st_size + len(f"{HEADER}\n{LOT}")
 
 
+def test_files_whose_names_are_not_utf_8_are_read_and_named(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    for name, lines in (("백신.csv", [HEADER, LOT, "x"]), ("백신.ndjson", ["oops"]), ("백신.txt", [])):
+        given(tmp_path, *lines, name=os.fsdecode(name.encode("cp949")))
+    name = r"\xb9\xe9\xbd\xc5"
+    data = read(tmp_path)
+    assert ([lot.row for lot in data.lots["h1"]], data.not_read) == ([Row(f"{name}.csv", 2)], [f"{name}.txt"])
+    assert [error.row for error in data.errors] == [Row(f"{name}.ndjson", 1), Row(f"{name}.csv", 3)]
+    assert run(tmp_path / os.fsdecode(b"\xb9"), lambda: grpc.aio.insecure_channel("127.0.0.1:1"), "token") == 2
+    assert rb"\xb9 is not a directory" in capfdbinary.readouterr().out
+
+
+def test_a_deliverys_id_is_made_of_the_files_name_as_ever(tmp_path: Path) -> None:
+    assert ids(given(tmp_path, HEADER, LOT, name="백신.csv")) == ["b4a16320-dde2-5801-837b-b7c15a1bff04"]
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("more.jsonl", "more.jsonl was not read"),
+        ("slots.ndjson.part", "slots.ndjson.part was not read"),
+        ("slots.NDJSON.GZ", "slots.NDJSON.GZ was not read"),
+        ("slots.xlsx", "slots.xlsx was not read"),
+        ("broken.ndjson", "a row was refused"),
+        ("readme.txt", ""),
+        (".DS_Store", ""),
+    ],
+)
+def test_days_in_no_file_are_not_closed_if_something_was_not_taken_that_may_hold_them(
+    tmp_path: Path, name: str, reason: str
+) -> None:
+    given(tmp_path, *to_seoul(slot("1")))
+    assert read(given(tmp_path, "oops", name=name)).keeps_open() == reason
+
+
 @pytest.mark.parametrize(
     ("products", "offered"),
     [
@@ -265,15 +301,19 @@ def test_a_lot_is_of_the_vaccine_that_a_schedule_names_with_or_without_leading_z
 
 @pytest.mark.parametrize(
     ("told", "places"),
-    [("0", 0), (" 12 ", 12), (7.0, 7), (None, 1), ("", 1), ("plenty", 1), (-1, 1), (True, 1), (2.5, 1), ([3], 1)],
+    [
+        *[("0", 0), (" 12 ", 12), ("12.0", 12), ("1,000", 1000), ("1,000,000", MOST), (7.0, 7)],
+        *[(-1, 0), (-2.0, 0), ("-2", 0)],
+        *[(None, 1), ("", 1), ("plenty", 1), (True, 1), (2.5, 1), ("2.5", 1), ("1.000", 1), ("1,00", 1), ([3], 1)],
+    ],
 )
-def test_places_told_as_text_are_a_number_and_what_is_no_number_is_one_place(
+def test_places_told_as_text_are_a_number_below_0_none_and_what_is_no_number_is_one_place(
     tmp_path: Path, told: Any, places: int
 ) -> None:
     size = [{"url": SMART + "slot-capacity", "valueInteger": told}]
     data = read(given(tmp_path, *to_seoul(slot("1", extension=size), slot("2", extension=size, status="busy"))))
     assert (capacity(data), errors(data)) == ({"2027-01-04": places}, [])
-    assert len(notes(data)) == (told != 7.0)
+    assert bool(notes(data)) == (told != 7.0)
 
 
 @pytest.mark.parametrize(
@@ -396,6 +436,26 @@ def test_a_product_without_a_cvx_code_is_not_told_and_its_slots_count(tmp_path: 
     assert note.endswith("what the hospital offers counts as not told")
 
 
+@pytest.mark.parametrize(
+    ("system", "offered"),
+    [
+        ("http://hl7.org/fhir/sid/cvx", ["208"]),
+        ("http://hl7.org/fhir/sid/CVX", ["208"]),
+        ("urn:oid:2.16.840.1.113883.12.292", ["208"]),
+        ("", ["208"]),
+        (None, ["208"]),
+        ("http://hl7.org/fhir/sid/ndc", []),
+        ("http://snomed.info/sct", []),
+    ],
+)
+def test_a_code_of_another_system_than_cvx_is_not_told(tmp_path: Path, system: Any, offered: list[str]) -> None:
+    product = {"url": SMART + "vaccine-product", "valueCoding": {"system": system, "code": "208"}}
+    data = read(given(tmp_path, location(), schedule(extension=[product]), slot("1", capacity=4)))
+    assert (data.hospitals["h1"].offered(), capacity(data), errors(data)) == (offered, {"2027-01-04": 4}, [])
+    why = f"'{system}|208' is not a CVX code: what the hospital offers counts as not told"
+    assert notes(data) == ([] if offered else [f"x.ndjson line 2: vaccine-product: {why}"])
+
+
 def test_what_is_no_file_is_named_and_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.ndjson")
     os.mkfifo(tmp_path / "pipe.csv")
@@ -425,6 +485,15 @@ def test_a_csv_file_of_another_encoding_or_delimiter_is_read_and_that_is_noted(
     data = read(tmp_path)
     assert ([lot.quantity for lot in data.lots["h1"]], errors(data)) == ([10], [])
     assert [*data.notes] == noted
+
+
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_first_line_for_excel_tells_the_delimiter(tmp_path: Path, delimiter: str) -> None:
+    text = f"sep={delimiter}\r\n" + f"{HEADER},a;b;c;d;e;f;g;h\r\n{LOT}\r\n".replace(",", delimiter)
+    (tmp_path / "l.csv").write_bytes(text.encode("utf-8-sig"))
+    data = read(tmp_path)
+    assert ([(lot.row.line, lot.quantity) for lot in data.lots["h1"]], errors(data)) == ([(3, 10)], [])
+    assert len(notes(data)) == (delimiter != ",")
 
 
 def test_a_file_that_only_begins_like_utf_16_is_one_clear_sentence(tmp_path: Path) -> None:
