@@ -22,9 +22,10 @@ recognise a repeated one.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 from zoneinfo import ZoneInfo
@@ -59,9 +60,18 @@ STATUSES = ("free", "busy", "busy-unavailable", "busy-tentative", "entered-in-er
 T = TypeVar("T")
 
 
-def read(directory: Path, options: Options | None = None, advance: Advance = lambda _: None) -> Data:
-    """Reads the directory's files. `advance` is called with the number of bytes read, for *.ndjson twice."""
-    folder, feed = Folder.of(directory), _Feed(options or Options())
+def read(
+    directory: Path,
+    options: Options | None = None,
+    advance: Advance = lambda _: None,
+    zones_here: Callable[[], Mapping[str, str]] = dict,
+) -> Data:
+    """Reads the directory's files.
+
+    `advance` is called with the number of bytes read, for *.ndjson twice. `zones_here` is asked for the time zones of
+    the hospitals that were imported before, by id, if the files do not tell that of some hospital.
+    """
+    folder, feed = Folder.of(directory), _Feed(options or Options(), zones_here)
     feed.data.not_read = folder.others
     reader = Reader(feed.data, advance)
     for path in folder.resources:
@@ -99,8 +109,8 @@ class _Schedule:
 
 
 class _Feed:
-    def __init__(self, options: Options) -> None:
-        self.data, self.options = Data(), options
+    def __init__(self, options: Options, zones_here: Callable[[], Mapping[str, str]]) -> None:
+        self.data, self.options, self.zones_here = Data(), options, cache(zones_here)
         self.sites: dict[str, _Site] = {}
         self.schedules: dict[str, _Schedule] = {}
         self.written: defaultdict[str, Written] = defaultdict(Written)  # by Schedule
@@ -221,7 +231,7 @@ class _Feed:
         for key, site in self.sites.items():
             hospital = site.hospital
             try:
-                zone = self.zones[key] = zone_of(site.time_zone, site.address, written[key], self.options)
+                zone = self.zones[key] = self.zone(site, written[key])
             except Invalid as error:
                 self.data.refuse(hospital.row, error)
                 self.broken.add(f"Location/{key}")
@@ -242,6 +252,21 @@ class _Feed:
                 self.data.ignored["Schedule of a Location that was refused"] += 1
             else:
                 self.data.refuse(schedule.row, Invalid("actor", f"there is no Location {show(schedule.location)}"))
+
+    def zone(self, site: _Site, written: Written) -> Zone:
+        """The zone that is told, else the one that the hospital has already, else an assumption. Invalid: none."""
+        try:
+            zone = zone_of(site.time_zone, site.address, written, self.options)
+        except Invalid:
+            if here := self.zone_here(site):
+                return here
+            raise
+        # An assumption changes with the slots that happen to be in the files, and with their summer time.
+        return (self.zone_here(site) if zone.assumed else None) or zone
+
+    def zone_here(self, site: _Site) -> Zone | None:
+        name = self.zones_here().get(site.hospital.hospital_id)
+        return Zone(name, f"no time zone is told: {name} is kept, which the hospital has already") if name else None
 
     # Slots
 

@@ -63,11 +63,14 @@ def run(
     except (Invalid, OSError) as error:
         console.print(str(error))
         return 2
-    outcome = Outcome()
+    data, outcome = Data(), Outcome()
     with Progress(console=console) as progress:
         bar = progress.add_task("Reading", total=size)
-        data = read(directory, options, lambda size: progress.advance(bar, size))
         try:
+            data = read(
+                directory, options, lambda size: progress.advance(bar, size),
+                lambda: asyncio.run(_zones_here(connect, token)),
+            )  # fmt: skip
             if not data.rows():
                 raise Stopped(f"there is no hospital and no lot to import in {printable(directory)}")
             if shift_to:
@@ -78,6 +81,11 @@ def run(
         except* (Stopped, Refused, Invalid) as group:
             outcome.stopped = str(group.exceptions[0])
     return _report(console, data, outcome)
+
+
+async def _zones_here(connect: Connect, token: str) -> dict[str, str]:
+    async with connect() as channel:
+        return await Sender(Data(), channel, token, Outcome()).known_hospitals()
 
 
 async def _import(

@@ -113,7 +113,7 @@ class Sender:
 
     async def everything(self) -> None:
         outside = self.data.lots.keys() - self.data.hospitals.keys()  # hospitals that may have been imported earlier
-        known = await self.known_hospitals() if outside else set()
+        known = (await self.known_hospitals() if outside else {}).keys()
         for key in outside - known:
             for lot in self.data.lots.pop(key):
                 self.data.errors.append(RowError(lot.row, "hospital", f"there is no hospital {key!r}"))
@@ -173,12 +173,13 @@ class Sender:
 
         await self.each(self.outcome.gone, close)
 
-    async def known_hospitals(self) -> set[str]:
-        known: set[str] = set()
+    async def known_hospitals(self) -> dict[str, str]:
+        """The time zones of all hospitals that are there already, by id."""
+        known = dict[str, str]()
         request = approval.ListHospitalsRequest(page_size=1000)
         while True:
             page = await self.call(self.hospitals.ListHospitals, request)
-            known.update(hospital.hospital_id for hospital in page.hospitals)
+            known |= {hospital.hospital_id: hospital.time_zone for hospital in page.hospitals}
             if not page.next_page_token:
                 return known
             request.page_token = page.next_page_token

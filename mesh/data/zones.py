@@ -12,7 +12,8 @@ FHIR R4 gives a Location no time zone. What decides is, in this order:
 5. without offsets that help, `--time-zone NAME`, then the zone of most people in the US state, then Asia/Seoul, unless
    the address names another country.
 
-What 4 and 5 give is an assumption, and is noted.
+What 4 and 5 give is an assumption, and is noted. A hospital that was imported before keeps the zone that it
+has, if there is only an assumption, or nothing, to tell another.
 """
 
 from collections import Counter

@@ -214,6 +214,7 @@ async def test_oddities_of_a_publisher_are_taken_with_notes_and_only_what_is_ref
     clinic.write("lots.csv", HEADER, f"{clinic.key}-b,208,PFR,IM-1,{DAY},{DAY},9")
     code, report = await imported(world, tmp_path)
     assert code == 1
+    assert "no time zone is told: America/Chicago is kept, which the hospital has already" in report
     assert "slots.ndjson:4: status: 'open' is neither free nor busy" in report
     assert f"lots.csv:2: hospital: there is no hospital '{clinic.key}-b'" in report
     assert "Rows refused: 2, see above" in report

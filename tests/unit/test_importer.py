@@ -128,6 +128,37 @@ def test_a_hospitals_time_zone_is_told_or_found_by_its_state_or_by_the_offsets_o
     assert (data.hospitals["h1"].time_zone, bool(notes(data)), errors(data)) == (zone, noted, [])
 
 
+@pytest.mark.parametrize(
+    ("changes", "options", "zone"),
+    [
+        ({}, [], "Europe/Berlin"),  # else the offset of the slot, Etc/GMT-2
+        ({"address": {"state": "TX"}}, [], "Europe/Berlin"),
+        ({"address": {"country": "DE"}}, [], "Europe/Berlin"),
+        ({"address": {"country": "DE"}}, ["Europe/Paris"], "Europe/Paris"),
+        ({"address": {"state": "MA"}}, [], "America/New_York"),
+        ({"extension": [ZONE]}, [], "Asia/Seoul"),
+    ],
+)
+def test_a_hospital_that_is_there_keeps_its_time_zone_unless_another_is_told(
+    tmp_path: Path, changes: Any, options: list[str], zone: str
+) -> None:
+    site = location("a_b", **{"extension": [], **changes})
+    summer = slot("1", "2027-07-05T00:30:00+02:00", 4)
+    given(tmp_path, site, schedule(place="Location/a_b"), summer)
+    here = {hospital_id("a_b"): "Europe/Berlin"}
+    data = read(tmp_path, Options.of(options), zones_here=lambda: here)
+    [hospital] = data.hospitals.values()
+    assert (hospital.time_zone, errors(data)) == (zone, [])
+    kept = "address: no time zone is told: Europe/Berlin is kept, which the hospital has already"
+    assert (kept in data.notes) == (zone == "Europe/Berlin")
+
+
+def test_a_hospital_that_is_there_keeps_its_time_zone_if_nothing_tells_one(tmp_path: Path) -> None:
+    rows = (location(extension=[], address={"country": "DE"}), schedule(), slot("1", "2027-07-04T22:30:00Z", 4))
+    data = read(given(tmp_path, *rows), zones_here=lambda: {"h1": "Europe/Berlin"})
+    assert (data.hospitals["h1"].time_zone, capacity(data), errors(data)) == ("Europe/Berlin", {"2027-07-05": 4}, [])
+
+
 @pytest.mark.parametrize(("state", "offset"), [("FL", -5), ("TN", -6), ("ID", -7), ("NV", -8), ("AK", -9)])
 def test_the_offset_that_the_publisher_wrote_tells_the_day(tmp_path: Path, state: str, offset: int) -> None:
     late = slot("1", f"2027-02-08T23:45:00-{-offset:02}:00", 4, end=f"2027-02-08T23:55:00-{-offset:02}:00")
