@@ -143,6 +143,9 @@ def test_names_are_unique_and_every_pod_is_restricted(file: Path) -> None:
         ("gateway.limits.drain=15", "gateway.limits.drain: Invalid type"),
         ("budget.approval=soon", "budget.approval: Does not match pattern"),
         ("evaluation.stores.nats.replicas=2", "evaluation.stores.nats.replicas"),
+        ("evaluation.stores.postgres.replicas=3", "evaluation.stores.postgres.replicas"),
+        ("evaluation.stores.mongo.replicas=3", "evaluation.stores.mongo.replicas"),
+        ("gateway.name=", "gateway.name"),
         ("components.approval.env.log-level=INFO", "components.approval.env"),
         ("default.nodeselector.disk=ssd", "default: Additional property nodeselector"),
         ("default.tolerations=all", "default.tolerations: Invalid type"),
@@ -544,6 +547,46 @@ def test_a_gateway_finds_no_other_releases_pods_although_it_looks_in_all_namespa
     assert {tuple(found["VirtualService gateway"]["spec"]["exportTo"]) for found in releases} == {(".",)}
 
 
+LABELLED = {"sidecar.istio.io/inject": "true", "namespace": "vaccination"}
+REPLACED = {"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2}
+
+
+@pytest.mark.parametrize(
+    ("labels", "status", "selector", "asked"),
+    [
+        (None, None, None, True),
+        ({"sidecar.istio.io/inject": "true"}, REPLACED, {}, False),
+        (LABELLED, REPLACED, {}, True),
+        (LABELLED, REPLACED | {"observedGeneration": 1}, {}, False),
+        (LABELLED, REPLACED | {"replicas": 3}, {}, False),
+        (LABELLED, REPLACED | {"updatedReplicas": 1}, {}, False),
+        (LABELLED, REPLACED | {"availableReplicas": 1}, {}, False),
+        (LABELLED, {"observedGeneration": 2}, {}, False),
+        (LABELLED, REPLACED | {"availableReplicas": 1}, {"namespace": "vaccination"}, True),
+    ],
+    ids=["install", "0.3", "replaced", "unseen", "old-pod", "not-updated", "not-ready", "no-pod", "already-asked"],
+)
+def test_a_gateway_asks_for_its_namespace_only_when_no_pod_of_the_last_release_runs(
+    labels: Json | None, status: Json | None, selector: Json | None, asked: bool, tmp_path: Path
+) -> None:
+    """A chart of its own decides it for made objects, since none are looked up without a cluster."""
+    (tmp_path / "templates").mkdir()
+    (tmp_path / "Chart.yaml").write_text("{apiVersion: v2, name: decision, version: 1.0.0}")
+    shutil.copy(CHART / "templates" / "_gateway.tpl", tmp_path / "templates")
+    decision = (
+        '{kind: Decision, metadata: {name: asked, is: {{ include "vaccination.podsHaveNamespace" .Values | quote }}}}'
+    )
+    (tmp_path / "templates" / "decision.yaml").write_text(decision)
+    deployment = {
+        "metadata": {"generation": 2},
+        "spec": {"template": {"metadata": {"labels": labels}}},
+        "status": status,
+    }
+    made = {"deployment": deployment if labels else {}, "gateway": {"spec": {"selector": selector}} if labels else {}}
+    (tmp_path / "values.yaml").write_text(json.dumps(made))
+    assert objects(chart=tmp_path)["Decision asked"]["metadata"]["is"] == ("yes" if asked else "")
+
+
 def test_the_gateways_proxy_is_pulled_as_the_values_say_although_its_image_has_no_tag_yet() -> None:
     def policy(**values: str) -> str:
         [proxy] = objects(values=values)["Deployment gateway"]["spec"]["template"]["spec"]["containers"]
@@ -779,6 +822,30 @@ def test_secrets_may_be_where_the_operators_of_the_stores_put_them() -> None:
         assert secrets_of(found[f"Job {name}-migrate"]) == secrets
     assert found["ConfigMap vaccinemgmt"]["data"]["DATABASE_URL"].startswith("mongodb://dose@m-0.m:27017,m-1.m:27017/")
     assert "DATABASE_URL" not in found["ConfigMap approval"]["data"]
+
+
+NAMED = {"secret": "somewhere", "key": "else"}
+
+
+@pytest.mark.parametrize(
+    ("given", "evaluation", "told"),
+    [
+        ({"secrets": {"database_password": NAMED}}, False, "secrets.database_password: databaseUrl is needed"),
+        (
+            {"databaseUrl": "postgresql://a@h/a", "secrets": {"database_url": NAMED}},
+            False,
+            "secrets.database_url: there is databaseUrl",
+        ),
+        ({"secrets": {"database_url": NAMED}}, True, "secrets.database_url: with evaluation.enabled"),
+    ],
+    ids=["half-a-url", "two-urls", "two-stores"],
+)
+def test_a_secret_that_would_not_be_read_is_refused(given: Json, evaluation: bool, told: str) -> None:
+    values = {f"components.approval.{key}": value for key, value in given.items()}
+    options = [f"--set-json={key}={json.dumps(value)}" for key, value in values.items()]
+    done = template(*NEEDED, *(EVALUATION if evaluation else ()), *options)
+    assert done.returncode != 0
+    assert f"components.approval.{told}" in done.stderr
 
 
 def test_the_examples_of_other_clusters_are_values_of_the_chart(tmp_path: Path) -> None:

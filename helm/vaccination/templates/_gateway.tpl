@@ -95,13 +95,32 @@ Keys: root, name, component. */ -}}
 
 {{- /* Labels by which the Gateway finds its proxies. Istio looks for them in all namespaces, so the namespace is among
 them; else a gateway of the same name elsewhere would take this one's routes, or lose its own. The pods of 0.3 do not have
-that label. The upgrade that replaces them still has to find them, and the next one finds none of them. */ -}}
+that label. The upgrade that replaces them still has to find them, and one after they are gone asks for the label. */ -}}
 {{- define "vaccination.gatewaySelector" -}}
 {{ include "vaccination.selector" (dict "root" . "name" .Values.gateway.name) }}
-{{- $running := lookup "apps/v1" "Deployment" .Release.Namespace .Values.gateway.name }}
-{{- $labels := dig "spec" "template" "metadata" "labels" dict $running }}
-{{- if or (hasKey $labels "namespace") (not (hasKey $labels "sidecar.istio.io/inject")) }}
+{{- $deployment := lookup "apps/v1" "Deployment" .Release.Namespace .Values.gateway.name }}
+{{- $gateway := dict }}
+{{- if .Values.istio.enabled }}
+{{- $gateway = lookup "networking.istio.io/v1" "Gateway" .Release.Namespace .Values.gateway.name }}
+{{- end }}
+{{- if include "vaccination.podsHaveNamespace" (dict "deployment" $deployment "gateway" $gateway) }}
 namespace: {{ .Release.Namespace }}
+{{- end }}
+{{- end }}
+
+{{- /* Whether every proxy that runs in the mesh has the label with its namespace; empty: no. The Deployment's template
+tells of pods that are still to come, so its rollout has to be complete. A Gateway that asks for the label already goes on:
+no later rollout makes pods without it. Keys: deployment, gateway; as they are in the cluster, empty where there is none. */ -}}
+{{- define "vaccination.podsHaveNamespace" -}}
+{{- $labels := dig "spec" "template" "metadata" "labels" dict .deployment }}
+{{- $status := .deployment.status | default dict }}
+{{- $replicas := int $status.replicas }}
+{{- $seen := eq (int $status.observedGeneration) (int (dig "metadata" "generation" 0 .deployment)) }}
+{{- $updated := eq $replicas (int $status.updatedReplicas) }}
+{{- $replaced := and $replicas $updated (eq $replicas (int $status.availableReplicas)) }}
+{{- if not (hasKey $labels "sidecar.istio.io/inject") }}yes
+{{- else if not (hasKey $labels "namespace") }}
+{{- else if or (and $seen $replaced) (hasKey (dig "spec" "selector" dict .gateway) "namespace") }}yes
 {{- end }}
 {{- end }}
 

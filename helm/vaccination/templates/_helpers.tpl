@@ -304,8 +304,22 @@ methodConfig:
   {{- end }}
 {{- end }}
 
+{{- /* Fails where a component's values name a secret that would not be read. Keys: root, name. */ -}}
+{{- define "vaccination.refuseUnreadSecrets" -}}
+{{- $secrets := (get .root.Values.components .name).secrets | default dict }}
+{{- $url := include "vaccination.databaseUrl" . }}
+{{- if and $secrets.database_url .root.Values.evaluation.enabled }}
+{{- fail (printf "components.%s.secrets.database_url: with evaluation.enabled the component has a store of evaluation's" .name) }}
+{{- else if and $secrets.database_url $url }}
+{{- fail (printf "components.%s.secrets.database_url: there is databaseUrl, so only database_password is read" .name) }}
+{{- else if and $secrets.database_password (not $url) }}
+{{- fail (printf "components.%s.secrets.database_password: databaseUrl is needed, which has the rest of the URL" .name) }}
+{{- end }}
+{{- end }}
+
 {{- /* Volumes of a component's pods, those of its migrations too. Keys: root, name. */ -}}
 {{- define "vaccination.volumes" -}}
+{{- $_ := include "vaccination.refuseUnreadSecrets" . -}}
 volumes:
   - name: tmp
     emptyDir: {}
