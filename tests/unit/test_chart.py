@@ -3,6 +3,7 @@
 `python -m tests.unit.test_chart` writes helm/golden/ again. Read the difference before you commit it.
 """
 
+import datetime
 import importlib
 import json
 import re
@@ -11,12 +12,19 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import yaml
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from grpc_reflection.v1alpha import reflection
 
 from mesh import CHART, ROOT
 from mesh.istio import Objects
@@ -633,6 +641,43 @@ def test_the_check_calls_the_gateway_as_its_clients_do() -> None:
     assert way_in() == ["http://gateway:80", "gateway"]
     assert way_in(**{"gateway.hosts": ["a.example.org", "b"]}) == ["http://gateway:80", "a.example.org"]
     assert way_in(**tls, **{"gateway.hosts": ["*.example.org"]}) == ["https://gateway:443", "check.example.org"]
+    assert way_in(**tls) == ["https://gateway:443", "*"]
+
+
+@pytest.mark.parametrize("host", ["*", "check.clinic.test"])
+def test_the_check_asks_a_gateway_for_any_host_by_its_certificates_own_name(host: str) -> None:
+    server = grpc.server(ThreadPoolExecutor())
+    service = reflection.SERVICE_NAME
+    reflection.enable_server_reflection((service,), server)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([certified("*.clinic.test")]))
+    server.start()
+    try:
+        command = [sys.executable, CHART / "files" / "check.py", f"https://127.0.0.1:{port}", host, service]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        server.stop(None).wait()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"the gateway describes {service}" in done.stdout
+
+
+def certified(name: str) -> tuple[bytes, bytes]:
+    """A new key, and a certificate for it with the name, from an authority that nobody knows."""
+    key, authority = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([]))
+        .issuer_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")]))
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=True)
+        .sign(authority, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    form, no_password = serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    return key.private_bytes(pem, form, no_password), certificate.public_bytes(pem)
 
 
 # Hooks

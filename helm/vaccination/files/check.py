@@ -1,7 +1,8 @@
 """`helm test`: asks whether components are ready, and whether the gateway describes the public services.
 
-Arguments are the gateway's URL, the host that clients ask it for, and then, in any order, HOST:PORT/COMPONENT for each
-component, a URL for each that has pages, and the name of each service that the gateway has to describe.
+Arguments are the gateway's URL, the host that clients ask it for (*: one that its certificate names), and then, in any
+order, HOST:PORT/COMPONENT for each component, a URL for each that has pages, and the name of each service that the
+gateway has to describe.
 """
 
 import socket
@@ -30,18 +31,28 @@ def channel(url: str) -> grpc.Channel:
     """To the gateway, as a client that asks for `name`. Any certificate for that name will do that has not expired: who
     has issued it may be known to browsers and not here.
     """
-    where, options = urlsplit(url), [("grpc.default_authority", name)]
+    where = urlsplit(url)
     if where.scheme == "http":
-        return grpc.insecure_channel(where.netloc, options)
+        return grpc.insecure_channel(where.netloc, [("grpc.default_authority", name)])
+
+    def handshake(context: ssl.SSLContext) -> ssl.SSLSocket:
+        with socket.create_connection((where.hostname, where.port), PATIENCE) as plain:
+            return context.wrap_socket(plain, server_hostname=where.hostname if name == "*" else name)
+
     anybody = ssl.create_default_context()
     anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
-    with (
-        socket.create_connection((where.hostname, where.port), PATIENCE) as plain,
-        anybody.wrap_socket(plain, server_hostname=name) as encrypted,
-    ):
+    with handshake(anybody) as encrypted:
         shown = ssl.DER_cert_to_PEM_cert(encrypted.getpeercert(binary_form=True))
-    trusting = grpc.ssl_channel_credentials(shown.encode())
-    return grpc.secure_channel(where.netloc, trusting, [("grpc.ssl_target_name_override", name), *options])
+    asked = name
+    if name == "*":
+        # Python reads the names of trusted certificates only. By a partial chain it trusts this one without its issuer.
+        this_one = ssl.create_default_context(cadata=shown)
+        this_one.check_hostname, this_one.verify_flags = False, ssl.VERIFY_X509_PARTIAL_CHAIN
+        with handshake(this_one) as encrypted:
+            names = encrypted.getpeercert().get("subjectAltName", ())
+        asked = next((value.replace("*.", "check.") for kind, value in names if kind == "DNS"), where.hostname)
+    options = [("grpc.ssl_target_name_override", asked), ("grpc.default_authority", asked)]
+    return grpc.secure_channel(where.netloc, grpc.ssl_channel_credentials(shown.encode()), options)
 
 
 urls = [one for one in wanted if one.startswith("http://")]
