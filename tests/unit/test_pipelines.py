@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from mesh import CHART, ROOT
-from tests.unit.test_chart import template
+from tests.unit.test_chart import template, values
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yaml"))
 
@@ -38,7 +38,23 @@ def test_only_a_tag_releases_and_only_after_the_tests() -> None:
     assert release["on"] == {"push": {"tags": ["v*"]}}
     writers = {name for name, job in release["jobs"].items() if "write" in job["permissions"].values()}
     assert writers == {"publish"}
-    assert release["jobs"]["publish"]["needs"] == "test"
+    assert "test" in release["jobs"]["publish"]["needs"]
+
+
+def test_what_may_write_a_release_runs_none_of_the_packages_that_make_its_files() -> None:
+    jobs = read(ROOT / ".github" / "workflows" / "release.yaml")["jobs"]
+    made_here = {name for name, job in jobs.items() if "./dev " in str(job) or ".venv" in str(job)}
+    assert {name: jobs[name]["permissions"] for name in made_here} == {"files": {"contents": "read"}}
+    assert set(jobs["publish"]["needs"]) == {"test", "files"}
+
+
+@pytest.mark.parametrize("file", ["README.md", "helm/argo-cd.yaml", "helm/vaccination/values-production.yaml"])
+def test_the_secrets_that_productions_values_name_are_said_to_be_needed_before(file: str) -> None:
+    production = values(CHART / "values-production.yaml")
+    text = (ROOT / file).read_text()
+    said = text if file.endswith(".md") else "\n".join(line for line in text.splitlines() if line.startswith("#"))
+    for secret in (production["trust"]["existingSecret"], production["gateway"]["tlsSecret"]):
+        assert secret in said
 
 
 def test_argo_cds_application_installs_this_chart_and_names_all_that_is_to_be_replaced(tmp_path: Path) -> None:
