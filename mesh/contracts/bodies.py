@@ -1,15 +1,12 @@
-"""What the gateway lets into the body of a REST call: the names of all fields, and the code that looks for them."""
+"""What the gateway lets into the body of a REST call: the names of all fields, for the chart's bodies.lua."""
 
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
-
-CODE = Path(__file__).with_name("bodies.lua")
 
 
 def _methods(image: bytes) -> Iterator[tuple[MethodDescriptor, Any]]:
@@ -64,4 +61,4 @@ def text(image: bytes) -> str:
             for spelling in sorted({field.name, field.json_name}):
                 lines.append(f'    ["{spelling}"] = {{key = "{field.name}"{inside}}},')
         lines.append("  },")
-    return "\n".join([*lines, "}", "", CODE.read_text()])
+    return "\n".join([*lines, "}", ""])

@@ -87,7 +87,7 @@ def _without_rules(messages: Iterable[descriptor_pb2.DescriptorProto]) -> None:
 
 
 def chart_files() -> dict[str, bytes]:
-    """The committed files by name: contracts for Envoy's transcoder, OpenAPI, replies, bodies, the values' README.
+    """The committed files by name: contracts for Envoy's transcoder, OpenAPI, replies, fields, the values' README.
 
     The contracts are without comments and rules, a quarter of the image, because istiod sends them to each gateway.
     """
@@ -108,6 +108,6 @@ def chart_files() -> dict[str, bytes]:
         "files/contracts.binpb": files.SerializeToString(),
         "files/openapi.json": description.encode(),
         "files/local-replies.json": replies.text().encode(),
-        "files/bodies.lua": bodies.text(image).encode(),
+        "files/fields.lua": bodies.text(image).encode(),
         "README.md": values.readme().encode(),
     }

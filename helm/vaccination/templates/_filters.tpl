@@ -359,6 +359,7 @@ spec:
             "@type": type.googleapis.com/envoy.extensions.filters.http.lua.v3.Lua
             default_source_code:
               inline_string: |
+                {{- .Files.Get "files/fields.lua" | trim | nindent 16 }}
                 {{- .Files.Get "files/bodies.lua" | trim | nindent 16 }}
     {{- include "vaccination.before" "envoy.filters.http.rbac" }}
           name: envoy.filters.http.grpc_json_transcoder
