@@ -29,7 +29,7 @@ from types import FrameType
 from mesh.machine.home import SERVICES, STORE_OF, STORES, Home
 from mesh.machine.processes import MeshError
 from mesh.machine.stores import ROOM, Store, Stores
-from services.chassis.settings import EVERYWHERE
+from services.chassis.addresses import EVERYWHERE
 
 PORTS = {"postgres": 5432, "mongo": 27017, "nats": 4222, "nats-routes": 6222, "nats-monitor": 8222}
 READY = Path("/tmp/ready")  # noqa: S108 - the pod's own

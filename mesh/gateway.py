@@ -15,7 +15,7 @@ from mesh.istio.kinds import Gateway, Untranslatable
 from mesh.istio.objects import Objects
 from mesh.istio.proxy import STATS, Proxy, endpoints, listener
 from mesh.istio.writing import Json, http_filter, typed
-from services.chassis.settings import EVERYWHERE
+from services.chassis.addresses import EVERYWHERE
 
 ADMIN, STATUS = 15000, 15021
 ADDRESS = EVERYWHERE.strip("[]")

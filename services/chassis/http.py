@@ -17,7 +17,8 @@ from granian.server.embed import Server
 from prometheus_client import Counter
 
 from . import telemetry
-from .settings import Process, socket_address
+from .addresses import socket_address
+from .settings import Process
 from .telemetry import log
 
 LIVE, READY = "/livez", "/readyz"

@@ -3,26 +3,19 @@
 import os
 import re
 import sys
-from pathlib import Path
 from typing import Annotated, Self
 from urllib.parse import quote, urlsplit
 
 from pydantic import Field, Json, SecretStr, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from .addresses import EVERYWHERE
+
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+]|[^][:\s]+)(:[0-9]{1,5})?")  # with a port or without
 Days = Annotated[int, Field(ge=0, le=36500)]  # 0: for ever
 # How far ahead things usually are decided, in days. Events about what is further ahead are kept for longer.
 HORIZON = 366
 Address = Annotated[str, Field(pattern=r"^.+:[0-9]{1,5}$")]
-# All addresses of the pod. That of IPv6 takes IPv4 too; where the kernel has no IPv6, it cannot be listened on.
-EVERYWHERE = "[::]" if Path("/proc/net/if_inet6").exists() else "0.0.0.0"  # noqa: S104 - what a pod's server is for
-
-
-def socket_address(listen: str) -> tuple[str, int]:
-    """Host and port of a listening address, the host without the brackets that an address of IPv6 has there."""
-    host, _, port = listen.rpartition(":")
-    return host.strip("[]"), int(port)
 
 
 class Process(BaseSettings):
@@ -56,6 +49,7 @@ class Process(BaseSettings):
 class Settings(Process):
     """What every service of the domain needs beside that."""
 
+    # Before database_url, whose validator reads it.
     database_password: SecretStr = SecretStr("")
     """The password, where it is not in the URL: operators of stores make Secrets that have it alone."""
     database_url: SecretStr

@@ -13,7 +13,7 @@ import structlog
 from prometheus_client import REGISTRY, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.samples import Sample
 
-from .settings import socket_address
+from .addresses import socket_address
 
 log: structlog.stdlib.BoundLogger = structlog.get_logger()
 

@@ -24,11 +24,11 @@ from mesh import ROOT
 from mesh.machine import Mesh
 from mesh.machine.home import STORES
 from services.chassis import clock
+from services.chassis.addresses import EVERYWHERE
 from services.chassis.events import STREAM, Bus
 from services.chassis.mongo import Mongo
 from services.chassis.postgres import Database
 from services.chassis.retention import Retention
-from services.chassis.settings import EVERYWHERE
 from services.vaccinemgmt.adapters.mongo import SCHEMA
 from tests.conftest import free_base_port
 from tests.e2e.conftest import eventually

@@ -11,8 +11,8 @@ import httpx
 import pytest
 
 from mesh import ROOT
+from services.chassis.addresses import EVERYWHERE
 from services.chassis.http import LONGEST_BODY
-from services.chassis.settings import EVERYWHERE
 
 from .test_process import HERE, free_port
 

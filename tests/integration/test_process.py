@@ -24,10 +24,10 @@ from nats.js import JetStreamContext
 
 from mesh import ROOT
 from services.chassis import server
+from services.chassis.addresses import EVERYWHERE
 from services.chassis.caller import CLAIMS_HEADER
 from services.chassis.edge import status_of
 from services.chassis.events import STREAM
-from services.chassis.settings import EVERYWHERE
 from vaccination.approval.v1 import approval_service_pb2, approval_service_pb2_grpc, hospital_pb2
 from vaccination.approval.v1 import hospital_service_pb2 as pb
 from vaccination.approval.v1.hospital_service_pb2_grpc import HospitalServiceStub

@@ -20,11 +20,11 @@ from motor.motor_asyncio import AsyncIOMotorClient
 from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
 
 from services.chassis import lease, mongo, postgres
+from services.chassis.addresses import EVERYWHERE
 from services.chassis.errors import LostRace, StoreUnavailable
 from services.chassis.events import Outgoing, Relay
 from services.chassis.mongo import Mongo, Schema
 from services.chassis.postgres import Database
-from services.chassis.settings import EVERYWHERE
 from services.vaccinemgmt.adapters.mongo import SCHEMA
 
 from .conftest import MIGRATIONS, OpenDatabase, OpenMongo, Servers, eventually

@@ -21,7 +21,7 @@ from mesh.istio.kinds import read as read_object
 from mesh.istio.proxy import manager
 from mesh.machine import chart, envoy
 from mesh.machine.home import Home
-from services.chassis.settings import EVERYWHERE
+from services.chassis.addresses import EVERYWHERE
 from tests.releases import extract
 
 HERE = Path(__file__).parent / "istio"
