@@ -12,6 +12,8 @@ from datetime import date, timedelta
 from typing import Any
 from uuid import UUID, uuid5
 
+from services.approval.domain import canonical_code
+
 # The UUIDv5 namespace of the ids of deliveries and hospitals that have none that can be used. It never changes.
 NAMESPACE = UUID("f6f0a3c1-6a0e-5c53-9d0c-2d1f8f6f0b47")
 # Limits of the contracts: places a day and doses a lot; days in one SetDailyCapacity.
@@ -171,11 +173,6 @@ class Data:
         lots = {(key, canonical_code(lot.cvx)) for key, lots in self.lots.items() for lot in lots}
         offered = {(key, vaccine) for key, hospital in self.hospitals.items() for vaccine in hospital.vaccines}
         return [" ".join(pair) for pair in sorted(offered - lots)]
-
-
-def canonical_code(cvx: str) -> str:
-    """A CVX code without leading zeros: 08 and 8 are one."""
-    return cvx.lstrip("0") or "0"
 
 
 def hospital_id(published: str) -> str:

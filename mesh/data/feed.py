@@ -37,7 +37,6 @@ from mesh.data.dataset import (
     Hospital,
     Invalid,
     Row,
-    canonical_code,
     hospital_id,
     show,
     text_of,
@@ -45,7 +44,8 @@ from mesh.data.dataset import (
 )
 from mesh.data.files import Advance, Folder, Reader, Resource
 from mesh.data.stock import Stock
-from mesh.data.zones import Options, Written, Zone, time_zones, zone_of
+from mesh.data.zones import Options, Written, Zone, zone_of
+from services.approval.domain import canonical_code, time_zones
 
 LONGEST_NAME = 200  # a limit of the contract
 LONGEST_SLOT = 31  # days; a slot that lasts longer most likely has a wrong end
@@ -195,8 +195,8 @@ class _Feed:
         if len(found) > 1:
             self.data.note(row, "actor", "refers to several Locations: the first is taken")
         codes = [_code(extension) for extension in _extensions(schedule, "vaccine-product")]
-        vaccines = {canonical_code(code) for code in codes if code and re.fullmatch("[0-9]{1,3}", code)}
-        wrong = [code for code in codes if not code or not re.fullmatch("[0-9]{1,3}", code)]
+        right = [code for code in codes if re.fullmatch("[0-9]{1,3}", code)]
+        vaccines, wrong = {*map(canonical_code, right)}, [code for code in codes if code not in right]
         for code in wrong:
             what = f"{show(code)} is not a CVX code" if code else "has no code"
             self.data.note(row, "vaccine-product", f"{what}: what the hospital offers counts as not told")

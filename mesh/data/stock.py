@@ -12,8 +12,9 @@ from collections.abc import Hashable, Iterable
 from datetime import date
 from uuid import uuid5
 
-from mesh.data.dataset import NAMESPACE, Data, Invalid, Lot, Row, canonical_code, hospital_id, show, text_of, whole
+from mesh.data.dataset import NAMESPACE, Data, Invalid, Lot, Row, hospital_id, show, text_of, whole
 from mesh.data.files import COLUMNS, DELIVERY_ID
+from services.approval.domain import canonical_code
 
 
 class Stock:

@@ -20,13 +20,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, time, timedelta
-from functools import cache
 from typing import Any
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from mesh.data.dataset import Invalid, show
+from services.approval.domain import DEFAULT_TIME_ZONE, time_zones
 
-DEFAULT_TIME_ZONE = "Asia/Seoul"
 # US states and territories that lie in one zone as a whole (49 CFR 71) ...
 STATES = {
     "America/New_York": "CT DC DE GA MA MD ME NC NH NJ NY OH PA RI SC VA VT WV",
@@ -64,12 +63,6 @@ KOREA = {"KR", "KOR", "KOREA", "SOUTH KOREA", "REPUBLIC OF KOREA", "한국", "�
 
 Written = Counter[tuple[date, timedelta]]
 """How often the slots of a hospital are written with which offset on which day."""
-
-
-@cache  # reading the names takes some 600 files
-def time_zones() -> frozenset[str]:
-    """The IANA names that this machine knows, without those that name no place: nobody's zone, and the machine's."""
-    return frozenset(available_timezones() - {"Factory", "localtime"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,8 @@ from .telemetry import log, rpc_refusals, rpc_seconds, traceparent
 
 # What the chassis itself serves: probes and reflection, for anybody who can reach the port.
 _OPEN = ("/grpc.health.", "/grpc.reflection.")
-# What the server is to blame for, by OpenTelemetry's conventions; any other code is an answer.
-# Among them is not DEADLINE_EXCEEDED, with which nothing ends here but a stream at the deadline that its client gave.
+# What the server is to blame for, by OpenTelemetry's conventions; any other code is an answer. The conventions also
+# name DEADLINE_EXCEEDED, but here only a stream ends with it, at the deadline that its client has set.
 _FAULTS = {"UNKNOWN", "UNIMPLEMENTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
 Trailers = tuple[tuple[str, str | bytes], ...]
 # A stream ends itself so many seconds before its client's deadline, at most a tenth of the time that was given. At the

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 else:
     Connection = asyncpg.pool.PoolConnectionProxy
 
-# A pooler that gives each transaction another session says so.
+# How a statement ends behind a pooler that gives each transaction another session: it was prepared in another one.
 _NOT_PREPARED = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
 # What says "not here, not now": the same statement may succeed on another server or later, so the item that it is about
 # is never to blame.
@@ -37,7 +37,7 @@ _AWAY = (
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidAuthorizationSpecificationError,  # the role or its password is not there yet
     asyncpg.InvalidCatalogNameError,  # the database is not there yet
-    *_NOT_PREPARED,
+    *_NOT_PREPARED,  # until the pooler is set otherwise
 )
 # What another transaction did, and not the server.
 _LOST_RACE = (

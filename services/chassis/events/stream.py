@@ -33,8 +33,9 @@ ATOMIC = 12
 NOT_NOW = (409, 429)
 NO_QUOTA = 10002  # the account's storage is used up, which has the code of a bad request
 SILENCES = 3  # after so many in a row, while others are taken, the silence is about the event
-# How the client tells what the server says of a subject, which it writes in small letters.
+# The client's words when the server forbids to publish to a subject, whose name the client puts into small letters.
 FORBIDDEN = re.compile('permissions violation for publish to "([^"]+)"')
+# What a publication ends with while the stream is away, besides a silence.
 AWAY = (
     PublishFailed,
     OSError,
@@ -128,8 +129,8 @@ class Bus:
     async def publish(self, rows: Sequence[Outgoing]) -> None:
         """Returns when the stream has all of them.
 
-        Raises Refused when it has all but some, which it will not take as they are, and PublishFailed when it takes
-        nothing here and now: it is away, says nothing, or has no room.
+        Raises Refused when it has all but some, which it will not take as they are, and PublishFailed when some are not
+        taken here and now: it is away, says nothing, or has no room. Then it may have the others or not.
         """
         with boundary():
             if len(rows) >= ATOMIC and await self._publish_atomic(rows):
