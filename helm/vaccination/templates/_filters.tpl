@@ -180,8 +180,8 @@ spec:
         value:
           typed_per_filter_config:
             local_ratelimit.share:
-              {{- $share := dict "limit" $crowd.perCustomer "callers" $limits.callersCounted }}
-              {{- include "vaccination.ratelimit.customer" (set $share "name" "share") | nindent 14 }}
+              {{- include "vaccination.ratelimit.customer" (dict "name" "share"
+                    "limit" $crowd.perCustomer "callers" $limits.callersCounted) | nindent 14 }}
     {{- end }}
     {{- if $crowd.perSecond }}
     - applyTo: HTTP_ROUTE
@@ -306,9 +306,8 @@ spec:
     {{- include "vaccination.before" "envoy.filters.http.jwt_authn" }}
           name: local_ratelimit.address
           typed_config:
-            {{- $address := dict "limit" $limits.perAddress "callers" $limits.callersCounted }}
-            {{- $_ := set $address "key" "masked_remote_address" }}
-            {{- include "vaccination.ratelimit" (set $address "name" "address") | nindent 12 }}
+            {{- include "vaccination.ratelimit" (dict "name" "address" "key" "masked_remote_address"
+                  "limit" $limits.perAddress "callers" $limits.callersCounted) | nindent 12 }}
             rate_limits:
               - actions:
                   - masked_remote_address:
@@ -320,8 +319,8 @@ spec:
     {{- include "vaccination.before" "envoy.filters.http.rbac" }}
           name: local_ratelimit.customer
           typed_config:
-            {{- $customer := dict "limit" $limits.perCustomer "callers" $limits.callersCounted }}
-            {{- include "vaccination.ratelimit.customer" (set $customer "name" "customer") | nindent 12 }}
+            {{- include "vaccination.ratelimit.customer" (dict "name" "customer"
+                  "limit" $limits.perCustomer "callers" $limits.callersCounted) | nindent 12 }}
     {{- end }}
     {{- /* A call goes on when its body is complete: one whose body never comes holds no breaker's place, and one that is
     too large is refused before anybody parses it. What has no verified token goes by and is refused by the policies
