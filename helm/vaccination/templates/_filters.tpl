@@ -17,6 +17,20 @@ form, and how much it takes from a caller. */ -}}
         value:
 {{- end }}
 
+{{- /* The head of a patch that adds to a route of the gateway; what it adds follows. The argument is the route's name. */ -}}
+{{- define "vaccination.onRoute" }}
+    - applyTo: HTTP_ROUTE
+      match:
+        context: GATEWAY
+        routeConfiguration:
+          vhost:
+            route:
+              name: {{ . }}
+      patch:
+        operation: MERGE
+        value:
+{{- end }}
+
 {{- /* A rate limit with a token bucket for each value of a descriptor; a request without the descriptor is not limited.
 Keys: name, key (the descriptor's), limit (a second), callers (how many values are counted at once). */ -}}
 {{- define "vaccination.ratelimit" -}}
@@ -145,16 +159,7 @@ spec:
             local_reply_config: {{ .Files.Get "files/local-replies.json" }}
     {{- range $name, $component := $components }}
     {{- range $rpc := ternary (concat ($component.endless | default list) ($.Values.operations.endless | default list)) list (hasKey $component "store") }}
-    - applyTo: HTTP_ROUTE
-      match:
-        context: GATEWAY
-        routeConfiguration:
-          vhost:
-            route:
-              name: {{ $name }}.{{ $rpc }}
-      patch:
-        operation: MERGE
-        value:
+    {{- include "vaccination.onRoute" (printf "%s.%s" $name $rpc) }}
           route:
             idle_timeout: 0s
     {{- end }}
@@ -168,32 +173,14 @@ spec:
     {{- range $name, $component := $components }}
     {{- range $rpc, $crowd := $component.crowded }}
     {{- if $crowd.perCustomer }}
-    - applyTo: HTTP_ROUTE
-      match:
-        context: GATEWAY
-        routeConfiguration:
-          vhost:
-            route:
-              name: {{ $name }}.{{ $rpc }}
-      patch:
-        operation: MERGE
-        value:
+    {{- include "vaccination.onRoute" (printf "%s.%s" $name $rpc) }}
           typed_per_filter_config:
             local_ratelimit.share:
               {{- include "vaccination.ratelimit.customer" (dict "name" "share"
                     "limit" $crowd.perCustomer "callers" $limits.callersCounted) | nindent 14 }}
     {{- end }}
     {{- if $crowd.perSecond }}
-    - applyTo: HTTP_ROUTE
-      match:
-        context: GATEWAY
-        routeConfiguration:
-          vhost:
-            route:
-              name: {{ $name }}.{{ $rpc }}
-      patch:
-        operation: MERGE
-        value:
+    {{- include "vaccination.onRoute" (printf "%s.%s" $name $rpc) }}
           typed_per_filter_config:
             local_ratelimit.crowd:
               "@type": type.googleapis.com/envoy.extensions.filters.http.local_ratelimit.v3.LocalRateLimit
@@ -224,16 +211,7 @@ spec:
     {{- end }}
     {{- end }}
     {{- range $others }}
-    - applyTo: HTTP_ROUTE
-      match:
-        context: GATEWAY
-        routeConfiguration:
-          vhost:
-            route:
-              name: {{ . }}
-      patch:
-        operation: MERGE
-        value:
+    {{- include "vaccination.onRoute" . }}
           typed_per_filter_config:
             envoy.filters.http.grpc_json_transcoder:
               "@type": type.googleapis.com/envoy.config.route.v3.FilterConfig
@@ -246,16 +224,7 @@ spec:
     {{- end }}
     {{- end }}
     {{- range $asked }}
-    - applyTo: HTTP_ROUTE
-      match:
-        context: GATEWAY
-        routeConfiguration:
-          vhost:
-            route:
-              name: {{ . }}
-      patch:
-        operation: MERGE
-        value:
+    {{- include "vaccination.onRoute" . }}
           typed_per_filter_config:
             header_mutation.without_query:
               "@type": type.googleapis.com/envoy.extensions.filters.http.header_mutation.v3.HeaderMutationPerRoute
@@ -268,16 +237,7 @@ spec:
     {{- range $name, $component := $components }}
     {{- if $component.reflection }}
     # A conversation: what is asked next depends on the answer, so nobody may wait for all that will be asked.
-    - applyTo: HTTP_ROUTE
-      match:
-        context: GATEWAY
-        routeConfiguration:
-          vhost:
-            route:
-              name: {{ $name }}.reflection
-      patch:
-        operation: MERGE
-        value:
+    {{- include "vaccination.onRoute" (printf "%s.reflection" $name) }}
           typed_per_filter_config:
             envoy.filters.http.buffer:
               "@type": type.googleapis.com/envoy.extensions.filters.http.buffer.v3.BufferPerRoute
