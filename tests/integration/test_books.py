@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict, fields
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 import grpc.aio
 import pytest
@@ -357,9 +357,9 @@ class Pharmacy:
         def never_told(_: object) -> None: ...
 
         async with self.mongo.unit_of_work(never_told) as transaction:
-            events = list[Outgoing]()
+            events, session = list[Outgoing](), cast(Any, transaction.session)  # motor takes PyMongo's too
             for lot in self.lots:
-                events += await self._save_lot(lot, transaction.session, ledgers=ledgers)
+                events += await self._save_lot(lot, session, ledgers=ledgers)
             for person in self.people:
                 if person.events:
                     document = texts(person.appointment, "reservation_id") | {
@@ -368,7 +368,7 @@ class Pharmacy:
                     }  # fmt: skip
                     await self.mongo.database["vaccinations"].update_one(
                         {"_id": person.reservation_id}, {"$set": document}, upsert=True,
-                        session=transaction.session, bypass_document_validation=True,
+                        session=session, bypass_document_validation=True,
                     )  # fmt: skip
                     events += [self._event(event) for event in person.events]
                     person.events.clear()

@@ -5,10 +5,12 @@ import asyncio
 import hashlib
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -17,7 +19,8 @@ import asyncpg
 import nats
 import pytest
 from motor.motor_asyncio import AsyncIOMotorClient
-from pymongo.errors import BulkWriteError, OperationFailure, PyMongoError
+from pymongo.client_session import ClientSession
+from pymongo.errors import AutoReconnect, BulkWriteError, OperationFailure, PyMongoError
 
 from services.chassis import lease, mongo, postgres
 from services.chassis.addresses import EVERYWHERE
@@ -407,11 +410,8 @@ def test_a_changed_schema_has_a_new_version() -> None:
     assert (SCHEMA.version, digest) == (3, "38addffb18bb"), "a changed schema needs a new version, and here its digest"
 
 
-async def test_a_mongodb_primary_that_steps_down_is_away_and_is_back_by_itself(
-    servers: Servers, open_mongo: OpenMongo
-) -> None:
-    store = await open_mongo()
-    await store.check()
+async def step_down(servers: Servers) -> None:
+    """MongoDB has no primary for some seconds."""
     admin: AsyncIOMotorClient[dict[str, Any]] = AsyncIOMotorClient(servers.stores.mongo_url)
     try:
         await admin.admin.command({"replSetStepDown": 5, "secondaryCatchUpPeriodSecs": 0, "force": True})
@@ -419,11 +419,159 @@ async def test_a_mongodb_primary_that_steps_down_is_away_and_is_back_by_itself(
         pass  # the server closes the connection that gave the command
     finally:
         admin.close()
+
+
+async def test_a_mongodb_primary_that_steps_down_is_away_and_is_back_by_itself(
+    servers: Servers, open_mongo: OpenMongo
+) -> None:
+    store = await open_mongo()
+    await store.check()
+    await step_down(servers)
     with pytest.raises(StoreUnavailable):
         await store.check()
     await eventually(lambda: succeeds(store.check), bool)
     async with store.boundary():
         await store.database["lots"].update_one({"_id": "nobody's"}, {"$set": {"free": 1}})
+
+
+@dataclass
+class Held:
+    """An operation of a unit of work that has its thread until it is released."""
+
+    entered: threading.Event = field(default_factory=threading.Event)
+    released: threading.Event = field(default_factory=threading.Event)
+
+    def __call__(self) -> None:
+        self.entered.set()
+        self.released.wait(20)
+
+    async def cancel(self, caller: asyncio.Task[None]) -> None:
+        """Cancels the caller while the operation runs, and once more, and lets the operation end only then."""
+        await asyncio.to_thread(self.entered.wait, 20)
+        for _ in range(2):
+            caller.cancel()
+            done, _ = await asyncio.wait([caller], timeout=0.1)
+            assert not done, "the session was taken away from a thread that uses it"
+        self.released.set()
+        await asyncio.wait([caller])
+        assert caller.cancelled()
+
+
+async def told(store: Mongo) -> int:
+    return await store.outbox.count_documents({})
+
+
+async def test_a_unit_of_work_in_mongodb_writes_in_order_with_its_next_read_and_with_its_commit(
+    open_mongo: OpenMongo,
+) -> None:
+    store, committed, done = await open_mongo(), list[Outgoing](), list[str]()
+    async with store.unit_of_work(committed.extend) as work:
+        for name in ("first", "second"):
+            work.write(partial(done.append, name))
+        assert done == []
+        await work.run(partial(done.append, "read"))
+        assert done == ["first", "second", "read"]
+        await work.enqueue(rows(2))
+        await work.enqueue(rows(1))
+        count = partial(store.outbox.delegate.count_documents, {}, session=work.session)
+        assert (await work.run(count), await told(store), len(committed)) == (3, 0, 0)
+        await work.enqueue(rows(1))
+    assert (await told(store), len(committed)) == (4, 4)
+    assert work.session.has_ended
+
+
+@pytest.mark.parametrize("reads", [False, True])
+async def test_a_write_that_mongodb_refuses_undoes_the_unit_of_work_and_is_raised_no_later_than_by_the_next_read(
+    open_mongo: OpenMongo, reads: bool
+) -> None:
+    store, [row], sessions, done = await open_mongo(), rows(1), list[ClientSession](), list[str]()
+
+    async def writes_twice_the_same() -> None:
+        async with store.unit_of_work(lambda _: done.append("committed")) as work:
+            sessions.append(work.session)
+            for batch in (rows(1), [row], [row], rows(1)):
+                await work.enqueue(batch)
+            if reads:
+                await work.run(lambda: done.append("read"))
+                done.append("went on")
+
+    with pytest.raises(BulkWriteError):
+        await writes_twice_the_same()
+    assert (await told(store), done, sessions[0].has_ended) == (0, [], True)
+
+
+async def test_a_caller_who_is_cancelled_while_a_unit_of_work_reads_leaves_nothing_in_mongodb(
+    open_mongo: OpenMongo,
+) -> None:
+    store, committed, held, sessions = await open_mongo(), list[Outgoing](), Held(), list[ClientSession]()
+
+    async def reads() -> None:
+        async with store.unit_of_work(committed.extend) as work:
+            sessions.append(work.session)
+            await work.enqueue(rows(1))
+            await work.run(held)
+
+    await held.cancel(asyncio.create_task(reads()))
+    assert (await told(store), committed, sessions[0].has_ended) == (0, [], True)
+
+
+async def test_a_caller_who_is_cancelled_while_a_unit_of_work_commits_leaves_nothing_half_done_in_mongodb(
+    open_mongo: OpenMongo,
+) -> None:
+    store, held, sessions = await open_mongo(), Held(), list[ClientSession]()
+
+    async def writes() -> None:
+        async with store.unit_of_work(lambda _: None) as work:
+            sessions.append(work.session)
+            await work.enqueue(rows(1))
+            work.write(held)
+            await work.enqueue(rows(1))
+
+    await held.cancel(asyncio.create_task(writes()))
+    assert (await told(store), sessions[0].has_ended) == (2, True)
+
+
+@pytest.mark.parametrize("unknown", [mongo.COMMIT_TRIES - 1, mongo.COMMIT_TRIES])
+async def test_a_commit_of_which_nobody_knows_what_became_is_asked_for_again(
+    open_mongo: OpenMongo, monkeypatch: pytest.MonkeyPatch, unknown: int
+) -> None:
+    store, committed, really, commits = await open_mongo(), list[Outgoing](), ClientSession.commit_transaction, [0]
+
+    def commit(session: ClientSession) -> None:
+        really(session)
+        commits[0] += 1
+        if commits[0] <= unknown:
+            error = AutoReconnect("the answer was lost")
+            error._add_error_label("UnknownTransactionCommitResult")
+            raise error
+
+    async def writes() -> None:
+        async with store.unit_of_work(committed.extend) as work:
+            await work.enqueue(rows(1))
+
+    monkeypatch.setattr(ClientSession, "commit_transaction", commit)
+    assert await succeeds(writes) == (unknown < mongo.COMMIT_TRIES)
+    assert (await told(store), commits[0]) == (1, mongo.COMMIT_TRIES)
+    assert len(committed) == (unknown < mongo.COMMIT_TRIES)
+
+
+async def test_a_mongodb_that_goes_away_within_a_unit_of_work_has_nothing_of_it(
+    servers: Servers, open_mongo: OpenMongo
+) -> None:
+    store = await open_mongo()
+    sessions = list[ClientSession]()
+
+    async def writes() -> None:
+        async with store.unit_of_work(lambda _: None) as work:
+            sessions.append(work.session)
+            await work.enqueue(rows(1))
+            await work.run(lambda: None)
+            await work.enqueue(rows(1))
+            await step_down(servers)
+
+    assert not await succeeds(writes)
+    await eventually(lambda: succeeds(store.check), bool)
+    assert (await told(store), sessions[0].has_ended) == (0, True)
 
 
 async def test_a_unit_of_work_that_writes_once_is_one_statement_and_more_need_a_transaction(

@@ -1,5 +1,6 @@
 """Vaccine management's books for the proof that they add up: where a lot's doses are."""
 
+import asyncio
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
@@ -9,10 +10,10 @@ from typing import Any
 from uuid import UUID
 
 import pymongo
-from motor.motor_asyncio import AsyncIOMotorClientSession
+from pymongo.client_session import ClientSession
 
 from services.chassis.events.books import EVENTS, Account, Amounts, Reading
-from services.chassis.mongo import Mongo
+from services.chassis.mongo import Mongo, to_its_end
 from services.chassis.retention import EPOCH, Retention
 from vaccination.vaccinemgmt.v1.vaccinemgmt_events_pb2 import (
     CancellationCompleted,
@@ -141,14 +142,15 @@ class LotBooks:
                     return await self._read({}, {}, complete_since, None)
         ids = {"$in": [account.rsplit(" ", 1)[-1] for account in accounts]}
         async with self._mongo.unit_of_work(lambda _: None) as snapshot:
-            return await self._read({"_id": ids}, {"lot_id": ids}, complete_since, snapshot.session)
+            reading = self._read({"_id": ids}, {"lot_id": ids}, complete_since, snapshot.session)
+            return await to_its_end(asyncio.ensure_future(reading))
 
     async def _read(
         self,
         of_lots: dict[str, Any],
         of_ledgers: dict[str, Any],
         complete_since: datetime | None,
-        session: AsyncIOMotorClientSession | None,
+        session: ClientSession | None,
     ) -> Reading:
         people = {"status": {"$in": [*WITH_DOSE]}, **{f"dose.{name}": value for name, value in of_ledgers.items()}}
         lots = [row async for row in self._lots.find(of_lots, dict.fromkeys(LOT, 1), session=session)]

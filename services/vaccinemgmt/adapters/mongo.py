@@ -9,6 +9,8 @@ from datetime import date, datetime
 from typing import Any
 
 from pymongo import ReturnDocument, UpdateOne
+from pymongo.cursor import Cursor
+from pymongo.database import Database
 
 from services.chassis.events import Outgoing
 from services.chassis.mongo import Mongo, Schema, Transaction
@@ -342,24 +344,25 @@ class MongoUnitOfWork:
 
     def __init__(self, mongo: Mongo, transaction: Transaction) -> None:
         self._transaction, self._session = transaction, transaction.session
-        self._lots, self._vaccinations = mongo.database["lots"], mongo.database["vaccinations"]
-        self._movements, self._recalls = mongo.database["movements"], mongo.database["recalls"]
+        self._database: Database[Document] = mongo.database.delegate
+        self._lots, self._vaccinations = self._database["lots"], self._database["vaccinations"]
+        self._movements, self._recalls = self._database["movements"], self._database["recalls"]
         self._traces: dict[str, str] = {}
 
     async def vaccinations(self, ids: Sequence[ReservationId]) -> dict[ReservationId, Vaccination]:
         """See UnitOfWork."""
         rows = self._vaccinations.find({"_id": {"$in": list(ids)}}, session=self._session)
-        return {(v := self._seen(row)).appointment.reservation_id: v async for row in rows}
+        return {(v := self._seen(row)).appointment.reservation_id: v for row in await self._all(rows)}
 
     async def vaccinations_of(self, customer_id: str) -> Sequence[Vaccination]:
         """See UnitOfWork."""
         rows = self._vaccinations.find({"customer_id": customer_id}, session=self._session)
-        return [self._seen(row) async for row in rows]
+        return [self._seen(row) for row in await self._all(rows)]
 
     async def forget(self, vaccinations: Sequence[Vaccination]) -> None:
         """See UnitOfWork."""
         ids = [v.appointment.reservation_id for v in vaccinations]
-        await self._vaccinations.delete_many({"_id": {"$in": ids}}, session=self._session)
+        self._transaction.write(lambda: self._vaccinations.delete_many({"_id": {"$in": ids}}, session=self._session))
 
     async def waiting(
         self,
@@ -374,7 +377,7 @@ class MongoUnitOfWork:
         where = [{"$or": suited}, *([_behind("decide_time", *behind)] if behind else [])]
         query = {"hospital_id": hospital_id, "status": Status.WAITING.value, "$and": where}
         rows = self._vaccinations.find(query, session=self._session).sort(IN_ORDER).hint(QUEUE).limit(limit)
-        return [self._seen(row) async for row in rows]
+        return [self._seen(row) for row in await self._all(rows)]
 
     async def last_booked(self, lot: Lot, since: date, until: date) -> Vaccination | None:
         """See UnitOfWork."""
@@ -387,7 +390,7 @@ class MongoUnitOfWork:
         }
         last_first = [("decide_time", -1), ("_id", -1)]
         rows = self._vaccinations.find(query, session=self._session).sort(last_first).limit(1)
-        return next(iter([self._seen(row) async for row in rows]), None)
+        return next(iter([self._seen(row) for row in await self._all(rows)]), None)
 
     async def movable(
         self, source: Lot, target: Lot, since: date, but: Sequence[ReservationId], limit: int
@@ -396,7 +399,7 @@ class MongoUnitOfWork:
         booked = {"dose.lot_id": source.lot_id, "status": Status.COMPLETED.value, "checked_in_at": None}
         query = {**booked, **_suited_by(target, since), "_id": {"$nin": list(but)}}
         rows = self._vaccinations.find(query, session=self._session).limit(limit)
-        return [self._seen(row) async for row in rows]
+        return [self._seen(row) for row in await self._all(rows)]
 
     async def bookings_to_look_at(
         self, lot: Lot, since: date, behind: PlaceInQueue | None, limit: int
@@ -404,87 +407,94 @@ class MongoUnitOfWork:
         """See UnitOfWork."""
         query = {"$and": [_to_look_at(lot, since), _behind("decide_time", *behind) if behind else {}]}
         rows = self._vaccinations.find(query, session=self._session).sort(IN_ORDER).limit(limit)
-        return [self._seen(row) async for row in rows]
+        return [self._seen(row) for row in await self._all(rows)]
 
     async def came_last(self, lot: Lot, since: date, limit: int) -> Sequence[Vaccination]:
         """See UnitOfWork."""
         booked = {"dose.lot_id": lot.lot_id, "status": Status.COMPLETED.value, "checked_in_at": None}
         rows = self._vaccinations.find({**booked, **_on_or_after(since)}, session=self._session)
-        return [self._seen(row) async for row in rows.sort([("decide_time", -1), ("_id", -1)]).limit(limit)]
+        return [self._seen(row) for row in await self._all(rows.sort([("decide_time", -1), ("_id", -1)]).limit(limit))]
 
     async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
         """See UnitOfWork."""
         query = _usable(hospital_id, date.min, {"$gt": 0})
-        return [_lot(row) async for row in self._lots.find(query, session=self._session)]
+        return [_lot(row) for row in await self._all(self._lots.find(query, session=self._session))]
+
+    async def admission(
+        self, appointments: Sequence[Appointment], since: date
+    ) -> tuple[dict[ReservationId, Vaccination], dict[str, Supply]]:
+        """See UnitOfWork."""
+        ids, hospital_ids = [a.reservation_id for a in appointments], {a.hospital_id for a in appointments}
+        known = _lookup("known", "vaccinations", {"$match": {"_id": {"$in": ids}}})
+        found = await self._found([known, *supply_lookups(hospital_ids, since)])
+        return {row["_id"]: self._seen(row) for row in found["known"]}, _supplies(hospital_ids, found)
 
     async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
         """See UnitOfWork."""
-        at = {"$in": list(hospital_ids)}
-        free: dict[str, list[Lot]] = {hospital_id: [] for hospital_id in hospital_ids}
-        async for row in self._lots.find(_usable(at, since, {"$gt": 0}), session=self._session):
-            free[row["hospital_id"]].append(_lot(row))
-        waiting = {"hospital_id": at, "status": Status.WAITING.value}
-        awaited = await self._vaccinations.distinct("hospital_id", waiting, session=self._session)
-        return {hospital_id: Supply(lots, hospital_id in awaited) for hospital_id, lots in free.items()}
+        return _supplies(hospital_ids, await self._found(supply_lookups(hospital_ids, since)))
 
     async def full_lots(self, hospital_id: str, since: date) -> Sequence[Lot]:
         """See UnitOfWork."""
         query = _usable(hospital_id, since, 0)
-        return [_lot(row) async for row in self._lots.find(query, session=self._session)]
+        return [_lot(row) for row in await self._all(self._lots.find(query, session=self._session))]
 
     async def recalls_of(self, lots: Sequence[Lot]) -> Sequence[Recall]:
         """See UnitOfWork."""
         query = {"lot_number": {"$in": list({lot.lot_number for lot in lots})}}
-        return [_recall(row) async for row in self._recalls.find(query, session=self._session)]
+        return [_recall(row) for row in await self._all(self._recalls.find(query, session=self._session))]
 
     async def add_recall(self, recall: Recall) -> None:
         """See UnitOfWork."""
         document = {"_id": recall.recall_id, **{name: getattr(recall, name) for name in RECALL}}
-        await self._recalls.insert_one(document, session=self._session)
+        self._transaction.write(lambda: self._recalls.insert_one(document, session=self._session))
 
     async def recall(self, recall_id: str) -> Recall | None:
         """See UnitOfWork."""
-        row = await self._recalls.find_one({"_id": recall_id}, session=self._session)
+        row = await self._transaction.run(lambda: self._recalls.find_one({"_id": recall_id}, session=self._session))
         return _recall(row) if row else None
 
     async def lots(self, ids: Sequence[LotId]) -> dict[LotId, Lot]:
         """See UnitOfWork."""
         rows = self._lots.find({"_id": {"$in": list(ids)}}, session=self._session)
-        return {(lot := _lot(row)).lot_id: lot async for row in rows}
+        return {(lot := _lot(row)).lot_id: lot for row in await self._all(rows)}
 
     async def claim(self, lot_id: LotId, since: date) -> Lot | None:
         """See UnitOfWork. A write that changes something, since only that is in others' way."""
-        lot = await self._lots.find_one_and_update({"_id": lot_id}, {"$inc": {"claims": 1}}, session=self._session)
+        claim: Document = {"$inc": {"claims": 1}}
+        lot = await self._transaction.run(
+            lambda: self._lots.find_one_and_update({"_id": lot_id}, claim, session=self._session)
+        )
         if lot is None:
             return None
         free = _usable(lot["hospital_id"], since, {"$gt": 0})
-        await self._lots.update_many(free, {"$inc": {"claims": 1}}, session=self._session)
+        self._transaction.write(lambda: self._lots.update_many(free, claim, session=self._session))
         return _lot(lot)
 
     async def movements(self, ids: Sequence[MovementId]) -> dict[MovementId, Movement]:
         """See UnitOfWork."""
         rows = self._movements.find({"_id": {"$in": list(ids)}}, session=self._session)
-        return {(movement := _movement(row)).movement_id: movement async for row in rows}
+        return {(movement := _movement(row)).movement_id: movement for row in await self._all(rows)}
 
     async def arrivals(self, ids: Sequence[LotId]) -> Sequence[Movement]:
         """See UnitOfWork."""
         query = {"lot_id": {"$in": list(ids)}, "kind": {"$in": BROUGHT}}
-        return [_movement(row) async for row in self._movements.find(query, session=self._session)]
+        return [_movement(row) for row in await self._all(self._movements.find(query, session=self._session))]
 
     async def save(self, vaccinations: Sequence[Vaccination], lots: Sequence[Lot]) -> None:
         """See UnitOfWork."""
-        movements = [movement for lot in lots for movement in lot.movements]
+        lot_puts = [_put(_lot_document(lot)) for lot in lots]
+        movements = [_movement_document(movement) for lot in lots for movement in lot.movements]
         if lots:
-            await self._lots.bulk_write([_put(_lot_document(lot)) for lot in lots], session=self._session)
+            self._transaction.write(lambda: self._lots.bulk_write(lot_puts, session=self._session))
         if movements:
-            await self._movements.insert_many([_movement_document(m) for m in movements], session=self._session)
+            self._transaction.write(lambda: self._movements.insert_many(movements, session=self._session))
         # What happens to a customer who has waited belongs to the trace of that customer's request, and not to the
         # trace of the delivery or of the cancellation that freed the dose.
         traces = self._traces | {key: trace for key, trace in traces_by_key.get().items() if trace}
         if vaccinations:
             documents = [_vaccination_document(v) for v in vaccinations]
             puts = [_put(d | {"traceparent": traces.get(d["_id"], "")}) for d in documents]
-            await self._vaccinations.bulk_write(puts, session=self._session)
+            self._transaction.write(lambda: self._vaccinations.bulk_write(puts, session=self._session))
         before = traces_by_key.set(traces)
         try:
             events = [outgoing(event) for v in vaccinations for event in v.events]
@@ -493,9 +503,42 @@ class MongoUnitOfWork:
         stock = [moved for lot in lots for movement in lot.movements if (moved := stock_moved(lot, movement))]
         await self._transaction.enqueue([*events, *stock])
 
+    async def _found(self, lookups: Sequence[Document]) -> Document:
+        """What each of the lookups finds, by its name. A request costs PyMongo half a millisecond of CPU, so they share
+        one."""
+        stages = [{"$documents": [{}]}, *lookups]
+        [found] = await self._transaction.run(lambda: list(self._database.aggregate(stages, session=self._session)))
+        return found
+
+    async def _all(self, rows: Cursor[Document]) -> list[Document]:
+        return await self._transaction.run(lambda: list(rows))
+
     def _seen(self, row: Document) -> Vaccination:
         self._traces[row["_id"]] = row.get("traceparent", "")
         return _vaccination(row)
+
+
+def _lookup(name: str, collection: str, *stages: Document) -> Document:
+    """One of several questions in a request. In a transaction MongoDB refuses $unionWith, and allows $lookup."""
+    return {"$lookup": {"from": collection, "pipeline": list(stages), "as": name}}
+
+
+def supply_lookups(hospital_ids: Collection[str], since: date) -> list[Document]:
+    """The hospitals' lots with free doses, and at which of them somebody waits."""
+    at = {"$in": list(hospital_ids)}
+    waiting = {"$match": {"hospital_id": at, "status": Status.WAITING.value}}
+    return [
+        _lookup("free", "lots", {"$match": _usable(at, since, {"$gt": 0})}),
+        _lookup("awaited", "vaccinations", waiting, {"$group": {"_id": "$hospital_id"}}),
+    ]
+
+
+def _supplies(hospital_ids: Collection[str], found: Document) -> dict[str, Supply]:
+    free: dict[str, list[Lot]] = {hospital_id: [] for hospital_id in hospital_ids}
+    for row in found["free"]:
+        free[row["hospital_id"]].append(_lot(row))
+    awaited = {row["_id"] for row in found["awaited"]}
+    return {hospital_id: Supply(lots, hospital_id in awaited) for hospital_id, lots in free.items()}
 
 
 def _put(document: Document) -> UpdateOne:

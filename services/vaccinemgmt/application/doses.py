@@ -35,16 +35,16 @@ class Vaccines:
         A vaccination that is there already stays as it is.
         """
         async with self._stock.unit_of_work() as work:
-            known = await work.vaccinations([a.reservation_id for a in appointments])
+            known, supplies = await work.admission(appointments, earliest(self._clock()))
             new = {a.reservation_id: Vaccination(a) for a in appointments if a.reservation_id not in known}
             changed: dict[ReservationId, Vaccination] = {}
             touched: list[Lot] = []
             newcomers = defaultdict[str, list[Vaccination]](list)
             for vaccination in new.values():
                 newcomers[vaccination.appointment.hospital_id].append(vaccination)
-            supplies = await work.supplies(newcomers, earliest(self._clock())) if newcomers else {}
-            for hospital_id, supply in sorted(supplies.items()):
-                served, lots = await serve(work, hospital_id, newcomers[hospital_id], self._clock(), supply=supply)
+            for hospital_id, coming in sorted(newcomers.items()):
+                supply = supplies[hospital_id]
+                served, lots = await serve(work, hospital_id, coming, self._clock(), supply=supply)
                 changed |= {v.appointment.reservation_id: v for v in served}
                 touched += lots
             for vaccination in new.values():

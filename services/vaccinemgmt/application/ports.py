@@ -6,6 +6,7 @@ from datetime import date, datetime
 from typing import NamedTuple, Protocol
 
 from ..domain import (
+    Appointment,
     Lot,
     LotId,
     Movement,
@@ -70,6 +71,12 @@ class UnitOfWork(Protocol):
 
     async def free_lots(self, hospital_id: str) -> Sequence[Lot]:
         """Lots with a free dose, expired ones too."""
+
+    async def admission(
+        self, appointments: Sequence[Appointment], since: date
+    ) -> tuple[dict[ReservationId, Vaccination], dict[str, Supply]]:
+        """What an admission has to know: the vaccinations of these appointments that are there, and the supply of each
+        of the hospitals; see supplies."""
 
     async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
         """The supply of each of these hospitals, with the lots that do not expire before `since`."""
