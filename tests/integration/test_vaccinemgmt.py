@@ -19,7 +19,7 @@ from services.chassis.events import Event, NotUnderstood
 from services.chassis.mongo import Mongo
 from services.chassis.unit_of_work import repeated_after_lost_race
 from services.vaccinemgmt.adapters.events import subscriptions
-from services.vaccinemgmt.adapters.mongo import MongoStock, supply_lookups
+from services.vaccinemgmt.adapters.mongo import MongoStock
 from services.vaccinemgmt.application import Stockroom, Vaccines, serving
 from services.vaccinemgmt.domain import (
     Appointment,
@@ -204,21 +204,6 @@ async def test_the_dose_of_a_cancellation_goes_to_a_customer_who_waits(store: St
     assert await store.status(first, second) == [Status.CANCELLED, Status.COMPLETED]
     [reset, _] = sorted(await store.documents(), key=lambda row: str(row["decide_time"]))
     assert (reset["dose"], reset["quantity"], reset["version"]) == (None, 0, 2)
-
-
-async def test_whether_anybody_waits_is_known_without_reading_the_waiting_list(store: Store) -> None:
-    await store.register("h1", [delivery("free", quantity=1000), delivery("full", quantity=1)])
-    await store.register("h2", [delivery("elsewhere")])
-    await store.vaccines.admit([appointment(i, code="207") for i in range(100)])
-    await store.vaccines.admit([appointment(i, code="208", hospital_id="h3") for i in range(20)])
-    stages = [{"$documents": [{}]}, *supply_lookups(["h1", "h3", "h4"], DAY)]
-    command = {"aggregate": 1, "pipeline": stages, "cursor": {}}
-    explained = await store.mongo.database.command("explain", command, verbosity="executionStats")
-    lots, awaited = [stage for stage in explained["stages"] if "$lookup" in stage]
-    assert (lots["collectionScans"], awaited["collectionScans"]) == (0, 0)
-    assert lots["totalDocsExamined"] == 2
-    assert awaited["totalDocsExamined"] == 0
-    assert awaited["totalKeysExamined"] <= 3, "the whole waiting list was read, and not whether there is one"
 
 
 async def test_a_cancellation_before_the_approval_leaves_a_tombstone_that_the_approval_finds(store: Store) -> None:

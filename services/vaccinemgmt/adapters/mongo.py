@@ -344,9 +344,9 @@ class MongoUnitOfWork:
 
     def __init__(self, mongo: Mongo, transaction: Transaction) -> None:
         self._transaction, self._session = transaction, transaction.session
-        self._database: Database[Document] = mongo.database.delegate
-        self._lots, self._vaccinations = self._database["lots"], self._database["vaccinations"]
-        self._movements, self._recalls = self._database["movements"], self._database["recalls"]
+        database: Database[Document] = mongo.database.delegate
+        self._lots, self._vaccinations = database["lots"], database["vaccinations"]
+        self._movements, self._recalls = database["movements"], database["recalls"]
         self._traces: dict[str, str] = {}
 
     async def vaccinations(self, ids: Sequence[ReservationId]) -> dict[ReservationId, Vaccination]:
@@ -424,14 +424,25 @@ class MongoUnitOfWork:
         self, appointments: Sequence[Appointment], since: date
     ) -> tuple[dict[ReservationId, Vaccination], dict[str, Supply]]:
         """See UnitOfWork."""
-        ids, hospital_ids = [a.reservation_id for a in appointments], {a.hospital_id for a in appointments}
-        known = _lookup("known", "vaccinations", {"$match": {"_id": {"$in": ids}}})
-        found = await self._found([known, *supply_lookups(hospital_ids, since)])
-        return {row["_id"]: self._seen(row) for row in found["known"]}, _supplies(hospital_ids, found)
+        ids = [a.reservation_id for a in appointments]
+        known = self._vaccinations.find({"_id": {"$in": ids}}, session=self._session)
+        rows, supplies = await self._transaction.run(
+            lambda: (list(known), self._supplies({a.hospital_id for a in appointments}, since))
+        )
+        return {row["_id"]: self._seen(row) for row in rows}, supplies
 
     async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
         """See UnitOfWork."""
-        return _supplies(hospital_ids, await self._found(supply_lookups(hospital_ids, since)))
+        return await self._transaction.run(lambda: self._supplies(hospital_ids, since))
+
+    def _supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
+        at = {"$in": list(hospital_ids)}
+        free: dict[str, list[Lot]] = {hospital_id: [] for hospital_id in hospital_ids}
+        for row in self._lots.find(_usable(at, since, {"$gt": 0}), session=self._session):
+            free[row["hospital_id"]].append(_lot(row))
+        waiting = {"hospital_id": at, "status": Status.WAITING.value}
+        awaited = self._vaccinations.distinct("hospital_id", waiting, session=self._session)
+        return {hospital_id: Supply(lots, hospital_id in awaited) for hospital_id, lots in free.items()}
 
     async def full_lots(self, hospital_id: str, since: date) -> Sequence[Lot]:
         """See UnitOfWork."""
@@ -503,42 +514,12 @@ class MongoUnitOfWork:
         stock = [moved for lot in lots for movement in lot.movements if (moved := stock_moved(lot, movement))]
         await self._transaction.enqueue([*events, *stock])
 
-    async def _found(self, lookups: Sequence[Document]) -> Document:
-        """What each of the lookups finds, by its name. A request costs PyMongo half a millisecond of CPU, so they share
-        one."""
-        stages = [{"$documents": [{}]}, *lookups]
-        [found] = await self._transaction.run(lambda: list(self._database.aggregate(stages, session=self._session)))
-        return found
-
     async def _all(self, rows: Cursor[Document]) -> list[Document]:
         return await self._transaction.run(lambda: list(rows))
 
     def _seen(self, row: Document) -> Vaccination:
         self._traces[row["_id"]] = row.get("traceparent", "")
         return _vaccination(row)
-
-
-def _lookup(name: str, collection: str, *stages: Document) -> Document:
-    """One of several questions in a request. In a transaction MongoDB refuses $unionWith, and allows $lookup."""
-    return {"$lookup": {"from": collection, "pipeline": list(stages), "as": name}}
-
-
-def supply_lookups(hospital_ids: Collection[str], since: date) -> list[Document]:
-    """The hospitals' lots with free doses, and at which of them somebody waits."""
-    at = {"$in": list(hospital_ids)}
-    waiting = {"$match": {"hospital_id": at, "status": Status.WAITING.value}}
-    return [
-        _lookup("free", "lots", {"$match": _usable(at, since, {"$gt": 0})}),
-        _lookup("awaited", "vaccinations", waiting, {"$group": {"_id": "$hospital_id"}}),
-    ]
-
-
-def _supplies(hospital_ids: Collection[str], found: Document) -> dict[str, Supply]:
-    free: dict[str, list[Lot]] = {hospital_id: [] for hospital_id in hospital_ids}
-    for row in found["free"]:
-        free[row["hospital_id"]].append(_lot(row))
-    awaited = {row["_id"] for row in found["awaited"]}
-    return {hospital_id: Supply(lots, hospital_id in awaited) for hospital_id, lots in free.items()}
 
 
 def _put(document: Document) -> UpdateOne:
