@@ -73,9 +73,6 @@ class Reservations(Protocol):
     async def record(self, reservation: Reservation) -> None:
         """Adds one as UnitOfWork.add does, in one transaction with others that come at the same time."""
 
-    def has_recorded(self, appointment: Appointment) -> bool:
-        """Whether `record` has committed this very decision here, a moment ago: adding it would change nothing."""
-
     async def get(self, reservation_id: ReservationId) -> Reservation | None:
         """Reads one."""
 
@@ -185,10 +182,8 @@ class Followup:
     @repeated_after_lost_race
     async def decided(self, decisions: Sequence[tuple[Appointment, RejectionReason | None]]) -> None:
         """Approval decided. If the process that asked it has died, this makes the reservation instead."""
-        news = [(a, rejection) for a, rejection in decisions if not self._reservations.has_recorded(a)]
-        if news:
-            async with self._reservations.unit_of_work() as work:
-                await work.add([Reservation.decided(a, rejection) for a, rejection in news])
+        async with self._reservations.unit_of_work() as work:
+            await work.add([Reservation.decided(a, rejection) for a, rejection in decisions])
 
     @repeated_after_lost_race
     async def heard_of_doses(self, news: Sequence[tuple[Appointment, int, bool]]) -> None:

@@ -184,38 +184,6 @@ async def test_approvals_answer_and_its_event_at_once_make_one_reservation(shelf
     assert await shelf.events() == {(a.reservation_id, "ReservationPlaced"): 1 for a in many}
 
 
-async def test_a_replica_looks_up_no_decision_that_it_has_just_stored_itself(shelf: Shelf) -> None:
-    a = appointment()
-    recorder, other = shelf.replicas
-    await recorder.record(Reservation.decided(a, None))
-    decided_anew = replace(a, decide_time=a.decide_time + timedelta(seconds=1))
-    assert recorder.has_recorded(a)
-    assert not recorder.has_recorded(decided_anew)
-    assert not other.has_recorded(a)
-    await shelf.rows("DELETE FROM reservations")
-    await Followup(recorder).decided([(a, None)])
-    assert not await shelf.statuses()
-    await Followup(other).decided([(a, None)])
-    assert list(await shelf.statuses()) == [a.reservation_id]
-
-
-async def test_what_a_replica_has_stored_is_looked_up_again_after_its_store_was_away(shelf: Shelf) -> None:
-    a = appointment()
-    recorder = shelf.replicas[0]
-    others = "pid <> pg_backend_pid() AND datname = current_database()"
-
-    async def cut_off() -> None:
-        async with recorder.unit_of_work() as work:
-            await work.held([a.reservation_id])
-            await shelf.rows(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}")
-            await work.held([a.reservation_id])
-
-    await recorder.record(Reservation.decided(a, None))
-    with pytest.raises(StoreUnavailable):
-        await cut_off()
-    assert not recorder.has_recorded(a)
-
-
 async def test_a_cancellation_asked_for_many_times_at_once_has_one_event(shelf: Shelf) -> None:
     a = appointment()
     await shelf.add(Reservation.decided(a, None))

@@ -1,16 +1,13 @@
 """Reservations in Postgres."""
 
-import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import fields
-from datetime import datetime
 
 import asyncpg
 from prometheus_client import Histogram
 
 from services.chassis.batch import Batcher
-from services.chassis.errors import StoreUnavailable
 from services.chassis.events import Outgoing
 from services.chassis.postgres import OUTBOX_COLUMNS, Database, Transaction, columns
 from services.chassis.retention import Retention, Rule
@@ -19,10 +16,6 @@ from services.chassis.unit_of_work import repeated_after_lost_race
 from ..application import Clock, Position
 from ..domain import Appointment, Reservation, ReservationId, Status
 from .events import outgoing
-
-# Seconds for which a commit of this process answers for the store, up to twice as many: approval's event comes within
-# one, and whoever has the stream tell everything again, to a store that was restored, begins later.
-RECORDED_FOR = 5.0
 
 # From a tenth of a second, when all is well, to days on a waiting list.
 completion_seconds = Histogram(
@@ -102,36 +95,11 @@ def rules(database: Database, retention: Retention) -> list[Rule]:
     ]
 
 
-class _Recorded:
-    """The decisions that this process has committed lately."""
-
-    def __init__(self) -> None:
-        self._newer, self._older = dict[ReservationId, datetime](), dict[ReservationId, datetime]()
-        self._since = time.monotonic()
-
-    def add(self, appointments: Iterable[Appointment]) -> None:
-        self._forget()
-        self._newer |= {a.reservation_id: a.decide_time for a in appointments}
-
-    def clear(self) -> None:
-        self._newer, self._older = {}, {}
-
-    def __contains__(self, a: Appointment) -> bool:
-        self._forget()
-        return a.decide_time in (self._newer.get(a.reservation_id), self._older.get(a.reservation_id))
-
-    def _forget(self) -> None:
-        if (now := time.monotonic()) > self._since + RECORDED_FOR:
-            self._older = self._newer if now < self._since + 2 * RECORDED_FOR else {}
-            self._newer, self._since = {}, now
-
-
 class PostgresReservations:
     """See application.Reservations."""
 
     def __init__(self, database: Database, committed: Callable[[Sequence[Outgoing]], None], clock: Clock) -> None:
         self._database, self._committed, self._clock = database, committed, clock
-        self._recorded = _Recorded()
         self._record: Batcher[Reservation, None] = Batcher(
             "record", self._record_all, lambda r: r.appointment.reservation_id
         )
@@ -139,13 +107,9 @@ class PostgresReservations:
     @asynccontextmanager
     async def unit_of_work(self) -> AsyncIterator["PostgresUnitOfWork"]:
         """See Reservations."""
-        try:
-            async with self._database.unit_of_work(self._committed) as transaction:
-                work = PostgresUnitOfWork(transaction)
-                yield work
-        except StoreUnavailable:
-            self._recorded.clear()  # what comes back may be a copy that has less
-            raise
+        async with self._database.unit_of_work(self._committed) as transaction:
+            work = PostgresUnitOfWork(transaction)
+            yield work
         for reservation in work.completed:
             took = self._clock() - reservation.appointment.decide_time
             completion_seconds.observe(max(0.0, took.total_seconds()))
@@ -158,12 +122,7 @@ class PostgresReservations:
     async def _record_all(self, reservations: Sequence[Reservation]) -> Sequence[None]:
         async with self.unit_of_work() as work:
             await work.add(reservations)
-        self._recorded.add(r.appointment for r in reservations)
         return [None] * len(reservations)
-
-    def has_recorded(self, appointment: Appointment) -> bool:
-        """See Reservations."""
-        return appointment in self._recorded
 
     async def get(self, reservation_id: ReservationId) -> Reservation | None:
         """See Reservations."""
