@@ -291,7 +291,8 @@ class Transaction:
         self._outbox: Collection[dict[str, Any]] = mongo.outbox.delegate
         self._gathered: list[Callable[[], object]] = []
         self.session = session
-        """Only for the operations given to `run` and `write`, because one thread at a time may use it."""
+        """For the operations given to `run` and `write`, because one thread at a time may use it. Whoever gives it to
+        motor instead has to wait for the end of that, see to_its_end."""
         self.events: list[Outgoing] = []
         """Events that were written, of which the relay is to know after the commit."""
 
@@ -322,7 +323,8 @@ async def to_its_end(running: asyncio.Future[R]) -> R:
     """Waits for what uses a session, and returns its result.
 
     A caller who is cancelled meanwhile waits for the end too, and is cancelled then: a thread that does not know of the
-    cancellation uses the session, and nobody may abort or end it at the same time.
+    cancellation uses the session, and nobody may abort or end it at the same time. If `running` is a task, this holds
+    until the process ends, when every task is cancelled by itself.
     """
     try:
         return await asyncio.shield(running)

@@ -126,6 +126,12 @@ class TestProcesses:
         assert after["envoy"] == before["envoy"]
         assert after["nats"] not in (None, before["nats"])
 
+    def test_a_process_that_is_woken_interrupts_nobody_who_works(self, machine: Mesh) -> None:
+        machine.up(only=["nats"])
+        [nats] = [s.pid for s in machine.status() if s.name == "nats"]
+        assert nats is not None
+        assert os.sched_getscheduler(nats) == os.SCHED_BATCH
+
     def test_a_recycled_pid_is_not_killed(self, machine: Mesh) -> None:
         machine.up(only=["nats"])
         machine.stop("nats")

@@ -76,7 +76,7 @@ class UnitOfWork(Protocol):
         self, appointments: Sequence[Appointment], since: date
     ) -> tuple[dict[ReservationId, Vaccination], dict[str, Supply]]:
         """What an admission has to know: the vaccinations of these appointments that are there, and the supply of each
-        of the hospitals; see supplies."""
+        of their hospitals, also if all are there; see supplies."""
 
     async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
         """The supply of each of these hospitals, with the lots that do not expire before `since`."""
