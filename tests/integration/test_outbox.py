@@ -325,8 +325,8 @@ async def test_on_a_full_disk_no_event_is_taken_for_refused_and_all_go_out_when_
             await bus.close()
             server = mesh.processes.find("nats")
             assert server is not None
-            os.kill(server.pid, signal.SIGSTOP)
-            assert not is_live(mesh.home, mesh.stores.nats)
+            os.kill(server.pid, signal.SIGSTOP)  # each of its threads stops when it has its turn
+            await eventually(lambda: asyncio.to_thread(is_live, mesh.home, mesh.stores.nats), lambda live: not live)
         finally:
             await asyncio.to_thread(mesh.stop, "nats", signal.SIGKILL)
     assert refusals() == before
