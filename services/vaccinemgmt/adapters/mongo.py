@@ -351,8 +351,7 @@ class MongoUnitOfWork:
 
     async def vaccinations(self, ids: Sequence[ReservationId]) -> dict[ReservationId, Vaccination]:
         """See UnitOfWork."""
-        rows = self._vaccinations.find({"_id": {"$in": list(ids)}}, session=self._session)
-        return {(v := self._seen(row)).appointment.reservation_id: v for row in await self._all(rows)}
+        return self._by_id(await self._all(self._known(ids)))
 
     async def vaccinations_of(self, customer_id: str) -> Sequence[Vaccination]:
         """See UnitOfWork."""
@@ -424,12 +423,10 @@ class MongoUnitOfWork:
         self, appointments: Sequence[Appointment], since: date
     ) -> tuple[dict[ReservationId, Vaccination], dict[str, Supply]]:
         """See UnitOfWork."""
-        ids = [a.reservation_id for a in appointments]
-        known = self._vaccinations.find({"_id": {"$in": ids}}, session=self._session)
-        rows, supplies = await self._transaction.run(
-            lambda: (list(known), self._supplies({a.hospital_id for a in appointments}, since))
-        )
-        return {row["_id"]: self._seen(row) for row in rows}, supplies
+        known = self._known([a.reservation_id for a in appointments])
+        hospital_ids = {a.hospital_id for a in appointments}
+        rows, supplies = await self._transaction.run(lambda: (list(known), self._supplies(hospital_ids, since)))
+        return self._by_id(rows), supplies
 
     async def supplies(self, hospital_ids: Collection[str], since: date) -> dict[str, Supply]:
         """See UnitOfWork."""
@@ -513,6 +510,12 @@ class MongoUnitOfWork:
             traces_by_key.reset(before)
         stock = [moved for lot in lots for movement in lot.movements if (moved := stock_moved(lot, movement))]
         await self._transaction.enqueue([*events, *stock])
+
+    def _known(self, ids: Sequence[ReservationId]) -> Cursor[Document]:
+        return self._vaccinations.find({"_id": {"$in": list(ids)}}, session=self._session)
+
+    def _by_id(self, rows: Sequence[Document]) -> dict[ReservationId, Vaccination]:
+        return {(v := self._seen(row)).appointment.reservation_id: v for row in rows}
 
     async def _all(self, rows: Cursor[Document]) -> list[Document]:
         return await self._transaction.run(lambda: list(rows))
